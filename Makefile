@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+WORKERS ?= 2
+
+.PHONY: help figure1 test lint format docs clean
+
+help:  ## what each target does
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+figure1: .venv/core  ## run the main job: sweep, store and draw Figure 1 of the paper
+	$(BIN)/lora-flow figure 1 --out runs/figure1 --overwrite
+
+test: .venv/dev  ## run the tests
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: .venv/dev  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/docs  ## build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:  ## remove everything that these targets make
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/figure1
+
+# One virtual environment; each extra is installed when a target first needs it.
+.venv/core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lora_flow needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+.venv/dev .venv/docs: .venv/core
+	$(PIP) install -c constraints.txt -e '.[$(@F)]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""lora_flow: the gradient flow of LoRA adapters. The public names are listed in `__init__.pyi`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
