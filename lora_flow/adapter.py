@@ -1,0 +1,58 @@
+"""The state of the flow: one `Adapter(a, b)` for each layer, layer 1 first."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Adapter(NamedTuple):
+    """The LoRA factors of one layer, which computes `W + b @ a`.
+
+    `a` (A in the papers) has shape `(rank, in)`, `b` (B) has shape `(out, rank)`.
+    """
+
+    a: Float[Array, "*lanes rank in"]
+    b: Float[Array, "*lanes out rank"]
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[-2]
+
+    @property
+    def stacked(self) -> Float[Array, "*lanes out+in rank"]:
+        """Z = [B; A^T], the stacked factor that the theory follows."""
+        return jnp.concatenate([self.b, self.a.mT], axis=-2)
+
+    @property
+    def imbalance(self) -> Float[Array, "*lanes rank rank"]:
+        """A A^T - B^T B, which gradient flow conserves."""
+        return self.a @ self.a.mT - self.b.mT @ self.b
+
+
+Adapters = tuple[Adapter, ...]
+
+
+def zero_adapters(layers: tuple[tuple[int, int], ...], rank: int) -> Adapters:
+    """Adapters that change nothing, for layers of the given `(out, in)` shapes."""
+    return tuple(Adapter(jnp.zeros((rank, n_in)), jnp.zeros((n_out, rank))) for n_out, n_in in layers)
+
+
+def pad(adapters: Adapters, rank: int) -> Adapters:
+    """Adapters of a larger rank that compute the same thing.
+
+    The extra rows of A and columns of B are zero, and gradient flow keeps them so: lanes of
+    different ranks can share one compiled program.
+    """
+
+    def pad_one(adapter: Adapter) -> Adapter:
+        extra = rank - adapter.rank
+        lead = [(0, 0)] * (adapter.a.ndim - 2)
+        return Adapter(
+            jnp.pad(adapter.a, [*lead, (0, extra), (0, 0)]),
+            jnp.pad(adapter.b, [*lead, (0, 0), (0, extra)]),
+        )
+
+    return tuple(map(pad_one, adapters))

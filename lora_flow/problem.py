@@ -1,0 +1,205 @@
+"""What is fine-tuned: frozen weights, the shift that the adapters must learn, and the loss."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from lora_flow.adapter import Adapter, Adapters, zero_adapters
+from lora_flow.checks import require
+
+Layers = tuple[tuple[int, int], ...]
+
+
+@runtime_checkable
+class Problem(Protocol):
+    """Anything whose adapters can be trained by gradient flow.
+
+    `layers` holds the `(out, in)` shape of each adapted layer, and `loss` maps a tuple of adapters,
+    one for each layer, to a scalar that is at least 0. The flow is then `-jax.grad(loss)`; a problem
+    that knows a faster way to it offers `field(adapters)`, and `linearised_task()` likewise.
+    """
+
+    @property
+    def layers(self) -> Layers: ...
+
+    def loss(self, adapters: Adapters) -> Array: ...
+
+
+@runtime_checkable
+class HasField(Protocol):
+    def field(self, adapters: Adapters) -> Adapters: ...
+
+
+@runtime_checkable
+class HasLinearisedTask(Protocol):
+    def linearised_task(self) -> tuple[Array, ...]: ...
+
+
+class Factorization(eqx.Module):
+    r"""Fine-tuning a two-layer linear network by LoRA: `1/2 ||shift - update||_F^2`.
+
+    The network `W2 W1` is frozen; the adapters add `B_i A_i` to each `W_i` and must learn
+    `shift = Yft - W2 W1` (Xu et al., arXiv 2503.06982, equation 2). A loss is a sum of squares, not
+    a mean; time is gradient-flow time.
+
+    **Arguments:** `w1` of shape `(h, n)`, `w2` of shape `(m, h)`, and either `shift` or
+    `target = Yft`, of shape `(m, n)`. They take JAX's default floating-point type.
+
+    **Raises:** `InputError` (a `ValueError`) for shapes that do not match, for entries that are not
+    finite, and for a shift of zero.
+    """
+
+    w1: Float[Array, "h n"]
+    w2: Float[Array, "m h"]
+    shift: Float[Array, "m n"]
+
+    def __init__(
+        self,
+        w1: ArrayLike,
+        w2: ArrayLike,
+        shift: ArrayLike | None = None,
+        target: ArrayLike | None = None,
+    ):
+        self.w1, self.w2 = _matrix("w1", w1), _matrix("w2", w2)
+        (h, n), (m, h2) = self.w1.shape, self.w2.shape
+        require(h == h2, "w2", f"have as many columns as w1 has rows ({h})", f"shape {(m, h2)}")
+        require((shift is None) != (target is None), "shift or target", "be given, and not both", _given(shift, target))
+        if shift is not None:
+            self.shift = _matrix("shift", shift)
+            require(self.shift.shape == (m, n), "shift", f"have shape {(m, n)}", self.shift.shape)
+        else:
+            goal = _matrix("target", target)
+            require(goal.shape == (m, n), "target", f"have shape {(m, n)}", goal.shape)
+            self.shift = goal - self.w2 @ self.w1
+        if not isinstance(self.shift, jax.core.Tracer):
+            require(bool(jnp.any(self.shift != 0)), "shift", "have a non-zero entry", "nothing to learn")
+
+    @property
+    def layers(self) -> Layers:
+        (h, n), m = self.w1.shape, self.w2.shape[0]
+        return (h, n), (m, h)
+
+    def update(self, adapters: Adapters) -> Float[Array, "m n"]:
+        """F = W2 B1 A1 + B2 A2 W1 + B2 A2 B1 A1, by thin products in O((mh + hn + mn) r)."""
+        (a1, b1), (a2, b2) = adapters
+        return (self.w2 @ b1) @ a1 + b2 @ (a2 @ self.w1 + (a2 @ b1) @ a1)
+
+    def residual(self, adapters: Adapters) -> Float[Array, "m n"]:
+        """E = shift - update, without the cancellation of `Yft - (W2 + B2 A2)(W1 + B1 A1)`."""
+        return self.shift - self.update(adapters)
+
+    def loss(self, adapters: Adapters) -> Float[Array, ""]:
+        """L = 1/2 ||E||_F^2."""
+        return 0.5 * jnp.sum(self.residual(adapters) ** 2)
+
+    def field(self, adapters: Adapters) -> Adapters:
+        """The gradient flow's right-hand side, -dL/dA_i and -dL/dB_i (Lemma A.5 of the paper)."""
+        (a1, b1), (a2, b2) = adapters
+        coupling = a2 @ b1
+        left = self.w2 @ b1 + b2 @ coupling  # (W2 + B2 A2) B1
+        right = a2 @ self.w1 + coupling @ a1  # A2 (W1 + B1 A1)
+        residual = self.shift - (self.w2 @ b1) @ a1 - b2 @ right
+        residual_a1, b2_residual = residual @ a1.T, b2.T @ residual
+        return (
+            Adapter(left.T @ residual, self.w2.T @ residual_a1 + a2.T @ (b2.T @ residual_a1)),
+            Adapter(b2_residual @ self.w1.T + (b2_residual @ a1.T) @ b1.T, residual @ right.T),
+        )
+
+    def linearised_task(self) -> tuple[Float[Array, "h n"], Float[Array, "m h"]]:
+        """(W2^T shift, shift W1^T): what each layer's adapter learns first, while it is small."""
+        return self.w2.T @ self.shift, self.shift @ self.w1.T
+
+    def spectrum(self) -> dict[str, Any]:
+        """The singular values that theory is written in, as plain numbers.
+
+        `sigma_shift` and `sigma_pretrained` are the non-zero singular values of the shift and of
+        `W2 W1`. `sigma_w1 = ||W1 v||` and `sigma_w2 = ||W2^T u||` are the weights' gains along the shift's
+        top pair (u, v), and `delta_w` is their ratio. `aligned` says whether the shift, W1 and W2
+        have their singular vectors in common (Assumptions 2.1 and 2.2).
+        """
+        w1, w2, shift = (np.asarray(x) for x in (self.w1, self.w2, self.shift))
+        pretrained = w2 @ w1
+        u, sigma, vt = np.linalg.svd(shift, full_matrices=False)
+        sigma_w1, sigma_w2 = np.linalg.norm(w1 @ vt[0]), np.linalg.norm(w2.T @ u[:, 0])
+        products = (pretrained @ shift.T, pretrained.T @ shift, w2.T @ pretrained @ w1.T)
+        return {
+            "sigma_shift": _non_zero(sigma, shift.shape),
+            "sigma_pretrained": _non_zero(np.linalg.svd(pretrained, compute_uv=False), pretrained.shape),
+            "sigma_w1": float(sigma_w1),
+            "sigma_w2": float(sigma_w2),
+            "delta_w": float(sigma_w1 / sigma_w2) if sigma_w2 else float("inf"),
+            "aligned": bool(all(_is_symmetric(product) for product in products)),
+        }
+
+    def __str__(self) -> str:
+        spectrum = self.spectrum()
+        sigma = spectrum["sigma_shift"]
+        shown = ", ".join(f"{s:.3g}" for s in sigma[:4]) + (", ..." if len(sigma) > 4 else "")
+        aligned = "aligned" if spectrum["aligned"] else "not aligned"
+        return (
+            f"Factorization: W1 {self.w1.shape[0]} x {self.w1.shape[1]}, W2 {self.w2.shape[0]} x {self.w2.shape[1]}; "
+            f"shift of rank {len(sigma)} with singular values {shown}, "
+            f"{aligned} with the weights; delta_w = {spectrum['delta_w']:.4g}"
+        )
+
+
+def linearised_task(problem: Problem) -> tuple[Array, ...]:
+    """-dL/dW_i at the start, one `(out, in)` matrix a layer: what each adapter learns while small.
+
+    For a problem that offers no formula of its own: with A = 0 and B = I the gradient with respect
+    to A is the gradient with respect to the layer's weight, since B A = 0 leaves the others as they are.
+    """
+    if isinstance(problem, HasLinearisedTask):
+        return problem.linearised_task()
+
+    def task(index: int) -> Array:
+        width = problem.layers[index][0]
+        start = list(zero_adapters(problem.layers, width))
+        start[index] = start[index]._replace(b=jnp.eye(width))
+        return -jax.grad(problem.loss)(tuple(start))[index].a
+
+    return tuple(map(task, range(len(problem.layers))))
+
+
+def task_rank(problem: Problem) -> int:
+    """The rank of what must be learned: of the shift, or else the largest of the linearised tasks."""
+    tasks = [problem.shift] if isinstance(problem, Factorization) else linearised_task(problem)
+    return max(matrix_rank(np.linalg.svd(task, compute_uv=False), task.shape) for task in map(np.asarray, tasks))
+
+
+def matrix_rank(singular_values: np.ndarray, shape: tuple[int, ...]) -> int:
+    """The number of singular values above rounding, for a matrix that came out of a product or two."""
+    threshold = 10 * max(shape) * np.finfo(singular_values.dtype).eps * singular_values[0]
+    return int(np.sum(singular_values > threshold))
+
+
+def _non_zero(singular_values: np.ndarray, shape: tuple[int, ...]) -> list[float]:
+    return singular_values[: matrix_rank(singular_values, shape)].tolist()
+
+
+def _is_symmetric(product: np.ndarray) -> bool:
+    tolerance = np.sqrt(np.finfo(product.dtype).eps) * np.linalg.norm(product)
+    return product.shape[0] == product.shape[1] and bool(np.linalg.norm(product - product.T) <= tolerance)
+
+
+def _matrix(name: str, value: Any) -> Array:
+    try:
+        array = jnp.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        require(False, name, "be a matrix of real numbers", type(value).__name__)
+    require(array.ndim == 2, name, "be a matrix", f"shape {array.shape}")
+    require(array.size > 0, name, "have at least one entry", f"shape {array.shape}")
+    if not isinstance(array, jax.core.Tracer):
+        bad = int(jnp.sum(~jnp.isfinite(array)))
+        require(bad == 0, name, "be finite", f"{bad} entries that are NaN or infinite")
+    return array
+
+
+def _given(shift: Any, target: Any) -> str:
+    return "neither" if shift is None and target is None else "both"

@@ -1,0 +1,170 @@
+"""Where problems come from: an aligned draw as in the paper, real images, or a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lora_flow.checks import InputError, require, require_choice
+from lora_flow.problem import Factorization, matrix_rank
+
+PAPER_SPECTRUM = (6.5, 0.099)  # largest and smallest singular value of the paper's 10 x 10 draw
+
+Component = int | str
+
+
+def aligned_problem(
+    key: Array,
+    *,
+    m: int = 10,
+    n: int = 10,
+    h: int = 100,
+    delta_w: float = 1 / 1.05**2,
+    shift_scale: float | Sequence[float] = 5.0,
+    component: Component | Sequence[Component] = "top",
+    spectrum: tuple[float, float] | None = PAPER_SPECTRUM,
+) -> Factorization:
+    r"""A problem that satisfies Assumptions 2.1 and 2.2 of arXiv 2503.06982.
+
+    `Ypre` is an m x n matrix of standard normals, `Ypre = U S V^T`; the frozen weights are
+    `W2 = c U S^{1/2} G^T` and `W1 = 1/c G S^{1/2} V^T` with G a random orthogonal frame, and the shift
+    is `sum_i sigma_i u_i v_i^T` over the chosen singular pairs of `Ypre`.
+
+    **Arguments:**
+
+    - `m`, `n`, `h`: the shapes, W1 `(h, n)` and W2 `(m, h)`. With `h < min(m, n)` the weights carry
+      the top h components of the draw.
+    - `delta_w`: `sigma_W1 / sigma_W2 = 1/c^2`, the same for every component.
+    - `shift_scale`: sigma, the shift's singular value; one number, or one for each component.
+    - `component`: "top", "bottom", an index from 0 (negative ones count from the end), or a list of
+      these for a shift of higher rank.
+    - `spectrum`: the largest and the smallest singular value; those of the draw are moved linearly
+      to that range, by default the range of the paper's figures. `None` keeps the draw's own.
+
+    **Raises:** `InputError` where an argument is out of its range.
+    """
+    for name, size in (("m", m), ("n", n), ("h", h)):
+        require(size >= 1, name, "be at least 1", size)
+    require(np.isfinite(delta_w) and delta_w > 0, "delta_w", "be positive", delta_w)
+    if spectrum is not None:
+        largest, smallest = spectrum
+        require(np.inf > largest >= smallest > 0, "spectrum", "be (largest, smallest), both positive", spectrum)
+    k = min(m, n, h)
+    indices = _component_indices(component, k)
+    scales = np.atleast_1d(np.asarray(shift_scale, float))
+    require(
+        scales.size in (1, len(indices)), "shift_scale", f"be one number or {len(indices)} of them", f"{scales.size}"
+    )
+    require(bool(np.all(np.isfinite(scales) & (scales > 0))), "shift_scale", "be positive", shift_scale)
+
+    draw_key, frame_key = jax.random.split(key)
+    u, sigma, vt = jnp.linalg.svd(jax.random.normal(draw_key, (m, n)), full_matrices=False)
+    if spectrum is not None:
+        sigma = _rescale(sigma, largest, smallest)
+    frame, _ = jnp.linalg.qr(jax.random.normal(frame_key, (h, k)))
+    u, root, vt = u[:, :k], jnp.sqrt(sigma[:k]), vt[:k]
+    c = delta_w**-0.5
+    chosen = jnp.asarray(indices)
+    shift = (u[:, chosen] * jnp.broadcast_to(jnp.asarray(scales), len(indices))) @ vt[chosen]
+    return Factorization(w1=(frame * root / c) @ vt, w2=(c * u * root) @ frame.T, shift=shift)
+
+
+def digits_problem(h: int = 64) -> Factorization:
+    """Fine-tuning a linear classifier of scikit-learn's digits from classes 0-4 to all ten classes.
+
+    Pretraining is the ridge regression from the images of the digits 0-4 to their classes,
+    fine-tuning the least-squares map from all images to all ten classes; both are `(10, 64)`. The
+    images are whitened (all of them, in pixel coordinates), so the loss is exactly the excess mean
+    squared error, halved, over the best linear classifier. The pretrained map has rank 4 and is split into
+    balanced weights of hidden width `h`; the shift has rank 9 and is **not** aligned with them, and a
+    part of it lies outside what W1 and W2 reach.
+    """
+    from sklearn.datasets import load_digits
+
+    require(h >= 4, "h", "be at least 4, the rank of the pretrained map", h)
+    pixels, digit = load_digits(return_X_y=True)
+    images = _whiten(pixels)
+    classes = np.eye(10)[digit]
+    target = _regress(images, classes, ridge=0.0)
+    known = digit < 5
+    pretrained = _regress(images[known], classes[known], ridge=1e-2)
+    u, sigma, vt = np.linalg.svd(pretrained, full_matrices=False)
+    k = matrix_rank(sigma, pretrained.shape)
+    root = np.sqrt(sigma[:k])
+    w1, w2 = np.zeros((h, 64)), np.zeros((10, h))
+    w1[:k], w2[:, :k] = root[:, None] * vt[:k], u[:, :k] * root
+    return Factorization(w1=w1, w2=w2, target=target)
+
+
+def load_problem(path: str | Path) -> Factorization:
+    """A problem from an `.npz` or `.safetensors` file with arrays `w1`, `w2` and `shift` or `target`."""
+    path = Path(path)
+    require(path.suffix in (".npz", ".safetensors"), "problem", "be an .npz or .safetensors file", f"'{path}'")
+    require(path.is_file(), "problem", "be a file that exists", f"'{path}'")
+    try:
+        arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"problem must be a readable {path.suffix} file, got '{path}' ({error})") from error
+    for name in arrays:
+        require_choice(f"an array in '{path}'", name, ("w1", "w2", "shift", "target"))
+    missing = {"w1", "w2"} - set(arrays)
+    require(not missing, f"'{path}'", f"hold an array {' and '.join(sorted(missing))}", f"only {sorted(arrays)}")
+    return Factorization(**arrays)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors.flax import load_file
+
+    return load_file(path)
+
+
+def _component_indices(component: Component | Sequence[Component], k: int) -> list[int]:
+    listed = [component] if isinstance(component, (int, str)) else list(component)
+    require(len(listed) > 0, "component", "name at least one component", component)
+
+    def index(one: Component) -> int:
+        if isinstance(one, str) and one.lstrip("-").isdigit():
+            one = int(one)
+        if isinstance(one, str):
+            require_choice("component", one, ("top", "bottom", "an index"))
+            return 0 if one == "top" else k - 1
+        require(-k <= one < k, "component", f"be an index below {k}, the number of components", one)
+        return one % k
+
+    indices = [index(one) for one in listed]
+    require(len(set(indices)) == len(indices), "component", "name each component once", component)
+    return indices
+
+
+def _rescale(sigma: Array, largest: float, smallest: float) -> Array:
+    if sigma.size == 1:
+        return jnp.full_like(sigma, largest)
+    return smallest + (sigma - sigma[-1]) * (largest - smallest) / (sigma[0] - sigma[-1])
+
+
+def _whiten(pixels: np.ndarray) -> np.ndarray:
+    """Zero mean and unit covariance on the pixels' span; pixels that never vary become zero."""
+    centred = pixels - pixels.mean(axis=0)
+    u, sigma, vt = np.linalg.svd(centred, full_matrices=False)
+    k = matrix_rank(sigma, centred.shape)
+    return np.sqrt(len(pixels)) * u[:, :k] @ vt[:k]
+
+
+def _regress(inputs: np.ndarray, outputs: np.ndarray, ridge: float) -> np.ndarray:
+    """The `(out, in)` matrix of a linear regression with intercept; the ridge is in units of the inputs' variance."""
+    x, y = inputs - inputs.mean(axis=0), outputs - outputs.mean(axis=0)
+    covariance = x.T @ x / len(x) + ridge * np.eye(x.shape[1])
+    return (np.linalg.pinv(covariance, hermitian=True) @ (x.T @ y / len(x))).T
