@@ -1,0 +1,100 @@
+"""Error control relative to the residual: the reason why a loss of 1e-24 means 1e-24."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix
+from jaxtyping import Array, PyTree
+
+Norm = Callable[[PyTree], Array]
+
+
+class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
+    r"""Adapts the step so that errors are small beside what is still to be learned.
+
+    The usual tolerance is relative to the weights, which stay of order 1 while the residual
+    E = shift - update falls to 1e-10: it lets the solver stop the loss anywhere below 1e-6. Here a
+    step is accepted when, in each factor A_i and B_i (a leaf of the state),
+
+        ||error|| <= max(rtol ||E|| / ||shift||, eps) ||factor||,
+
+    with Frobenius norms, eps the spacing of the floating-point type (below it an estimated error is
+    rounding, and chasing it costs thousands of steps), and ||E|| the smallest seen so far. Norms of whole
+    factors make the steps independent of the coordinates and of zero padding.
+
+    **Arguments:**
+
+    - `rtol`: the tolerance, relative to the factor and to the residual.
+    - `relative_residual`: maps the state to `||E|| / ||shift||`, a scalar, 1 where nothing is learned.
+    - `pid`: turns the scaled error, 1 at the limit, into the next step.
+    - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
+    """
+
+    rtol: float | Array
+    relative_residual: Callable[[PyTree], Array] = eqx.field(kw_only=True)
+    atol: float = 1e-16
+    norm: Norm = optimistix.rms_norm
+    pid: diffrax.PIDController = diffrax.PIDController(rtol=1.0, atol=0.0, pcoeff=0.4, icoeff=0.3)
+
+    def wrap(self, direction: Any) -> ResidualController:
+        return self
+
+    def init(
+        self,
+        terms: Any,
+        t0: Any,
+        t1: Any,
+        y0: PyTree,
+        dt0: Any,
+        args: Any,
+        func: Callable[..., PyTree],
+        error_order: Any,
+    ) -> tuple[Any, Any]:
+        if dt0 is None:
+            dt0 = jnp.minimum(t1 - t0, _first_step(y0, func(terms, t0, y0, args)))
+        first, pid_state = self.pid.init(terms, t0, t1, jnp.ones(()), dt0, args, func, error_order)
+        return first, (pid_state, jnp.ones(()))
+
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: PyTree,
+        y1_candidate: PyTree,
+        args: Any,
+        y_error: PyTree,
+        error_order: Any,
+        controller_state: Any,
+    ) -> tuple[Any, Any, Any, Any, Any, Any]:
+        pid_state, reached = controller_state
+        y0, y1, y_error = jax.lax.stop_gradient((y0, y1_candidate, y_error))
+        residual = jnp.fmin(self.relative_residual(y1), reached)
+        tolerance = jnp.maximum(self.rtol * residual, jnp.finfo(residual.dtype).eps)
+        error = _largest_relative_norm(y_error, y0, y1) / tolerance
+        one = jnp.ones(())
+        keep, t0, t1, jump, pid_state, result = self.pid.adapt_step_size(
+            t0, t1, one, one, args, error, error_order, pid_state
+        )
+        return keep, t0, t1, jump, (pid_state, jnp.where(keep, residual, reached)), result
+
+
+def _largest_relative_norm(error: PyTree, y0: PyTree, y1: PyTree) -> Array:
+    """max over leaves of ||error|| / max(||y0||, ||y1||); a leaf that is and stays zero counts as exact."""
+
+    def relative(e: Array, before: Array, after: Array) -> Array:
+        size = jnp.fmax(jnp.linalg.norm(before), jnp.linalg.norm(after))
+        return jnp.where(size > 0, jnp.linalg.norm(e) / jnp.where(size > 0, size, 1.0), jnp.linalg.norm(e))
+
+    return jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(relative, error, y0, y1))))
+
+
+def _first_step(y0: PyTree, f0: PyTree) -> Array:
+    """A hundredth of the time in which the state changes by its own size, at the initial speed."""
+    size, speed = (jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))) for tree in (y0, f0))
+    return jax.lax.stop_gradient(jnp.where(speed > 0, 0.01 * size / jnp.where(speed > 0, speed, 1.0), jnp.inf))

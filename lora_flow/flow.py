@@ -1,0 +1,265 @@
+"""The gradient flow: a problem and adapters in, a trajectory out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from lora_flow.adapter import Adapter, Adapters, zero_adapters
+from lora_flow.checks import PrecisionWarning, require, require_choice
+from lora_flow.control import ResidualController
+from lora_flow.observables import measure, observables, principal_directions
+from lora_flow.problem import HasField, Problem
+
+RTOL = 5e-4
+MAX_STEPS = 100_000
+STATUS = ("success", "max_steps", "failed")  # a lane's status code is the index into these
+
+
+class Trajectory(eqx.Module):
+    """What `solve` returns; with a leading axis of lanes when solved under `vmap`.
+
+    - `times`: `(time,)`, in gradient-flow time.
+    - `observables`: name -> `(time,)`; "loss" and those of `lora_flow.observables.observables`. Times that a
+      failed lane did not reach hold NaN.
+    - `adapters`: at the time reached, t1 where `status` is 0.
+    - `status`: index into `lora_flow.flow.STATUS`.
+    - `stats`: "num_steps", "num_accepted_steps", "num_rejected_steps".
+    """
+
+    times: Float[Array, " time"]
+    observables: dict[str, Float[Array, " time"]]
+    adapters: Adapters
+    status: Int[Array, ""]
+    stats: dict[str, Any]
+
+    def __str__(self) -> str:
+        if self.times.ndim > 1:
+            ended = np.bincount(np.asarray(self.status).ravel(), minlength=len(STATUS))
+            counts = ", ".join(f"{count} {name}" for name, count in zip(STATUS, ended, strict=True) if count)
+            return f"Trajectory of {self.status.size} lanes ({counts}), {self.times.shape[-1]} times"
+        last = {name: float(values[-1]) for name, values in self.observables.items()}
+        alignment = f", alignment error {last['alignment_error']:.3g}" if "alignment_error" in last else ""
+        return (
+            f"Trajectory to t = {float(self.times[-1]):g}: {STATUS[int(self.status)]} after "
+            f"{int(self.stats['num_steps'])} steps ({int(self.stats['num_rejected_steps'])} rejected), "
+            f"rank {self.adapters[0].rank}; loss {float(self.observables['loss'][0]):.4g} -> {last['loss']:.4g}"
+            f"{alignment}, drift of the conserved quantities {float(jnp.max(self.observables['drift'])):.1g}"
+        )
+
+
+def solve(
+    problem: Problem,
+    adapters: Adapters,
+    *,
+    t1: float,
+    saves: int | ArrayLike = 101,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = RTOL,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    dt0: float | None = None,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    max_steps: int = MAX_STEPS,
+) -> Trajectory:
+    r"""Integrates dA_i/dt = -dL/dA_i, dB_i/dt = -dL/dB_i from 0 to `t1` (arXiv 2503.06982, equation 3).
+
+    Differentiable with respect to the adapters and the problem's arrays; `jit` and `vmap` apply.
+
+    **Arguments:**
+
+    - `problem`: a `Factorization`, or anything that meets `Problem`.
+    - `adapters`: the start, a tuple with one `Adapter(a, b)` for each layer.
+    - `t1`: the end, in gradient-flow time (n steps of gradient descent with step eta reach t = n eta).
+    - `saves`: a number of equally spaced times, 0 and t1 included, or the times themselves.
+    - `solver`: any diffrax solver; `diffrax.Tsit5()` by default.
+    - `rtol`: the tolerance of `ResidualController`, relative to the factors and to the residual.
+    - `stepsize_controller`, `dt0`: in place of that controller and of its first step. For gradient descent, use
+      `solver=diffrax.Euler(), stepsize_controller=diffrax.ConstantStepSize(), dt0=eta`.
+    - `adjoint`: any diffrax adjoint; `RecursiveCheckpointAdjoint()`, for reverse mode, by default. Forward mode
+      takes `diffrax.ForwardMode()`.
+    - `max_steps`: where to give up, with status 1 ("max_steps").
+
+    **Raises:** `InputError` for bad arguments. A run that fails is a status, never an exception.
+    """
+    times = save_times(t1, saves)
+    adapters = _check_adapters(problem, adapters)
+    settings = integrator(solver=solver, rtol=rtol, stepsize_controller=stepsize_controller, dt0=dt0)
+    require(max_steps >= 1, "max_steps", "be at least 1", max_steps)
+    adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    return _solve(problem, adapters, jnp.asarray(t1, float), times, settings, adjoint, max_steps)
+
+
+def save_times(t1: float, saves: int | ArrayLike, spacing: str = "linear") -> Float[Array, " time"]:
+    """The times at which observables are saved, as `solve` and `sweep` take them.
+
+    A number means that many times, 0 and `t1` included: equally spaced, or for `spacing="log"` 0 and
+    then equally spaced in log t over the four decades up to t1. An array is checked and returned.
+    """
+    require_choice("spacing", spacing, ("linear", "log"))
+    if not isinstance(t1, jax.core.Tracer):
+        require(np.isfinite(t1) and t1 > 0, "t1", "be positive and finite", t1)
+    if isinstance(saves, (int, np.integer)):
+        require(bool(saves >= 2), "saves", "be at least 2, or an array of times", saves)
+        if spacing == "linear":
+            return jnp.linspace(0.0, t1, int(saves))
+        return jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-4 * t1, t1, int(saves) - 1)])
+    times = jnp.asarray(saves, dtype=float)
+    require(
+        times.ndim == 1 and times.size >= 2,
+        "saves",
+        "be a whole number, or an array of at least two times",
+        f"shape {times.shape}",
+    )
+    if not isinstance(times, jax.core.Tracer):
+        inside = bool(jnp.all(jnp.diff(times) > 0)) and times[0] >= 0 and times[-1] <= t1
+        require(bool(inside), "saves", f"increase within 0 ... t1 = {t1:g}", f"{times[0]:g} ... {times[-1]:g}")
+    return times
+
+
+class Integrator(eqx.Module):
+    """How to step, checked; arrays for what may change without recompiling."""
+
+    solver: diffrax.AbstractSolver
+    rtol: Array
+    stepsize_controller: diffrax.AbstractStepSizeController | None
+    dt0: Array | None
+
+
+def integrator(
+    *,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = RTOL,
+    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
+    dt0: float | None = None,
+) -> Integrator:
+    """Checks the arguments of `solve` of the same names and fills in the defaults."""
+    require(0 < rtol < 1, "rtol", "lie between 0 and 1", rtol)
+    if dt0 is not None:
+        require(np.isfinite(dt0) and dt0 > 0, "dt0", "be positive", dt0)
+    solver = diffrax.Tsit5() if solver is None else solver
+    if stepsize_controller is None:
+        require(
+            isinstance(solver, diffrax.AbstractAdaptiveSolver),
+            "solver",
+            "estimate its error, or come with stepsize_controller=diffrax.ConstantStepSize() and a dt0",
+            type(solver).__name__,
+        )
+    dtype = jnp.result_type(float)
+    if rtol < 100 * jnp.finfo(dtype).eps:
+        warnings.warn(
+            f"rtol must be at least {100 * float(jnp.finfo(dtype).eps):.0e} for {dtype} to carry it, got {rtol:g}; "
+            'turn on double precision with jax.config.update("jax_enable_x64", True)',
+            PrecisionWarning,
+            stacklevel=3,
+        )
+    return Integrator(solver, jnp.asarray(rtol, float), stepsize_controller, None if dt0 is None else jnp.asarray(dt0))
+
+
+def solve_lane(
+    problem: Problem,
+    adapters: Adapters,
+    directions: tuple[Array, ...],
+    t1: Array,
+    times: Array,
+    settings: Integrator,
+    adjoint: diffrax.AbstractAdjoint,
+    max_steps: int,
+) -> Trajectory:
+    """One lane, unchecked and not compiled: the part of `solve` that is written once and batched from outside."""
+    field = vector_field(problem)
+
+    def save(t: Any, state: Adapters, args: Any) -> Any:
+        return problem.loss(state), measure(state, directions)
+
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, state, args: field(state)),
+        settings.solver,
+        t0=jnp.zeros_like(t1),
+        t1=t1,
+        dt0=settings.dt0,
+        y0=adapters,
+        stepsize_controller=_controller(problem, settings, times),
+        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=times, fn=save), diffrax.SubSaveAt(t1=True)]),
+        adjoint=adjoint,
+        max_steps=max_steps,
+        throw=False,
+    )
+    (loss, measurements), final = solution.ys
+    reached = jnp.isfinite(loss)
+    named = {
+        name: jnp.where(reached, values, jnp.nan)
+        for name, values in {"loss": loss, **observables(_finite(measurements, reached))}.items()
+    }
+    ok = solution.result == diffrax.RESULTS.successful
+    stopped = solution.result == diffrax.RESULTS.max_steps_reached
+    status = jnp.where(ok & jnp.all(reached), 0, jnp.where(stopped, 1, 2))
+    stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
+    return Trajectory(times, named, jax.tree.map(lambda leaf: leaf[0], final), status, stats)
+
+
+def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:
+    """The problem's own field where it has one, else -grad of its loss."""
+    if isinstance(problem, HasField):
+        return problem.field
+    return lambda adapters: jax.tree.map(jnp.negative, jax.grad(problem.loss)(adapters))
+
+
+@eqx.filter_jit
+def _solve(
+    problem: Problem,
+    adapters: Adapters,
+    t1: Array,
+    times: Array,
+    settings: Integrator,
+    adjoint: diffrax.AbstractAdjoint,
+    max_steps: int,
+) -> Trajectory:
+    directions = jax.lax.stop_gradient(principal_directions(problem))
+    return solve_lane(problem, adapters, directions, t1, times, settings, adjoint, max_steps)
+
+
+def _controller(problem: Problem, settings: Integrator, times: Array) -> diffrax.AbstractStepSizeController:
+    if settings.stepsize_controller is not None:
+        return settings.stepsize_controller
+    start = problem.loss(zero_adapters(problem.layers, rank=1))
+
+    def relative_residual(state: Adapters) -> Array:
+        return jax.lax.stop_gradient(jnp.sqrt(problem.loss(state) / start))
+
+    controller = ResidualController(settings.rtol, relative_residual=relative_residual)
+    if settings.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
+        return diffrax.ClipStepSizeController(controller, step_ts=times)
+    return controller
+
+
+def _finite(measurements: Any, reached: Array) -> Any:
+    """Zero in place of what was not saved, so that the eigenvalue solver is never handed an infinity."""
+
+    def keep(leaf: Array) -> Array:
+        return jnp.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 1)), leaf, 0.0)
+
+    return jax.tree.map(keep, measurements)
+
+
+def _check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:
+    layers = problem.layers
+    require(
+        len(adapters) == len(layers), "adapters", f"hold one Adapter for each of {len(layers)} layers", len(adapters)
+    )
+    checked = tuple(Adapter(jnp.asarray(a, dtype=float), jnp.asarray(b, dtype=float)) for a, b in adapters)
+    for index, (adapter, (n_out, n_in)) in enumerate(zip(checked, layers, strict=True)):
+        rank = adapter.a.shape[0] if adapter.a.ndim else 0
+        for name, factor, shape in (("a", adapter.a, (rank, n_in)), ("b", adapter.b, (n_out, rank))):
+            where = f"adapters[{index}].{name}"
+            require(factor.shape == shape, where, f"have shape {shape}", factor.shape)
+            if not isinstance(factor, jax.core.Tracer):
+                require(bool(jnp.all(jnp.isfinite(factor))), where, "be finite", "entries that are NaN or infinite")
+    return checked
