@@ -1,0 +1,233 @@
+"""The command line: typed settings in, run folders out. JAX is imported only once a command has work to do."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from lora_flow.checks import InputError, require, require_choice
+from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed.
+
+    Results go to a run folder: settings.toml, results.zarr (open it with xarray.open_zarr), figures/ and report.md.
+    A batch is stored as soon as it is solved; Ctrl-C or worse loses the batches in flight, and --resume goes on.
+
+    The paper's main experiment:
+    lora-flow sweep --alpha 1e-3 1e-4 1e-5 --seeds 30 --init gaussian spectral --side B --out runs/demo
+
+    A target of your own:
+    lora-flow sweep --problem target.npz --alpha 1e-3 --rank 2 4 8 --t1 100 --out runs/mine
+
+    After an interruption:
+    lora-flow sweep --out runs/demo --resume
+    """
+
+    out: str
+    """The run folder."""
+    config: str | None = None
+    """A TOML file with any of the settings below (a run's settings.toml is one); flags override it."""
+    resume: bool = False
+    """Go on with an unfinished run, with the settings it was started with."""
+    overwrite: bool = False
+    """Replace the run folder if it exists."""
+    settings: Settings = dataclasses.field(default_factory=Settings)
+
+    def run(self) -> int:
+        settings = self.settings
+        if self.resume:
+            _refuse_both(self.resume, self.overwrite)
+            _check_unchanged(settings, _stored(self.out), self.out)
+        return _sweep(settings, self.out, self.resume, self.overwrite, name="sweep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """Draw a finished run again: loss, alignment and phases for every side and rank, and report.md.
+
+    For example: lora-flow plot runs/demo
+    """
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """The run folder."""
+
+    def run(self) -> int:
+        from lora_flow.store import load_run
+
+        return _draw(load_run(self.folder), self.folder, name="sweep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Run and draw a figure of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982).
+
+    Figure 1: loss, alignment and phases for alpha = 1e-3, 1e-4, 1e-5 under random and spectral initialisation, with
+    side "B". The report compares it with the published values.
+
+    For example: lora-flow figure 1 --out runs/figure1
+    """
+
+    number: Annotated[int, tyro.conf.Positional]
+    """Which figure: 1."""
+    out: str
+    """The run folder."""
+    seeds: int | None = None
+    """Number of random initialisations; the paper's number unless given."""
+    resume: bool = False
+    """Go on with an unfinished run."""
+    overwrite: bool = False
+    """Replace the run folder if it exists."""
+
+    def run(self) -> int:
+        from lora_flow.paper import FIGURES
+
+        require_choice("figure", str(self.number), map(str, FIGURES))
+        _refuse_both(self.resume, self.overwrite)
+        settings = FIGURES[self.number].settings
+        if self.seeds is not None:
+            settings = dataclasses.replace(settings, seeds=self.seeds)
+        if self.resume:
+            _check_unchanged(settings, _stored(self.out), self.out)
+        return _sweep(settings, self.out, self.resume, self.overwrite, name=f"figure{self.number}", figure=self.number)
+
+
+Command = Sweep | Plot | Figure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command: 0 when done, 2 with one line for bad input, 1 for a failure in the run."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        return _parse(arguments).run()
+    except InputError as error:
+        print(f"lora-flow: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lora-flow: interrupted; what was solved is stored, --resume goes on", file=sys.stderr)
+        return 1
+
+
+def _parse(arguments: list[str]) -> Command:
+    """The command; settings come from the defaults, then --config or the resumed run, then flags."""
+    command = _tyro(arguments)
+    if isinstance(command, Sweep) and (command.resume or command.config):
+        require(not (command.resume and command.config), "config", "be left out with --resume", command.config)
+        settings = _stored(command.out) if command.resume else _read_config(str(command.config))
+        command = _tyro(arguments, settings)
+    return command
+
+
+def _tyro(arguments: list[str], settings: Settings | None = None) -> Command:
+    """Parses the flags; `settings` replaces the defaults of sweep."""
+    commands: Any = Plot | Figure | Sweep
+    if settings is not None:
+        default = Sweep(out=tyro.MISSING, settings=settings)
+        commands = Plot | Figure | Annotated[Sweep, tyro.conf.subcommand(default=default)]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                commands,
+                prog="lora-flow",
+                description="The gradient flow of LoRA adapters, exactly enough over 26 decades of loss.",
+                args=arguments,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise InputError(_one_line(said.getvalue())) from None
+        raise
+
+
+def _sweep(settings: Settings, out: str, resume: bool, overwrite: bool, name: str, figure: int | None = None) -> int:
+    from lora_flow.store import RunFolder, check_free, run
+
+    if not resume:
+        check_free(out, overwrite)
+    start_jax(settings)
+    plan = build_plan(settings)
+    print(plan.problem)
+    print(f"{plan.grid.size} runs to t = {plan.t1:g}, in {len(plan.batches)} batches of {plan.batch_size} or fewer")
+    with _storage_errors(out):
+        folder = RunFolder.resume(out, plan) if resume else RunFolder.create(out, to_table(settings), plan, overwrite)
+        dataset = run(folder, plan)
+        return _draw(dataset, out, name, figure)
+
+
+def _draw(dataset: xr.Dataset, out: str, name: str, figure: int | None = None) -> int:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from lora_flow.figures import save_figures
+    from lora_flow.paper import FIGURES, comparison
+    from lora_flow.report import final_values, report, unfinished
+
+    paper = FIGURES[figure] if figure else None
+    pictures = save_figures(dataset, Path(out) / "figures", name, paper.alignment_until if paper else None)
+    notes = comparison(paper, dataset) if paper else ""
+    links = [str(picture.relative_to(out)) for picture in pictures]
+    (Path(out) / "report.md").write_text(report(dataset, links, notes))
+    print("\n".join(part for part in (final_values(dataset), notes) if part))
+    print(*(f"picture: {picture}" for picture in pictures), f"report: {Path(out) / 'report.md'}", sep="\n")
+    failed = unfinished(dataset)
+    for status, count in failed.items():
+        print(f"lora-flow: {count} of {dataset['status'].size} runs ended with status {status}", file=sys.stderr)
+    return 1 if sum(failed.values()) == dataset["status"].size else 0
+
+
+@contextlib.contextmanager
+def _storage_errors(out: str) -> Iterator[None]:
+    """A disk that is full or cannot be written is bad input: what is stored stays, and the line says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            f"out must be writable, got '{out}' ({reason}); batches stored so far are kept, "
+            f"go on with: lora-flow sweep --out {out} --resume"
+        ) from error
+
+
+def _stored(out: str) -> Settings:
+    from lora_flow.store import read_settings
+
+    return from_table(read_settings(out), f"{out}/settings.toml")
+
+
+def _read_config(path: str) -> Settings:
+    from lora_flow.store import read_toml
+
+    return from_table(read_toml(path), path)
+
+
+def _check_unchanged(asked: Settings, stored: Settings, out: str) -> None:
+    for name, value in dataclasses.asdict(stored).items():
+        got = getattr(asked, name)
+        require(got == value, name, f"be {value}, as '{out}' was started, to resume it", got)
+
+
+def _refuse_both(resume: bool, overwrite: bool) -> None:
+    require(not (resume and overwrite), "resume and overwrite", "not be given together", "both")
+
+
+def _one_line(text: str) -> str:
+    """The message of a boxed error, as one line."""
+    lines = [line.strip("│╭╮╰╯─ ").strip() for line in text.splitlines()]
+    lines = [re.sub(r"^[─ ]*|[─ ]*$", "", line) for line in lines]
+    body = [line for line in lines[1:] if line]
+    message, flag = body[0], re.search(r"Perhaps you meant:\n\s*(--[\w-]+)", "\n".join(body))
+    return f"{message} (did you mean {flag[1]}?)" if flag else message

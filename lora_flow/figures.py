@@ -1,0 +1,162 @@
+"""Pictures of a run. Every function takes `ax=None`, draws on it, and returns the axes it drew on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lora_flow.report import log10, mean_and_std
+
+LINE_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--"}
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.dpi": 200,
+    "lines.linewidth": 1.4,
+}
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's palette
+
+
+def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """Loss over time for every initialisation (line style) and alpha (colour); one side and one rank."""
+    ax = _axes(ax)
+    for init in dataset["init"].values:
+        for alpha, colour in _alpha_colours(dataset):
+            band(dataset["loss"].sel(init=init, alpha=alpha), ax, color=colour, linestyle=LINE_STYLES.get(init, "-."))
+    ax.set(xlabel="gradient-flow time t", ylabel="loss L (log scale)", title="Loss")
+    styles = [Line2D([], [], color="0.3", linestyle=LINE_STYLES.get(i, "-."), label=i) for i in dataset["init"].values]
+    _legend(ax, _alpha_handles(dataset) + (styles if len(styles) > 1 else []))
+    return ax
+
+
+def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
+    """Alignment error of layer 1 over time, random initialisations only where there are any."""
+    ax = _axes(ax)
+    inits = _random_inits(dataset)
+    for init in inits:
+        for alpha, colour in _alpha_colours(dataset):
+            values = dataset["alignment_error"].sel(init=init, alpha=alpha)
+            band(_until(values, until), ax, color=colour, linestyle=LINE_STYLES.get(init, "-."))
+    ax.set(
+        xlabel="gradient-flow time t",
+        ylabel=r"$1 - \cos(\gamma_1, Z_1)$ (log scale)",
+        title=f"Alignment error, {' and '.join(inits)}",
+    )
+    _legend(ax, _alpha_handles(dataset))
+    return ax
+
+
+def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
+    """Alignment error, spectral norm of Z_1 and loss together, at the smallest alpha: which moves when."""
+    ax = _axes(ax)
+    init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
+    one = dataset.sel(init=init, alpha=alpha)
+    for name, label, colour, style in (
+        ("alignment_error", r"$1 - \cos(\gamma_1, Z_1)$", BLUE, "-"),
+        ("norm_z1", r"$\|Z_1\|$", ORANGE, "-."),
+        ("loss", "loss L", GREEN, "--"),
+    ):
+        band(_until(one[name], until), ax, color=colour, linestyle=style, label=label)
+    ax.set(
+        xlabel="gradient-flow time t", ylabel="value (log scale)", title=rf"Phases, {init}, $\alpha$ = {_power(alpha)}"
+    )
+    _legend(ax, ax.get_legend_handles_labels()[0])
+    return ax
+
+
+def band(values: xr.DataArray, ax: Axes, **style: Any) -> None:
+    """Mean of log10 over seeds as a line and one standard deviation as a band, on a logarithmic axis."""
+    mean, std = mean_and_std(log10(values))
+    time = values["time"].values
+    ax.plot(time, 10**mean, **style)
+    ax.fill_between(time, 10 ** (mean - std), 10 ** (mean + std), color=style.get("color"), alpha=0.25, linewidth=0)
+    ax.set_yscale("log")
+    ax.set_xlim(time[0], max(time[-1], ax.get_xlim()[1]) if ax.lines[:-1] else time[-1])
+
+
+def three_panels(dataset: xr.Dataset, alignment_until: float | None = None) -> Figure:
+    """The paper's three panels for one side and one rank: loss, alignment, phases."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.8))
+        figure.set_layout_engine("constrained", w_pad=0.08)
+        plot_loss(dataset, axes[0])
+        plot_alignment(dataset, axes[1], until=alignment_until)
+        plot_phases(dataset, axes[2])
+        for ax, letter in zip(axes, "abc", strict=True):
+            ax.set_title(f"({letter}) {ax.get_title()}", loc="left")
+            ax.set_title("", loc="center")
+    return figure
+
+
+def save_figures(dataset: xr.Dataset, folder: Path, name: str, alignment_until: float | None = None) -> list[Path]:
+    """One picture for every side and rank, `<name>.png` or `<name>-B-r4.png` and so on where there are several."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for side in dataset["side"].values if "side" in dataset.dims else [None]:
+        for rank in dataset["rank"].values:
+            one = dataset.sel(rank=rank) if side is None else dataset.sel(rank=rank, side=side)
+            suffix = ("" if side is None else f"-{side}") + ("" if dataset.sizes["rank"] == 1 else f"-r{rank}")
+            figure = three_panels(one, alignment_until)
+            paths.append(folder / f"{name}{suffix}.png")
+            figure.savefig(paths[-1])
+            plt.close(figure)
+    return paths
+
+
+def _legend(ax: Axes, handles: Sequence[Any]) -> None:
+    """Below the axes, where it hides no curve."""
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=3,
+        handlelength=1.5,
+        handletextpad=0.4,
+        columnspacing=0.8,
+    )
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _until(values: xr.DataArray, until: float | None) -> xr.DataArray:
+    return values if until is None else values.sel(time=slice(None, until * (1 + 1e-9)))
+
+
+def _random_inits(dataset: xr.Dataset) -> Sequence[str]:
+    inits = [str(name) for name in dataset["init"].values]
+    return [name for name in inits if name != "spectral"] or inits
+
+
+def _alpha_colours(dataset: xr.Dataset) -> list[tuple[float, Any]]:
+    alphas = np.sort(dataset["alpha"].values)[::-1]
+    return list(zip(alphas, mpl.colormaps["viridis"](np.linspace(0.0, 0.75, len(alphas))), strict=True))
+
+
+def _alpha_handles(dataset: xr.Dataset) -> list[Line2D]:
+    colours = _alpha_colours(dataset)
+    shown = colours if len(colours) <= 6 else [colours[0], colours[len(colours) // 2], colours[-1]]
+    return [Line2D([], [], color=colour, label=rf"$\alpha$ = {_power(alpha)}") for alpha, colour in shown]
+
+
+def _power(value: float) -> str:
+    exponent = int(np.floor(np.log10(value)))
+    factor = value / 10**exponent
+    return f"$10^{{{exponent}}}$" if abs(factor - 1) < 1e-9 else rf"${factor:.3g} \times 10^{{{exponent}}}$"

@@ -1,0 +1,93 @@
+"""The final values of a run as tables for people: `report.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
+
+
+def log10(values: xr.DataArray) -> xr.DataArray:
+    """log10, with exact zeros at the floor; NaN, the mark of a lane that failed, stays NaN."""
+    return xr.apply_ufunc(np.log10, values.where(~(values < LOG_FLOOR), LOG_FLOOR))
+
+
+def mean_and_std(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean and one standard deviation over seeds, lanes that failed left out."""
+    return values.mean("seed", skipna=True), values.std("seed", skipna=True)
+
+
+def cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+    """Every combination of initialisation, side, alpha and rank, with its dataset over seed and time."""
+    dims = [str(dim) for dim in dataset["status"].dims if dim != "seed"]
+    for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
+        where = dict(zip(dims, index, strict=True))
+        yield {dim: dataset[dim].values[i].item() for dim, i in where.items()}, dataset.isel(where)
+
+
+def final_values(dataset: xr.Dataset) -> str:
+    """A Markdown table of the values at the last time: means over seeds, plus or minus one standard deviation."""
+    header = ["init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
+    header += ["norm Z1", "norm Z2", "steps", "done"]
+    rows = []
+    for coordinates, cell in cells(dataset):
+        last = cell.isel(time=-1)
+        rows.append(
+            [
+                coordinates["init"],
+                coordinates.get("side", dataset.attrs.get("side")),
+                f"{coordinates['alpha']:g}",
+                coordinates["rank"],
+                _spread(log10(last["loss"]), 2),
+                _spread(log10(last["alignment_error"]), 2),
+                _spread(last["norm_z1"], 3),
+                _spread(last["norm_z2"], 3) if "norm_z2" in last else "",
+                f"{int(cell['steps'].min())}-{int(cell['steps'].max())}",
+                f"{int((cell['status'] == 0).sum())} of {cell.sizes['seed']}",
+            ]
+        )
+    return table(header, rows)
+
+
+def report(dataset: xr.Dataset, pictures: Sequence[str], notes: str = "") -> str:
+    """The text of `report.md`."""
+    attrs = dataset.attrs
+    problem = f"Layers {attrs['layers']}"
+    if "sigma_shift" in attrs:
+        aligned = "aligned" if attrs["aligned"] else "not aligned"
+        problem += f"; shift of rank {len(attrs['sigma_shift'])}, {aligned} with the weights"
+        problem += f"; delta_w = {attrs['delta_w']:.4g}"
+    parts = [
+        "# Gradient flow of LoRA: final values",
+        f"{problem}. Flow to t = {attrs['t1']:g} by {attrs['solver']} at rtol = {attrs['rtol']:g} ({attrs['dtype']}); "
+        f"{dataset.sizes['seed']} seeds, mean and one standard deviation over seeds. Largest drift of the "
+        f"conserved quantities, relative to the adapters' squared norm: {float(dataset['drift'].max()):.1g}.",
+        final_values(dataset),
+        notes,
+        *(f"![{picture}]({picture})" for picture in pictures),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def unfinished(dataset: xr.Dataset) -> Mapping[str, int]:
+    """How many lanes ended with each status other than success."""
+    meanings = dict(
+        zip(dataset["status"].attrs["flag_values"], dataset["status"].attrs["flag_meanings"].split(), strict=True)
+    )
+    codes, counts = np.unique(dataset["status"].values, return_counts=True)
+    return {meanings[code]: int(count) for code, count in zip(codes, counts, strict=True) if code != 0}
+
+
+def _spread(values: xr.DataArray, digits: int) -> str:
+    mean, std = mean_and_std(values)
+    return f"{float(mean):.{digits}f} ± {float(std):.{digits}f}"

@@ -1,0 +1,168 @@
+"""What the command line and a settings file can say, and how it becomes a checked plan. Imports no JAX by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lora_flow.checks import InputError, PrecisionWarning, require, require_choice
+
+if TYPE_CHECKING:
+    from lora_flow.problem import Factorization
+    from lora_flow.sweep import Plan
+
+SOLVERS = ("Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun", "Kvaerno3", "Kvaerno5", "KenCarp4")
+PRECISIONS = ("double", "single")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Every setting of a sweep. Where a flag takes several values, all combinations are run."""
+
+    init: tuple[str, ...] = ("gaussian",)
+    """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors)."""
+    side: tuple[str, ...] = ("A",)
+    """Which factor gaussian draws: A (LoRA's convention, B = 0) or B (the paper's figures, A = 0)."""
+    alpha: tuple[float, ...] = (1e-3,)
+    """Initialisation scales: the standard deviation of the random factor's entries."""
+    rank: tuple[int, ...] = (4,)
+    """LoRA ranks, from 1 to the smallest layer dimension."""
+    seeds: int = 1
+    """Number of random initialisations, seeds 0, 1, ...; common to all other settings."""
+    t1: float = 5.0
+    """End of the flow, in gradient-flow time: n steps of gradient descent with step eta reach n * eta."""
+    saves: int = 101
+    """Number of times at which observables are saved, 0 and t1 included."""
+    spacing: str = "linear"
+    """Spacing of these times: linear, or log (0, then the four decades up to t1)."""
+    problem: str = "aligned"
+    """What is fine-tuned: aligned (the flags below), digits (real images), or a .npz or .safetensors file
+    with arrays w1 (h, n), w2 (m, h) and shift or target (m, n)."""
+    m: int = 10
+    """Aligned problem: rows of W2 and of the target."""
+    n: int = 10
+    """Aligned problem: columns of W1 and of the target."""
+    h: int = 100
+    """Aligned problem: hidden width, the rows of W1 and columns of W2."""
+    delta_w: float = 1 / 1.05**2
+    """Aligned problem: sigma_W1 / sigma_W2. Below 1, layer 1's adapter learns faster."""
+    shift_scale: tuple[float, ...] = (5.0,)
+    """Aligned problem: singular value of the shift; one, or one for each component."""
+    component: tuple[str, ...] = ("top",)
+    """Aligned problem: the shift's singular pair in the pretrained weights: top, bottom or an index; several give a
+    shift of higher rank."""
+    problem_seed: int = 0
+    """Aligned problem: the seed of the pretrained weights."""
+    solver: str = "Tsit5"
+    """The diffrax solver: Tsit5, Dopri5, Dopri8, Bosh3, Heun, Kvaerno3, Kvaerno5 or KenCarp4."""
+    rtol: float = 5e-4
+    """Tolerance, relative to the factors and to the residual. The default keeps the loss within 0.05 decades."""
+    max_steps: int = 100_000
+    """Solver steps after which a run is given up; its status is then max_steps."""
+    batch_size: int = 32
+    """Runs that one device steps together, and that are stored together."""
+    precision: str = "double"
+    """Floating-point precision: double, or single (the loss then stops near 1e-9 of its start)."""
+
+
+ALIGNED_ONLY = ("m", "n", "h", "delta_w", "shift_scale", "component", "problem_seed")
+_FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+
+
+def from_table(table: Mapping[str, Any], source: str) -> Settings:
+    """Settings from a TOML table; lists become tuples, and single values where several are taken are welcome."""
+    values = {}
+    for name, value in table.items():
+        require_choice(f"a setting in '{source}'", name, _FIELDS)
+        values[name] = _coerce(name, value, getattr(Settings(), name))
+    return Settings(**values)
+
+
+def to_table(settings: Settings) -> dict[str, Any]:
+    """The inverse of `from_table`."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
+    }
+
+
+def start_jax(settings: Settings) -> None:
+    """Sets what JAX must know before it is imported: one CPU device a core, and the precision."""
+    require_choice("precision", settings.precision, PRECISIONS)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        count = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
+    import jax
+
+    jax.config.update("jax_enable_x64", settings.precision == "double")
+
+
+def build_problem(settings: Settings) -> Factorization:
+    """The problem that the settings name."""
+    import jax
+
+    from lora_flow import targets
+
+    if settings.problem == "aligned":
+        scale = settings.shift_scale
+        return targets.aligned_problem(
+            jax.random.key(settings.problem_seed),
+            m=settings.m,
+            n=settings.n,
+            h=settings.h,
+            delta_w=settings.delta_w,
+            shift_scale=scale[0] if len(scale) == 1 else scale,
+            component=settings.component,
+        )
+    for name in ALIGNED_ONLY:
+        value = getattr(settings, name)
+        require(value == _FIELDS[name].default, name, f"be left out with problem '{settings.problem}'", value)
+    if settings.problem == "digits":
+        return targets.digits_problem()
+    if "." not in settings.problem and "/" not in settings.problem:
+        require_choice("problem", settings.problem, ("aligned", "digits", "a .npz or .safetensors file"))
+    return targets.load_problem(settings.problem)
+
+
+def build_plan(settings: Settings) -> Plan:
+    """The checked plan of a sweep; in single precision a tolerance it cannot carry is an error, not a warning."""
+    import diffrax
+
+    from lora_flow.flow import save_times
+    from lora_flow.sweep import plan_sweep
+
+    require_choice("solver", settings.solver, SOLVERS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PrecisionWarning)
+        try:
+            return plan_sweep(
+                build_problem(settings),
+                init=settings.init,
+                side=settings.side,
+                alpha=settings.alpha,
+                rank=settings.rank,
+                seeds=settings.seeds,
+                t1=settings.t1,
+                saves=save_times(settings.t1, settings.saves, settings.spacing),
+                solver=getattr(diffrax, settings.solver)(),
+                rtol=settings.rtol,
+                max_steps=settings.max_steps,
+                batch_size=settings.batch_size,
+            )
+        except PrecisionWarning as warning:
+            raise InputError(str(warning)) from warning
+
+
+def _coerce(name: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple):
+        listed = value if isinstance(value, list) else [value]
+        return tuple(_coerce(name, one, default[0]) for one in listed)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if name == "component":
+        value = str(value)
+    kinds = {str: "a string", int: "an integer", float: "a number"}
+    require(type(value) is type(default), name, f"be {kinds[type(default)]}", repr(value))
+    return value

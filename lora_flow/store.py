@@ -1,0 +1,184 @@
+"""A run folder: the settings, the results as Zarr, and the guarantees about both.
+
+    settings.toml   what was asked for; enough to repeat or resume the run
+    results.zarr    opens with `xarray.open_zarr`; lanes that have not run have status -1
+    figures/*.png, report.md
+
+A batch is written as soon as it is solved, its `status` last, and every file is replaced in one step: whenever the
+process is killed, a lane whose status says it is done has all its values, and the others are solved again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tomllib
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+import xarray as xr
+import zarr
+
+from lora_flow.checks import InputError, require
+from lora_flow.sweep import PENDING, Plan, Values, digest
+
+SETTINGS, RESULTS = "settings.toml", "results.zarr"
+
+
+class RunFolder:
+    """One run's folder. `create` makes it, `resume` goes on with it, `load_run` reads a finished one."""
+
+    def __init__(self, path: Path, plan: Plan):
+        self.path = path
+        self._plan = plan
+        self._dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
+        self._arrays: Any = zarr.open_group(path / RESULTS, mode="r+")
+
+    @classmethod
+    def create(cls, path: str | Path, settings: Mapping[str, Any], plan: Plan, overwrite: bool = False) -> RunFolder:
+        """A new run folder, with nothing solved yet; refuses to touch one that exists unless `overwrite`."""
+        path = Path(path)
+        check_free(path, overwrite)
+        empty = plan.empty()
+        _check_room(path, empty.nbytes)
+        path.mkdir(parents=True, exist_ok=True)
+        for old in (path / RESULTS, path / "figures"):
+            shutil.rmtree(old, ignore_errors=True)
+        (path / "report.md").unlink(missing_ok=True)
+        _write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
+        _create_results(path / RESULTS, empty, plan.batch_size)
+        return cls(path, plan)
+
+    @classmethod
+    def resume(cls, path: str | Path, plan: Plan) -> RunFolder:
+        """The folder of an unfinished run with the same settings, whose finished batches are kept."""
+        path = Path(path)
+        if not (path / RESULTS).exists():  # killed between its settings and its first results
+            _create_results(path / RESULTS, plan.empty(), plan.batch_size)
+        folder = cls(path, plan)
+        stored = folder._dataset.attrs.get("problem_digest")
+        require(
+            stored == digest(plan.problem),
+            "problem",
+            f"be the one that '{path}' was started with, to resume it",
+            "other weights or another shift",
+        )
+        return folder
+
+    def pending(self) -> list[int]:
+        """The indices of the plan's batches that have a lane which has not run."""
+        status = self._dataset["status"].values.ravel()
+        return [i for i, lanes in enumerate(self._plan.batches) if np.any(status[lanes] == PENDING)]
+
+    def write(self, lanes: np.ndarray, values: Values) -> None:
+        """Stores one batch, `status` last."""
+        self._plan.fill(self._dataset, lanes, values)
+        for name in sorted(values, key=lambda name: name == "status"):
+            memory, stored = self._dataset[name].values, self._arrays[name]
+            chunk = np.array(stored.chunks[: self._dataset["status"].ndim])
+            corners = np.stack(np.unravel_index(lanes, self._dataset["status"].shape), axis=-1) // chunk * chunk
+            for corner in np.unique(corners, axis=0):
+                block = tuple(slice(start, start + size) for start, size in zip(corner, chunk, strict=True))
+                stored[block] = memory[block]
+
+
+def run(folder: RunFolder, plan: Plan, progress: bool = True) -> xr.Dataset:
+    """Solves what is pending, stores each batch at once, and returns the finished dataset."""
+    for lanes, values in plan.run(folder.pending(), progress=progress):
+        folder.write(lanes, values)
+    return load_run(folder.path)
+
+
+def load_run(path: str | Path) -> xr.Dataset:
+    """The dataset of a finished run.
+
+    **Raises:** `InputError` where the folder is missing, is no run folder, or its run is not finished.
+    """
+    path = Path(path)
+    read_settings(path)
+    require((path / RESULTS).is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished run; {_resume_hint(path)}")
+    try:
+        dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
+        pending = int(np.sum(dataset["status"].values == PENDING))
+    except Exception as error:
+        raise InputError(f"'{path / RESULTS}' must be readable by xarray.open_zarr, got {error}") from error
+    total = dataset["status"].size
+    require(
+        pending == 0, f"'{path}'", "hold a finished run", f"{total - pending} of {total} lanes; {_resume_hint(path)}"
+    )
+    return dataset
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that a run folder was started with."""
+    path = Path(path)
+    require(path.is_dir(), "the run folder", "exist", f"'{path}'")
+    require((path / SETTINGS).is_file(), f"'{path}'", "be a run folder", f"one without {SETTINGS}")
+    return read_toml(path / SETTINGS)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """A TOML file's table, with one line for what is wrong with it."""
+    path = Path(path)
+    require(path.is_file(), "the settings file", "exist", f"'{path}'")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' must be a TOML file, got {error}") from error
+
+
+def check_free(path: str | Path, overwrite: bool) -> None:
+    """Raises unless a run folder may be made at `path`."""
+    path = Path(path)
+    if not path.exists():
+        return
+    require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
+    if not any(path.iterdir()):
+        return
+    is_run = (path / SETTINGS).is_file()
+    require(is_run, "out", "be a new folder or a run folder", f"'{path}', which holds something else")
+    require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
+
+
+def _check_room(path: Path, needed: int) -> None:
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    room = free > 1.2 * needed + 2**20
+    require(room, "out", f"have room for {needed / 1e6:.0f} MB of results", f"{free / 1e6:.0f} MB free")
+
+
+def _create_results(path: Path, empty: xr.Dataset, batch_size: int) -> None:
+    """Writes the dataset without results under another name and renames it, so that it is there whole or not at all."""
+    chunks = {name: _chunks(empty, name, batch_size) for name in empty.data_vars}
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        empty.to_zarr(
+            partial, encoding={name: {"chunks": c} for name, c in chunks.items()}, zarr_format=2, consolidated=True
+        )
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _chunks(dataset: xr.Dataset, name: Any, batch_size: int) -> tuple[int, ...]:
+    """About a batch of neighbouring lanes in one file, with all their times."""
+    sizes = dict(dataset[name].sizes)
+    chunks = {"time": sizes.pop("time")} if "time" in sizes else {}
+    room = batch_size
+    for dim in reversed(list(sizes)):
+        chunks[dim] = min(sizes[dim], room)
+        room = max(1, room // sizes[dim])
+    return tuple(chunks[dim] for dim in dataset[name].dims)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def _resume_hint(path: Path) -> str:
+    return f"finish it with: lora-flow sweep --out {path} --resume"
