@@ -83,8 +83,8 @@ def solve(
     - `rtol`: the tolerance of `ResidualController`, relative to the factors and to the residual.
     - `stepsize_controller`, `dt0`: in place of that controller and of its first step. For gradient descent, use
       `solver=diffrax.Euler(), stepsize_controller=diffrax.ConstantStepSize(), dt0=eta`.
-    - `adjoint`: any diffrax adjoint; `RecursiveCheckpointAdjoint()`, for reverse mode, by default. Forward mode
-      takes `diffrax.ForwardMode()`.
+    - `adjoint`: any diffrax adjoint but `BacksolveAdjoint`, which cannot differentiate observables;
+      `RecursiveCheckpointAdjoint()`, for reverse mode, by default. Forward mode takes `diffrax.ForwardMode()`.
     - `max_steps`: where to give up, with status 1 ("max_steps").
 
     **Raises:** `InputError` for bad arguments. A run that fails is a status, never an exception.
@@ -94,6 +94,8 @@ def solve(
     settings = integrator(solver=solver, rtol=rtol, stepsize_controller=stepsize_controller, dt0=dt0)
     require(max_steps >= 1, "max_steps", "be at least 1", max_steps)
     adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    saves_along_the_way = not isinstance(adjoint, diffrax.BacksolveAdjoint)
+    require(saves_along_the_way, "adjoint", "differentiate what is saved along the way", type(adjoint).__name__)
     return _solve(problem, adapters, jnp.asarray(t1, float), times, settings, adjoint, max_steps)
 
 

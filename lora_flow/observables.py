@@ -54,8 +54,8 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
     """Named observables over time, from measurements whose leading axis is time.
 
     - `alignment_error`: 1 - |cos| of the angle between gamma_1 and the top left singular vector of
-      Z_1; `alignment_error_2` the same for layer 2, and so on. Relative accuracy holds down to about 1e-30,
-      since it comes from the component across gamma and not from the cosine.
+      Z_1; `alignment_error_2` the same for layer 2, and so on. It comes from the component across gamma, not
+      from the cosine, and so resolves errors down to about 1e-30.
     - `norm_z1`, `norm_z2`, ...: the spectral norms of the stacked factors.
     - `drift`: the largest over layers of ||C_i(t) - C_i(0)||_F / ||Z_i(t)||^2, with C_i = A_i A_i^T - B_i^T B_i.
       Gradient flow conserves C_i, so this is an error of the integration.

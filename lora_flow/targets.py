@@ -68,11 +68,11 @@ def aligned_problem(
     if spectrum is not None:
         sigma = _rescale(sigma, largest, smallest)
     frame, _ = jnp.linalg.qr(jax.random.normal(frame_key, (h, k)))
-    u, root, vt = u[:, :k], jnp.sqrt(sigma[:k]), vt[:k]
+    u, root, vt = u[:, :k], jnp.diag(jnp.sqrt(sigma[:k])), vt[:k]
     c = delta_w**-0.5
     chosen = jnp.asarray(indices)
-    shift = (u[:, chosen] * jnp.broadcast_to(jnp.asarray(scales), len(indices))) @ vt[chosen]
-    return Factorization(w1=(frame * root / c) @ vt, w2=(c * u * root) @ frame.T, shift=shift)
+    shift = u[:, chosen] @ jnp.diag(jnp.broadcast_to(jnp.asarray(scales), len(indices))) @ vt[chosen]
+    return Factorization(w1=frame @ root @ vt / c, w2=c * u @ root @ frame.T, shift=shift)
 
 
 def digits_problem(h: int = 64) -> Factorization:

@@ -1,0 +1,20 @@
+"""64-bit on, silent rank promotion an error, and two CPU devices so that sweeps are spread over several."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
+os.environ["MPLBACKEND"] = "Agg"
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from lora_flow import aligned_problem
+
+
+@pytest.fixture(scope="session")
+def figure1_problem():
+    """The problem of Figure 1: 10 x 10, h = 100, delta_w = 1/1.05^2, shift 5 u v^T along the top pair."""
+    return aligned_problem(jax.random.key(0))

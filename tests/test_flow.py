@@ -1,0 +1,348 @@
+import warnings
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import riccati, scalar_mode
+
+from lora_flow import (
+    Adapter,
+    Factorization,
+    InputError,
+    PrecisionWarning,
+    aligned_problem,
+    gaussian_init,
+    save_times,
+    solve,
+    spectral_init,
+    zero_adapters,
+)
+from lora_flow.flow import _solve
+
+TIGHT = 1e-10
+
+
+def random(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def one_layer(y):
+    """1/2 ||Y - B A||^2 as a Factorization: W2 = I, and a second adapter that stays at zero."""
+    m, n = y.shape
+    return Factorization(w1=jnp.zeros((m, n)), w2=jnp.eye(m), shift=y)
+
+
+def first_layer_only(problem, a, b):
+    return Adapter(a, b), zero_adapters(problem.layers, a.shape[0])[1]
+
+
+class TestClosedForms:
+    """Section 7 of the notes on oracles, at rtol 1e-10, to 1e-7."""
+
+    @pytest.mark.parametrize(("m", "n", "rank"), [(5, 5, 5), (4, 7, 3), (7, 4, 2), (6, 6, 1)])
+    def test_one_layer_from_orthonormal_rows_is_a_matrix_riccati_equation(self, m, n, rank):
+        alpha = 0.3
+        y = random(1, m, n)
+        rows = alpha * jnp.linalg.qr(random(2, n, rank))[0].T
+        problem = one_layer(y)
+        start = first_layer_only(problem, rows, jnp.zeros((m, rank)))
+        trajectory = solve(problem, start, t1=6.0, saves=7, rtol=TIGHT)
+        for t, loss in zip(trajectory.times, trajectory.observables["loss"], strict=True):
+            p = riccati(np.asarray(y), np.asarray(rows), np.zeros((m, rank)), -(alpha**2), float(t))
+            np.testing.assert_allclose(loss, 0.5 * np.sum((y - p[n:, :n]) ** 2), atol=1e-7)
+        a, b = trajectory.adapters[0]
+        np.testing.assert_allclose(jnp.concatenate([a.T, b]) @ jnp.concatenate([a.T, b]).T, p, atol=1e-7)
+
+    def test_rank_one_from_any_gaussian_row_is_a_matrix_riccati_equation(self):
+        y, row = random(3, 6, 4), 0.1 * random(4, 1, 4)
+        problem = one_layer(y)
+        trajectory = solve(problem, first_layer_only(problem, row, jnp.zeros((6, 1))), t1=5.0, rtol=TIGHT)
+        p = riccati(np.asarray(y), np.asarray(row), np.zeros((6, 1)), -float(jnp.sum(row**2)), 5.0)
+        np.testing.assert_allclose(trajectory.adapters[0].b @ trajectory.adapters[0].a, p[4:, :4], atol=1e-7)
+
+    def test_a_frozen_isometric_w2_rescales_time(self):
+        """W2 = s O with O^T O = I: the flow of Y = O^T shift / s, at time s^2 t."""
+        s, t1 = 1.7, 3.0
+        isometry = jnp.linalg.qr(random(5, 8, 4))[0]
+        y = random(6, 4, 5)
+        rows = 0.2 * jnp.linalg.qr(random(7, 5, 3))[0].T
+        problem = Factorization(w1=jnp.zeros((4, 5)), w2=s * isometry, shift=s * isometry @ y)
+        trajectory = solve(problem, first_layer_only(problem, rows, jnp.zeros((4, 3))), t1=t1, rtol=TIGHT)
+        p = riccati(np.asarray(y), np.asarray(rows), np.zeros((4, 3)), -(0.2**2), s**2 * t1)
+        np.testing.assert_allclose(trajectory.adapters[0].b @ trajectory.adapters[0].a, p[5:, :5], atol=1e-7)
+
+    def test_each_spectral_mode_follows_the_scalar_closed_form(self):
+        """One layer behind a frozen W2: mode k is u' = (y - u v) v with y = sigma_k / s2 and time s2^2 t."""
+        problem = aligned_problem(jax.random.key(3), component=[0, 2, 5], shift_scale=[5.0, 3.0, 2.0])
+        start = spectral_init(jax.random.key(4), problem, rank=3, alpha=0.05)[0]
+        trajectory = solve(problem, first_layer_only(problem, *start), t1=1.5, rtol=TIGHT)
+        u, _, vt = np.linalg.svd(problem.shift)
+        gains = np.linalg.norm(problem.w2.T @ u[:, :3], axis=0)
+        sizes = np.linalg.norm(start.a @ vt[:3].T, axis=0)
+        learned = u[:, :3].T @ np.asarray(problem.update(trajectory.adapters)) @ vt[:3].T
+        expected = []
+        for sigma, s2, size in zip([5.0, 3.0, 2.0], gains, sizes, strict=True):
+            b, a = scalar_mode(sigma / s2, 0.0, size, s2**2 * 1.5)
+            expected.append(s2 * b * a)
+        np.testing.assert_allclose(learned, np.diag(expected), atol=1e-7)
+        assert 0.02 < 1 - expected[1] / 3.0 or 0.02 < 1 - expected[2] / 2.0, "all modes done: the test sees nothing"
+
+
+class SingleLayer:
+    """A problem of one adapter that offers only a loss: its field, task and residual come by differentiation."""
+
+    def __init__(self, y):
+        self.y = y
+        self.layers = (y.shape,)
+
+    def loss(self, adapters):
+        ((a, b),) = adapters
+        return 0.5 * jnp.sum((self.y - b @ a) ** 2)
+
+
+def test_a_problem_with_nothing_but_a_loss_is_solved_to_the_closed_form():
+    y, row = random(8, 5, 6), 0.1 * random(9, 1, 6)
+    trajectory = solve(SingleLayer(y), (Adapter(row, jnp.zeros((5, 1))),), t1=4.0, rtol=TIGHT)
+    p = riccati(np.asarray(y), np.asarray(row), np.zeros((5, 1)), -float(jnp.sum(row**2)), 4.0)
+    np.testing.assert_allclose(trajectory.adapters[0].b @ trajectory.adapters[0].a, p[6:, :6], atol=1e-7)
+    assert set(trajectory.observables) == {"loss", "alignment_error", "norm_z1", "drift"}
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize(("rtol", "bound"), [(5e-4, 1e-2), (1e-10, 1e-8)])
+def test_the_conserved_quantities_drift_less_than_promised(figure1_problem, side, rtol, bound):
+    for alpha in (1e-1, 1e-5):
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=alpha, side=side)
+        drift = solve(figure1_problem, start, t1=5.0, rtol=rtol).observables["drift"]
+        assert 0 < jnp.max(drift) < bound
+
+
+def test_the_flow_commutes_with_rotations_of_its_coordinates(figure1_problem):
+    """Orthogonal changes of basis in every space, the rank's included, change neither loss nor the steps taken."""
+    m, n, h, r = 10, 10, 100, 4
+    q = [jnp.linalg.qr(random(seed, size, size))[0] for seed, size in enumerate((m, n, h, r))]
+    p, start = figure1_problem, gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-2)
+    turned = Factorization(w1=q[2] @ p.w1 @ q[1].T, w2=q[0] @ p.w2 @ q[2].T, shift=q[0] @ p.shift @ q[1].T)
+    (a1, b1), (a2, b2) = start
+    turned_start = (
+        Adapter(q[3] @ a1 @ q[1].T, q[2] @ b1 @ q[3].T),
+        Adapter(q[3] @ a2 @ q[2].T, q[0] @ b2 @ q[3].T),
+    )
+    ours, theirs = solve(p, start, t1=3.0), solve(turned, turned_start, t1=3.0)
+    assert ours.stats["num_steps"] == theirs.stats["num_steps"]
+    for name in ("loss", "alignment_error", "norm_z1", "norm_z2"):
+        np.testing.assert_allclose(ours.observables[name], theirs.observables[name], rtol=1e-6, atol=1e-20)
+
+
+class TestGradients:
+    """Reverse mode against central differences of the solution itself."""
+
+    problem = aligned_problem(jax.random.key(1), m=4, n=3, h=5, delta_w=0.5, component=[0, 1], shift_scale=[3.0, 2.0])
+    start = gaussian_init(jax.random.key(2), problem, rank=2, alpha=0.3, side="B")
+
+    def log_loss(self, w1, w2, shift, adapters, adjoint=None):
+        problem = Factorization(w1=w1, w2=w2, shift=shift)
+        return jnp.log(solve(problem, adapters, t1=1.0, saves=3, rtol=1e-9, adjoint=adjoint).observables["loss"][-1])
+
+    def test_with_respect_to_weights_shift_and_adapters(self):
+        values = [self.problem.w1, self.problem.w2, self.problem.shift, self.start]
+        gradients = jax.grad(self.log_loss, argnums=(0, 1, 2, 3))(*values)
+        for index, gradient in enumerate(gradients):
+            direction = jax.tree.map(lambda leaf: random(3, *leaf.shape), values[index])
+
+            def along(epsilon, index=index, direction=direction):
+                moved = jax.tree.map(lambda leaf, d: leaf + epsilon * d, values[index], direction)
+                return self.log_loss(*values[:index], moved, *values[index + 1 :])
+
+            difference = (along(1e-4) - along(-1e-4)) / 2e-4
+            pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+            np.testing.assert_allclose(sum(jnp.sum(g * d) for g, d in pairs), difference, rtol=1e-5)
+
+    @pytest.mark.parametrize("adjoint", [diffrax.DirectAdjoint(), diffrax.RecursiveCheckpointAdjoint(checkpoints=5)])
+    def test_the_adjoint_is_selectable(self, adjoint):
+        def final_loss(adapters, adjoint):
+            return solve(self.problem, adapters, t1=1.0, saves=3, adjoint=adjoint, max_steps=100).observables["loss"][
+                -1
+            ]
+
+        expected, got = (jax.grad(final_loss)(self.start, one) for one in (None, adjoint))
+        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+    def test_backsolve_is_refused_with_a_reason(self):
+        with pytest.raises(InputError, match="adjoint must differentiate what is saved along the way"):
+            solve(self.problem, self.start, t1=1.0, adjoint=diffrax.BacksolveAdjoint())
+
+    def test_forward_mode(self):
+        values = (self.problem.w1, self.problem.w2, self.problem.shift)
+
+        def loss_of_scale(scale, adjoint):
+            return self.log_loss(*values, jax.tree.map(lambda leaf: scale * leaf, self.start), adjoint)
+
+        _, tangent = jax.jvp(lambda s: loss_of_scale(s, diffrax.ForwardMode()), (1.0,), (1.0,))
+        np.testing.assert_allclose(tangent, jax.grad(lambda s: loss_of_scale(s, None))(1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("solver", "worst"),
+    [
+        (diffrax.Tsit5(), 0.01),
+        (diffrax.Dopri5(), 0.01),
+        (diffrax.Dopri8(), 0.01),
+        (diffrax.Bosh3(), 0.05),
+        (diffrax.Heun(), 0.05),
+        (diffrax.HalfSolver(diffrax.Heun()), 0.05),
+        (diffrax.Kvaerno5(), 0.05),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, float) else "",
+)
+def test_any_diffrax_solver_gives_the_same_trajectory(figure1_problem, solver, worst):
+    start = gaussian_init(jax.random.key(5), figure1_problem, rank=2, alpha=1e-2, side="B")
+    reference = solve(figure1_problem, start, t1=2.0, saves=21, solver=diffrax.Dopri8(), rtol=1e-12)
+    trajectory = solve(figure1_problem, start, t1=2.0, saves=21, solver=solver)
+    assert trajectory.status == 0
+    error = jnp.abs(jnp.log10(trajectory.observables["loss"] / reference.observables["loss"]))
+    assert jnp.max(error) < worst
+
+
+def test_gradient_descent_is_the_euler_solver(figure1_problem):
+    start = gaussian_init(jax.random.key(5), figure1_problem, rank=2, alpha=1e-2)
+    eta, steps = 1e-3, 200
+    trajectory = solve(
+        figure1_problem,
+        start,
+        t1=eta * steps,
+        saves=5,
+        solver=diffrax.Euler(),
+        stepsize_controller=diffrax.ConstantStepSize(),
+        dt0=eta,
+    )
+    gradient = jax.jit(jax.grad(figure1_problem.loss))
+    adapters = start
+    for _ in range(steps):
+        adapters = jax.tree.map(lambda y, g: y - eta * g, adapters, gradient(adapters))
+    np.testing.assert_allclose(trajectory.observables["loss"][-1], figure1_problem.loss(adapters), rtol=1e-10)
+    assert trajectory.stats["num_steps"] == steps
+
+
+def test_vmap_over_lanes_is_a_loop_over_solves(figure1_problem):
+    keys = jax.random.split(jax.random.key(6), 3)
+    alphas = jnp.array([1e-1, 1e-2, 1e-3])
+    together = jax.vmap(
+        lambda k, a: solve(figure1_problem, gaussian_init(k, figure1_problem, rank=2, alpha=a), t1=1.0)
+    )(keys, alphas)
+    assert "3 lanes" in str(together)
+    for i in range(3):
+        alone = solve(figure1_problem, gaussian_init(keys[i], figure1_problem, rank=2, alpha=float(alphas[i])), t1=1.0)
+        assert together.stats["num_steps"][i] == alone.stats["num_steps"]
+        np.testing.assert_allclose(together.observables["loss"][i], alone.observables["loss"], rtol=1e-9)
+
+
+def test_a_run_that_is_given_up_is_a_status_and_keeps_what_it_reached(figure1_problem):
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3)
+    trajectory = solve(figure1_problem, start, t1=5.0, max_steps=20)
+    assert trajectory.status == 1
+    assert trajectory.stats["num_steps"] == 20
+    loss = trajectory.observables["loss"]
+    assert loss[0] == pytest.approx(12.5, rel=1e-4)
+    assert jnp.isnan(loss[-1])
+    assert "max_steps after 20 steps" in str(trajectory)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trajectory.adapters))
+
+
+def test_what_a_person_reads(figure1_problem):
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3)
+    text = str(solve(figure1_problem, start, t1=5.0))
+    for part in ("t = 5", "success after", "rank 4", "loss 12.5 ->", "drift"):
+        assert part in text
+
+
+class TestSaveTimes:
+    def test_numbers_and_arrays(self):
+        np.testing.assert_allclose(save_times(2.0, 3), [0.0, 1.0, 2.0])
+        np.testing.assert_allclose(save_times(1e4, 6, "log"), [0.0, 1.0, 10.0, 100.0, 1e3, 1e4])
+        np.testing.assert_allclose(save_times(2.0, [0.5, 1.5]), [0.5, 1.5])
+
+    def test_trajectories_are_saved_there(self, figure1_problem):
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
+        dense = solve(figure1_problem, start, t1=1.0, saves=11)
+        few = solve(figure1_problem, start, t1=1.0, saves=[0.0, 0.3, 0.8])
+        np.testing.assert_allclose(few.observables["loss"], dense.observables["loss"][jnp.array([0, 3, 8])], rtol=1e-9)
+
+    @pytest.mark.parametrize(
+        ("t1", "saves", "message"),
+        [
+            (0.0, 11, "t1 must be positive and finite, got 0.0"),
+            (float("nan"), 11, "t1 must be positive and finite, got nan"),
+            (1.0, 1, "saves must be at least 2, or an array of times, got 1"),
+            (1.0, 2.5, "saves must be a whole number, or an array of at least two times"),
+            (1.0, [0.0, 0.5, 0.5], "saves must increase within 0 ... t1 = 1"),
+            (1.0, [0.0, 2.0], "saves must increase within 0 ... t1 = 1, got 0 ... 2"),
+        ],
+    )
+    def test_bad_times_are_named(self, t1, saves, message):
+        with pytest.raises(InputError, match=message):
+            save_times(t1, saves)
+
+    def test_unknown_spacing(self):
+        with pytest.raises(InputError, match=r"spacing must be 'linear' or 'log', got 'lin' \(did you mean 'linear'"):
+            save_times(1.0, 5, "lin")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rtol": 0.0}, "rtol must lie between 0 and 1, got 0.0"),
+        ({"dt0": -1.0}, "dt0 must be positive, got -1.0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"solver": diffrax.Euler()}, "solver must estimate its error, or come with stepsize_controller=.*got Euler"),
+        ({"adapters": ()}, "adapters must hold one Adapter for each of 2 layers, got 0"),
+        (
+            {
+                "adapters": (
+                    Adapter(jnp.ones((2, 9)), jnp.ones((100, 2))),
+                    Adapter(jnp.ones((2, 100)), jnp.ones((10, 2))),
+                )
+            },
+            r"adapters\[0\].a must have shape \(2, 10\), got \(2, 9\)",
+        ),
+        (
+            {
+                "adapters": (
+                    Adapter(jnp.ones((2, 10)), jnp.ones((100, 2))),
+                    Adapter(jnp.full((2, 100), jnp.nan), jnp.ones((10, 2))),
+                )
+            },
+            r"adapters\[1\].a must be finite",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(figure1_problem, arguments, message):
+    good = {"adapters": zero_adapters(figure1_problem.layers, 1), "t1": 1.0}
+    with pytest.raises(InputError, match=message):
+        solve(figure1_problem, **(good | arguments))
+
+
+def test_single_precision_warns_only_where_it_cannot_carry_the_tolerance():
+    with jax.enable_x64(False):
+        problem = aligned_problem(jax.random.key(0))
+        start = gaussian_init(jax.random.key(0), problem, rank=4, alpha=1e-3, side="B")
+        assert problem.w1.dtype == jnp.float32
+        with pytest.warns(PrecisionWarning, match="rtol must be at least 1e-05 for float32 to carry it, got 1e-06"):
+            solve(problem, start, t1=0.1, rtol=1e-6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trajectory = solve(problem, start, t1=5.0)
+    assert trajectory.status == 0
+    assert trajectory.stats["num_steps"] < 200
+    assert trajectory.observables["loss"][-1] < 1e-8 * 12.5
+
+
+def test_new_values_do_not_recompile(figure1_problem):
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=3, alpha=1e-3)
+    solve(figure1_problem, start, t1=1.0, rtol=1e-3)
+    compiled = _solve._cached._cache_size()
+    solve(aligned_problem(jax.random.key(9)), jax.tree.map(lambda leaf: 2 * leaf, start), t1=2.0, rtol=1e-4)
+    assert _solve._cached._cache_size() == compiled

@@ -1,0 +1,84 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from lora_flow import InputError, aligned_problem, digits_problem, gaussian_init, solve, spectral_init
+
+KEY = jax.random.key(7)
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_gaussian_draws_one_factor_from_the_normal_and_leaves_the_other_zero(figure1_problem, side):
+    drawn = []
+    for adapter in gaussian_init(KEY, figure1_problem, rank=10, alpha=1e-3, side=side):
+        random, zero = (adapter.a, adapter.b) if side == "A" else (adapter.b, adapter.a)
+        assert not jnp.any(zero)
+        drawn.append(np.asarray(random).ravel())
+    assert stats.kstest(np.concatenate(drawn) / 1e-3, "norm").pvalue > 1e-3
+    assert not np.allclose(drawn[0][:50], drawn[1][:50])
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_gaussian_draws_are_nested_in_rank_and_proportional_to_alpha(figure1_problem, side):
+    small = gaussian_init(KEY, figure1_problem, rank=2, alpha=1e-5, side=side)
+    large = gaussian_init(KEY, figure1_problem, rank=7, alpha=1e-3, side=side)
+    for narrow, wide in zip(small, large, strict=True):
+        np.testing.assert_allclose(100 * narrow.a, wide.a[:2], rtol=1e-14)
+        np.testing.assert_allclose(100 * narrow.b, wide.b[:, :2], rtol=1e-14)
+
+
+def test_spectral_rows_lie_along_the_shifts_right_singular_vectors():
+    problem = aligned_problem(KEY, component=[0, 4], shift_scale=[5.0, 2.0])
+    first, second = spectral_init(KEY, problem, rank=4, alpha=1e-2)
+    _, _, vt = np.linalg.svd(problem.shift)
+    overlaps = np.abs(np.asarray(first.a) @ vt.T)
+    # two rows along v_1, v_5 (in the order of sigma_shift sigma_W2), the rest orthogonal to both
+    assert np.all(np.sort((overlaps > 1e-8).sum(axis=1))[:2] == 1)
+    np.testing.assert_allclose(overlaps[2:, :2], 0.0, atol=1e-15)
+    gram = np.asarray(first.a @ first.a.T)
+    np.testing.assert_allclose(gram - np.diag(np.diag(gram)), 0.0, atol=1e-17)
+    assert not jnp.any(first.b)
+    assert not jnp.any(second.b)
+
+
+def test_under_spectral_initialisation_the_modes_never_mix():
+    """Section 4: U_Y^T W2 B1 A1 V_Y and U_Y^T B2 A2 W1 V_Y stay diagonal along the flow."""
+    problem = aligned_problem(KEY, component=[0, 4], shift_scale=[5.0, 2.0])
+    final = solve(problem, spectral_init(KEY, problem, rank=4, alpha=1e-2), t1=2.0).adapters
+    u, _, vt = np.linalg.svd(problem.w2 @ problem.w1)
+    (a1, b1), (a2, b2) = final
+    for term in (problem.w2 @ b1 @ a1, b2 @ a2 @ problem.w1):
+        rotated = u.T @ np.asarray(term) @ vt.T
+        np.testing.assert_allclose(rotated - np.diag(np.diag(rotated)), 0.0, atol=1e-13)
+
+
+def test_spectral_uses_ranks_above_the_tasks(figure1_problem):
+    first, _ = spectral_init(KEY, figure1_problem, rank=10, alpha=1.0)
+    assert np.linalg.matrix_rank(first.a) == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank": 0, "alpha": 1.0}, "rank must lie between 1 and 10, the smallest layer dimension, got 0"),
+        ({"rank": 11, "alpha": 1.0}, "rank must lie between 1 and 10, the smallest layer dimension, got 11"),
+        ({"rank": 2.5, "alpha": 1.0}, "rank must be an integer, got 2.5"),
+        ({"rank": 2, "alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
+        ({"rank": 2, "alpha": -1e-3}, "alpha must be positive and finite, got -0.001"),
+        ({"rank": 2, "alpha": float("inf")}, "alpha must be positive and finite, got inf"),
+        ({"rank": 2, "alpha": 1.0, "side": "C"}, "side must be 'A' or 'B', got 'C'"),
+    ],
+)
+def test_bad_arguments_are_named(figure1_problem, arguments, message):
+    with pytest.raises(InputError, match=message):
+        gaussian_init(KEY, figure1_problem, **arguments)
+
+
+def test_spectral_needs_the_rank_of_the_shift():
+    problem = aligned_problem(KEY, component=[0, 1, 2])
+    with pytest.raises(InputError, match="rank must be at least 3, the rank of the shift, for spectral_init, got 2"):
+        spectral_init(KEY, problem, rank=2, alpha=1e-3)
+    with pytest.raises(InputError, match="rank must be at least 9"):
+        spectral_init(KEY, digits_problem(), rank=8, alpha=1e-3)
