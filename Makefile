@@ -12,7 +12,7 @@ figure1: .venv/core  ## run the main job: sweep, store and draw Figure 1 of the 
 	$(BIN)/lora-flow figure 1 --out runs/figure1 --overwrite
 
 test: .venv/dev  ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: .venv/dev  ## check style and types
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from .problem import Factorization as Factorization
 from .problem import Problem as Problem
 from .problem import linearised_task as linearised_task
 from .store import load_run as load_run
-from .sweep import sweep as sweep
+from .sweeps import sweep as sweep
 from .targets import aligned_problem as aligned_problem
 from .targets import digits_problem as digits_problem
 from .targets import load_problem as load_problem

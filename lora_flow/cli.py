@@ -50,7 +50,6 @@ class Sweep:
     def run(self) -> int:
         settings = self.settings
         if self.resume:
-            _refuse_both(self.resume, self.overwrite)
             _check_unchanged(settings, _stored(self.out), self.out)
         return _sweep(settings, self.out, self.resume, self.overwrite, name="sweep")
 
@@ -96,7 +95,6 @@ class Figure:
         from lora_flow.paper import FIGURES
 
         require_choice("figure", str(self.number), map(str, FIGURES))
-        _refuse_both(self.resume, self.overwrite)
         settings = FIGURES[self.number].settings
         if self.seeds is not None:
             settings = dataclasses.replace(settings, seeds=self.seeds)
@@ -124,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> Command:
     """The command; settings come from the defaults, then --config or the resumed run, then flags."""
     command = _tyro(arguments)
+    if isinstance(command, Sweep | Figure):
+        require(not (command.resume and command.overwrite), "resume and overwrite", "not be given together", "both")
     if isinstance(command, Sweep) and (command.resume or command.config):
         require(not (command.resume and command.config), "config", "be left out with --resume", command.config)
         settings = _stored(command.out) if command.resume else _read_config(str(command.config))
@@ -220,14 +220,10 @@ def _check_unchanged(asked: Settings, stored: Settings, out: str) -> None:
         require(got == value, name, f"be {value}, as '{out}' was started, to resume it", got)
 
 
-def _refuse_both(resume: bool, overwrite: bool) -> None:
-    require(not (resume and overwrite), "resume and overwrite", "not be given together", "both")
-
-
-def _one_line(text: str) -> str:
-    """The message of a boxed error, as one line."""
-    lines = [line.strip("│╭╮╰╯─ ").strip() for line in text.splitlines()]
-    lines = [re.sub(r"^[─ ]*|[─ ]*$", "", line) for line in lines]
-    body = [line for line in lines[1:] if line]
-    message, flag = body[0], re.search(r"Perhaps you meant:\n\s*(--[\w-]+)", "\n".join(body))
-    return f"{message} (did you mean {flag[1]}?)" if flag else message
+def _one_line(box: str) -> str:
+    """The first part of a boxed error message as one line, with the flag that was probably meant."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:-1]]
+    rules = [number for number, line in enumerate(lines) if line.startswith("──")]
+    message = " ".join(lines[: rules[0]] if rules else lines)
+    meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(lines))
+    return f"{message} (did you mean {meant[1]}?)" if meant else message

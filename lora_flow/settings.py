@@ -12,7 +12,7 @@ from lora_flow.checks import InputError, PrecisionWarning, require, require_choi
 
 if TYPE_CHECKING:
     from lora_flow.problem import Factorization
-    from lora_flow.sweep import Plan
+    from lora_flow.sweeps import Plan
 
 SOLVERS = ("Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun", "Kvaerno3", "Kvaerno5", "KenCarp4")
 PRECISIONS = ("double", "single")
@@ -131,7 +131,7 @@ def build_plan(settings: Settings) -> Plan:
     import diffrax
 
     from lora_flow.flow import save_times
-    from lora_flow.sweep import plan_sweep
+    from lora_flow.sweeps import plan_sweep
 
     require_choice("solver", settings.solver, SOLVERS)
     with warnings.catch_warnings():

@@ -23,7 +23,7 @@ import xarray as xr
 import zarr
 
 from lora_flow.checks import InputError, require
-from lora_flow.sweep import PENDING, Plan, Values, digest
+from lora_flow.sweeps import PENDING, Plan, Values, digest
 
 SETTINGS, RESULTS = "settings.toml", "results.zarr"
 
@@ -34,7 +34,7 @@ class RunFolder:
     def __init__(self, path: Path, plan: Plan):
         self.path = path
         self._plan = plan
-        self._dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
+        self._dataset = _read_results(path)
         self._arrays: Any = zarr.open_group(path / RESULTS, mode="r+")
 
     @classmethod
@@ -100,12 +100,8 @@ def load_run(path: str | Path) -> xr.Dataset:
     path = Path(path)
     read_settings(path)
     require((path / RESULTS).is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished run; {_resume_hint(path)}")
-    try:
-        dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
-        pending = int(np.sum(dataset["status"].values == PENDING))
-    except Exception as error:
-        raise InputError(f"'{path / RESULTS}' must be readable by xarray.open_zarr, got {error}") from error
-    total = dataset["status"].size
+    dataset = _read_results(path)
+    total, pending = dataset["status"].size, int(np.sum(dataset["status"].values == PENDING))
     require(
         pending == 0, f"'{path}'", "hold a finished run", f"{total - pending} of {total} lanes; {_resume_hint(path)}"
     )
@@ -141,6 +137,14 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     is_run = (path / SETTINGS).is_file()
     require(is_run, "out", "be a new folder or a run folder", f"'{path}', which holds something else")
     require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
+
+
+def _read_results(path: Path) -> xr.Dataset:
+    try:
+        dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
+        return dataset.assign(status=dataset["status"])
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"'{path / RESULTS}' must be readable by xarray.open_zarr, got {error}") from error
 
 
 def _check_room(path: Path, needed: int) -> None:

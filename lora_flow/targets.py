@@ -63,16 +63,20 @@ def aligned_problem(
     )
     require(bool(np.all(np.isfinite(scales) & (scales > 0))), "shift_scale", "be positive", shift_scale)
 
-    draw_key, frame_key = jax.random.split(key)
-    u, sigma, vt = jnp.linalg.svd(jax.random.normal(draw_key, (m, n)), full_matrices=False)
-    if spectrum is not None:
-        sigma = _rescale(sigma, largest, smallest)
-    frame, _ = jnp.linalg.qr(jax.random.normal(frame_key, (h, k)))
-    u, root, vt = u[:, :k], jnp.diag(jnp.sqrt(sigma[:k])), vt[:k]
-    c = delta_w**-0.5
-    chosen = jnp.asarray(indices)
-    shift = u[:, chosen] @ jnp.diag(jnp.broadcast_to(jnp.asarray(scales), len(indices))) @ vt[chosen]
-    return Factorization(w1=frame @ root @ vt / c, w2=c * u @ root @ frame.T, shift=shift)
+    chosen, c = jnp.asarray(indices), delta_w**-0.5
+
+    @jax.jit  # one compilation in place of one for every operation
+    def draw(key: Array) -> tuple[Array, Array, Array]:
+        draw_key, frame_key = jax.random.split(key)
+        u, sigma, vt = jnp.linalg.svd(jax.random.normal(draw_key, (m, n)), full_matrices=False)
+        if spectrum is not None:
+            sigma = _rescale(sigma, largest, smallest)
+        frame, _ = jnp.linalg.qr(jax.random.normal(frame_key, (h, k)))
+        u, root, vt = u[:, :k], jnp.diag(jnp.sqrt(sigma[:k])), vt[:k]
+        shift = u[:, chosen] @ jnp.diag(jnp.broadcast_to(jnp.asarray(scales), len(indices))) @ vt[chosen]
+        return frame @ root @ vt / c, c * u @ root @ frame.T, shift
+
+    return Factorization(*draw(key))
 
 
 def digits_problem(h: int = 64) -> Factorization:
@@ -82,8 +86,8 @@ def digits_problem(h: int = 64) -> Factorization:
     fine-tuning the least-squares map from all images to all ten classes; both are `(10, 64)`. The
     images are whitened (all of them, in pixel coordinates), so the loss is exactly the excess mean
     squared error, halved, over the best linear classifier. The pretrained map has rank 4 and is split into
-    balanced weights of hidden width `h`; the shift has rank 9 and is **not** aligned with them, and a
-    part of it lies outside what W1 and W2 reach.
+    balanced weights of hidden width `h`; the shift has rank 9 and is **not** aligned with them, and more than
+    half of its squared norm lies outside the column space of W2 and the row space of W1.
     """
     from sklearn.datasets import load_digits
 

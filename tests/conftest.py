@@ -11,7 +11,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from lora_flow import aligned_problem
+from lora_flow import aligned_problem  # noqa: E402
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ class TestClosedForms:
             b, a = scalar_mode(sigma / s2, 0.0, size, s2**2 * 1.5)
             expected.append(s2 * b * a)
         np.testing.assert_allclose(learned, np.diag(expected), atol=1e-7)
-        assert 0.02 < 1 - expected[1] / 3.0 or 0.02 < 1 - expected[2] / 2.0, "all modes done: the test sees nothing"
+        assert expected[1] < 0.98 * 3.0 or expected[2] < 0.98 * 2.0, "all modes done: the test sees nothing"
 
 
 class SingleLayer:
@@ -153,7 +153,7 @@ class TestGradients:
             direction = jax.tree.map(lambda leaf: random(3, *leaf.shape), values[index])
 
             def along(epsilon, index=index, direction=direction):
-                moved = jax.tree.map(lambda leaf, d: leaf + epsilon * d, values[index], direction)
+                moved = jax.tree.map(lambda leaf, step: leaf + epsilon * step, values[index], direction)
                 return self.log_loss(*values[:index], moved, *values[index + 1 :])
 
             difference = (along(1e-4) - along(-1e-4)) / 2e-4

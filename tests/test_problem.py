@@ -76,7 +76,7 @@ def test_a_target_is_the_same_as_its_shift():
 
 
 def test_the_loss_keeps_its_digits_where_the_textbook_form_loses_them():
-    """At a solution that is exact by construction the thin products leave rounding squared, 1e-30; the full product 1e-27."""
+    """At an exact solution the thin products leave nothing; the full product leaves rounding of the weights."""
     problem, adapters = random_problem(3, 6, 6, 30, 2)
     tiny = jax.tree.map(lambda leaf: 1e-4 * leaf, adapters)
     solved = Factorization(w1=1e3 * problem.w1, w2=problem.w2, shift=1e3 * jnp.eye(6))

@@ -1,0 +1,225 @@
+"""Run folders: what is stored, and what survives kill -9, a full disk and other people's files."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from lora_flow import InputError, load_run
+from lora_flow.cli import main
+
+FLAGS = ["--alpha", "1e-2", "1e-4", "--rank", "1", "2", "--seeds", "6", "--init", "gaussian", "spectral", "--side", "B"]
+FLAGS += ["--m", "5", "--n", "4", "--h", "6", "--t1", "3", "--saves", "11", "--batch-size", "4"]
+
+
+def start(out, *flags):
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from lora_flow.cli import main; raise SystemExit(main())",
+            "sweep",
+            "--out",
+            str(out),
+            *flags,
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process):
+    _, said = process.communicate()
+    assert process.returncode == 0, said.decode()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    began = time.monotonic()
+    finish(start(out, *FLAGS))
+    return out, time.monotonic() - began
+
+
+def stored_bytes(out):
+    """Every stored array byte for byte, through xarray's own reader."""
+    dataset = xr.open_zarr(out / "results.zarr").load()
+    return {name: dataset[name].values.tobytes() for name in dataset.variables}
+
+
+@pytest.mark.timeout(600)
+def test_killed_at_ten_moments_and_resumed_is_bit_identical(unbroken, tmp_path):
+    whole, duration = unbroken
+    out = tmp_path / "run"
+    moments = random.Random(2026)
+    killed_with_results = 0
+    for _ in range(10):
+        resuming = (out / "settings.toml").exists()
+        process = start(out, *(["--resume"] if resuming else FLAGS))
+        time.sleep(moments.uniform(0.3, 0.95) * duration)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if (out / "results.zarr").exists():
+            done = int((xr.open_zarr(out / "results.zarr")["status"] >= 0).sum())
+            killed_with_results += 0 < done < 48
+            if done == 48:  # start over, so that there is something to kill
+                shutil.rmtree(out)
+    finish(start(out, *(["--resume"] if (out / "settings.toml").exists() else FLAGS)))
+    assert killed_with_results > 0, "no kill fell between the first and the last batch"
+    assert stored_bytes(out) == stored_bytes(whole)
+    assert not [path for path in out.rglob("*.partial") if path.parent == out]
+
+
+def test_a_batch_without_its_status_is_solved_again(unbroken, tmp_path):
+    """The marker is what counts: values without it are replaced, finished batches are not touched."""
+    whole, _ = unbroken
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    dataset = xr.open_zarr(out / "results.zarr").load()
+    dataset["status"].values[1, 1, 1, :2] = -1
+    dataset["loss"].values[1, 1, 1, :2] = 123.0
+    dataset["loss"].values[0, 0, 0, 0] = 456.0  # done, so not solved again
+    for name in ("status", "loss"):
+        dataset[name].encoding.clear()
+    dataset[["status", "loss"]].drop_vars(list(dataset.coords)).to_zarr(out / "results.zarr", mode="r+")
+    with pytest.raises(
+        InputError, match="must hold a finished run, got 46 of 48 lanes; finish it with: lora-flow sweep"
+    ):
+        load_run(out)
+    assert main(["sweep", "--out", str(out), "--resume"]) == 0
+    resumed, original = load_run(out), load_run(whole)
+    np.testing.assert_array_equal(resumed["loss"].values[1], original["loss"].values[1])
+    assert np.all(resumed["loss"].values[0, 0, 0, 0] == 456.0)
+
+
+def test_a_run_folder_is_what_it_says(unbroken):
+    out, _ = unbroken
+    assert sorted(path.name for path in out.iterdir()) == ["figures", "report.md", "results.zarr", "settings.toml"]
+    dataset = load_run(out)
+    assert dataset["loss"].dims == ("init", "alpha", "rank", "seed", "time")
+    assert dataset.sizes == {"init": 2, "alpha": 2, "rank": 2, "seed": 6, "time": 11}
+    assert np.all(dataset["status"] == 0)
+    assert dataset.attrs["side"] == "B"
+    report = (out / "report.md").read_text()
+    assert "| spectral | B | 0.0001 | 2 |" in report
+    for picture in ("sweep-r1.png", "sweep-r2.png"):
+        assert (out / "figures" / picture).stat().st_size > 10_000
+        assert f"figures/{picture}" in report
+
+
+def test_refuses_to_resume_with_other_settings(unbroken, capsys):
+    out, _ = unbroken
+    before = stored_bytes(out)
+    assert main(["sweep", "--out", str(out), "--resume", "--alpha", "1e-3"]) == 2
+    assert (
+        f"alpha must be (0.01, 0.0001), as '{out}' was started, to resume it, got (0.001,)" in capsys.readouterr().err
+    )
+    assert stored_bytes(out) == before
+
+
+def test_refuses_to_resume_with_another_target_of_the_same_name(tmp_path, capsys):
+    def save(seed):
+        draw = np.random.default_rng(seed).normal
+        np.savez(tmp_path / "t.npz", w1=draw(size=(4, 3)), w2=draw(size=(3, 4)), shift=draw(size=(3, 3)))
+
+    flags = ["--problem", str(tmp_path / "t.npz"), "--rank", "1", "--t1", "0.5", "--saves", "3"]
+    save(0)
+    assert main(["sweep", "--out", str(tmp_path / "run"), *flags]) == 0
+    save(1)
+    assert main(["sweep", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    assert "problem must be the one that" in capsys.readouterr().err
+
+
+def test_refuses_to_overwrite_unless_told_to(unbroken, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken[0], out)
+    assert main(["sweep", "--out", str(out), *FLAGS]) == 2
+    assert "out must be new (--overwrite replaces it, --resume goes on with it)" in capsys.readouterr().err
+    assert stored_bytes(out) == stored_bytes(unbroken[0])
+    assert main(["sweep", "--out", str(out), "--overwrite", "--rank", "1", "--t1", "0.1", "--saves", "2"]) == 0
+    assert load_run(out).sizes["time"] == 2
+
+
+def test_never_overwrites_what_is_not_a_run(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for flags in (["--overwrite"], []):
+        assert main(["sweep", "--out", str(tmp_path), *flags]) == 2
+        assert "must be a new folder or a run folder" in capsys.readouterr().err
+    assert main(["sweep", "--out", str(tmp_path / "thesis.tex"), "--overwrite"]) == 2
+    assert "out must be a folder, got the file" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_disk_that_fills_up_keeps_what_was_stored(unbroken, tmp_path):
+    """From the fourth batch on writes fail with ENOSPC; the run ends with one line and can be resumed."""
+    out = tmp_path / "run"
+    script = """
+import errno, sys
+import zarr.storage._local as local
+from lora_flow import store
+from lora_flow.cli import main
+
+put, write, batches = local._put, store.RunFolder.write, []
+
+def full(path, value, exclusive=False):
+    if len(batches) > 3:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    return put(path, value, exclusive=exclusive)
+
+def counted(self, lanes, values):
+    batches.append(lanes)
+    write(self, lanes, values)
+
+local._put, store.RunFolder.write = full, counted
+raise SystemExit(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "sweep", "--out", str(out), *FLAGS], capture_output=True, text=True, check=False
+    )
+    lines = [line for line in done.stderr.splitlines() if line.startswith("lora-flow:")]
+    assert done.returncode == 2
+    assert len(lines) == 1
+    assert "No space left on device" in lines[0]
+    assert "--resume" in lines[0]
+    assert int((xr.open_zarr(out / "results.zarr")["status"] >= 0).sum()) == 12
+    finish(start(out, "--resume"))
+    assert stored_bytes(out) == stored_bytes(unbroken[0])
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert main(["sweep", "--out", str(tmp_path / "run"), "--rank", "1"]) == 2
+    assert "out must have room for" in capsys.readouterr().err
+    assert not os.listdir(tmp_path)
+
+
+def test_missing_and_half_written_folders_are_named(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "settings.toml").write_text("rank = [1]\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "settings.toml").write_text("rank = [1\n")
+    (tmp_path / "torn" / "results.zarr").mkdir(parents=True)
+    (tmp_path / "torn" / "settings.toml").write_text("rank = [1]\n")
+    for command, folder, message in (
+        (["plot"], "none", "the run folder must exist, got"),
+        (["plot"], "empty", "must be a run folder, got one without settings.toml"),
+        (["plot"], "begun", "must hold results.zarr, got an unfinished run; finish it with: lora-flow sweep --out"),
+        (["plot"], "torn", "must be readable by xarray.open_zarr"),
+        (["sweep", "--resume", "--out"], "none", "the run folder must exist, got"),
+        (["sweep", "--resume", "--out"], "empty", "must be a run folder, got one without settings.toml"),
+        (["sweep", "--resume", "--out"], "broken", "must be a TOML file"),
+        (["sweep", "--resume", "--out"], "torn", "must be readable by xarray.open_zarr"),
+    ):
+        assert main([*command, str(tmp_path / folder)]) == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
