@@ -24,7 +24,7 @@ format: .venv/dev  ## put the code into shape
 	$(BIN)/ruff format .
 
 docs: .venv/docs  ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove everything that these targets make
 	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/figure1

@@ -22,7 +22,7 @@ class Adapter(NamedTuple):
         return self.a.shape[-2]
 
     @property
-    def stacked(self) -> Float[Array, "*lanes out+in rank"]:
+    def stacked(self) -> Float[Array, "*lanes stacked rank"]:
         """Z = [B; A^T], the stacked factor that the theory follows."""
         return jnp.concatenate([self.b, self.a.mT], axis=-2)
 

@@ -15,7 +15,7 @@ class PrecisionWarning(UserWarning):
     """The floating-point type in use cannot carry the tolerance that was asked for."""
 
 
-def require(condition: bool, name: str, must: str, got: Any) -> None:
+def require(condition: object, name: str, must: str, got: Any) -> None:
     """Raise `InputError("<name> must <must>, got <got>")` unless `condition` holds."""
     if not condition:
         raise InputError(f"{name} must {must}, got {got}")

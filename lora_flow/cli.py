@@ -127,16 +127,15 @@ def _parse(arguments: list[str]) -> Command:
     if isinstance(command, Sweep) and (command.resume or command.config):
         require(not (command.resume and command.config), "config", "be left out with --resume", command.config)
         settings = _stored(command.out) if command.resume else _read_config(str(command.config))
-        command = _tyro(arguments, settings)
+        command = _tyro(arguments, dataclasses.replace(command, settings=settings))
     return command
 
 
-def _tyro(arguments: list[str], settings: Settings | None = None) -> Command:
-    """Parses the flags; `settings` replaces the defaults of sweep."""
-    commands: Any = Plot | Figure | Sweep
-    if settings is not None:
-        default = Sweep(out=tyro.MISSING, settings=settings)
-        commands = Plot | Figure | Annotated[Sweep, tyro.conf.subcommand(default=default)]
+def _tyro(arguments: list[str], default: Sweep | None = None) -> Command:
+    """Parses the flags; `default` replaces what sweep starts from."""
+    commands: Any = Sweep | Plot | Figure
+    if default is not None:
+        commands = Annotated[Sweep, tyro.conf.subcommand(default=default)] | Plot | Figure
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

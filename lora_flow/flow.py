@@ -61,7 +61,7 @@ def solve(
     adapters: Adapters,
     *,
     t1: float,
-    saves: int | ArrayLike = 101,
+    saves: int | ArrayLike | Sequence[float] = 101,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
@@ -99,7 +99,7 @@ def solve(
     return _solve(problem, adapters, jnp.asarray(t1, float), times, settings, adjoint, max_steps)
 
 
-def save_times(t1: float, saves: int | ArrayLike, spacing: str = "linear") -> Float[Array, " time"]:
+def save_times(t1: float, saves: int | ArrayLike | Sequence[float], spacing: str = "linear") -> Float[Array, " time"]:
     """The times at which observables are saved, as `solve` and `sweep` take them.
 
     A number means that many times, 0 and `t1` included: equally spaced, or for `spacing="log"` 0 and
@@ -109,7 +109,7 @@ def save_times(t1: float, saves: int | ArrayLike, spacing: str = "linear") -> Fl
     if not isinstance(t1, jax.core.Tracer):
         require(np.isfinite(t1) and t1 > 0, "t1", "be positive and finite", t1)
     if isinstance(saves, (int, np.integer)):
-        require(bool(saves >= 2), "saves", "be at least 2, or an array of times", saves)
+        require(saves >= 2, "saves", "be at least 2, or an array of times", saves)
         if spacing == "linear":
             return jnp.linspace(0.0, t1, int(saves))
         return jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-4 * t1, t1, int(saves) - 1)])
@@ -122,7 +122,7 @@ def save_times(t1: float, saves: int | ArrayLike, spacing: str = "linear") -> Fl
     )
     if not isinstance(times, jax.core.Tracer):
         inside = bool(jnp.all(jnp.diff(times) > 0)) and times[0] >= 0 and times[-1] <= t1
-        require(bool(inside), "saves", f"increase within 0 ... t1 = {t1:g}", f"{times[0]:g} ... {times[-1]:g}")
+        require(inside, "saves", f"increase within 0 ... t1 = {t1:g}", f"{times[0]:g} ... {times[-1]:g}")
     return times
 
 

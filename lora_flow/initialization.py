@@ -17,7 +17,7 @@ from lora_flow.problem import Layers, Problem, linearised_task, task_rank
 SIDES = ("A", "B")
 
 
-def gaussian_init(key: Array, problem: Problem, *, rank: int, alpha: float, side: str = "A") -> Adapters:
+def gaussian_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array, side: str = "A") -> Adapters:
     r"""One random factor with entries iid N(0, alpha^2), the other zero (arXiv 2503.06982, section 2).
 
     `side="A"` draws A and leaves B = 0, LoRA's convention and the paper's text; `side="B"` draws B and leaves
@@ -40,7 +40,7 @@ def gaussian_init(key: Array, problem: Problem, *, rank: int, alpha: float, side
     return tuple(draw(k, *shape) for k, shape in zip(keys, problem.layers, strict=True))
 
 
-def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float) -> Adapters:
+def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
     r"""A_i along the right singular vectors of what layer i must learn, B_i = 0 (arXiv 2503.06982, section 4).
 
     Row j of A_i is `alpha z_ij` times the j-th right singular vector of layer i's linearised task, with z_ij iid
@@ -84,7 +84,7 @@ def initialize(name: str, key: Array, problem: Problem, *, rank: int, alpha: flo
     return scheme.init(key, problem, rank=rank, alpha=alpha, **({"side": side} if scheme.sided else {}))
 
 
-def check_rank(rank: int, layers: Layers) -> None:
+def check_rank(rank: Any, layers: Layers) -> None:
     largest = min(min(shape) for shape in layers)
     require(isinstance(rank, (int, np.integer)), "rank", "be an integer", rank)
     require(1 <= rank <= largest, "rank", f"lie between 1 and {largest}, the smallest layer dimension", rank)

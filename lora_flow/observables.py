@@ -6,7 +6,7 @@ instead are the products with the principal direction and the r x r matrices bel
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def _top_eigenpair(gram: Float[Array, "*time rank rank"]) -> tuple[Float[Array, 
     a second eigenvalue smaller by a relative 1e-10 has vanished; one closer than that is a tie.
     """
 
-    def square(_: int, power: Array) -> Array:
+    def square(_: Any, power: Array) -> Array:
         power = power / jnp.maximum(jnp.max(jnp.abs(power), axis=(-2, -1), keepdims=True), tiny)
         return power @ power
 

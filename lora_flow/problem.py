@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -61,10 +62,10 @@ class Factorization(eqx.Module):
 
     def __init__(
         self,
-        w1: ArrayLike,
-        w2: ArrayLike,
-        shift: ArrayLike | None = None,
-        target: ArrayLike | None = None,
+        w1: ArrayLike | Sequence[Any],
+        w2: ArrayLike | Sequence[Any],
+        shift: ArrayLike | Sequence[Any] | None = None,
+        target: ArrayLike | Sequence[Any] | None = None,
     ):
         self.w1, self.w2 = _matrix("w1", w1), _matrix("w2", w2)
         (h, n), (m, h2) = self.w1.shape, self.w2.shape

@@ -65,7 +65,7 @@ class Settings:
     batch_size: int = 32
     """Runs that one device steps together, and that are stored together."""
     precision: str = "double"
-    """Floating-point precision: double, or single (the loss then stops near 1e-9 of its start)."""
+    """Floating-point precision: double, or single (the loss then stops near 1e-13 of its start)."""
 
 
 ALIGNED_ONLY = ("m", "n", "h", "delta_w", "shift_scale", "component", "problem_seed")

@@ -50,7 +50,7 @@ class Grid:
     def size(self) -> int:
         return int(np.prod(self.shape))
 
-    def lane(self, number: int) -> dict[str, Any]:
+    def lane(self, number: int | np.integer) -> dict[str, Any]:
         """The coordinates of one lane."""
         index = np.unravel_index(number, self.shape)
         return {dim: getattr(self, dim)[i] for dim, i in zip(LANE_DIMS, index, strict=True)}
@@ -191,7 +191,7 @@ def plan_sweep(
     rank: int | Sequence[int] = 4,
     seeds: int | Sequence[int] = 1,
     t1: float,
-    saves: int | ArrayLike = 101,
+    saves: int | ArrayLike | Sequence[float] = 101,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = RTOL,
     max_steps: int = MAX_STEPS,

@@ -160,14 +160,13 @@ class TestGradients:
             pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
             np.testing.assert_allclose(sum(jnp.sum(g * d) for g, d in pairs), difference, rtol=1e-5)
 
-    @pytest.mark.parametrize("adjoint", [diffrax.DirectAdjoint(), diffrax.RecursiveCheckpointAdjoint(checkpoints=5)])
-    def test_the_adjoint_is_selectable(self, adjoint):
+    def test_the_adjoint_is_selectable(self):
         def final_loss(adapters, adjoint):
             return solve(self.problem, adapters, t1=1.0, saves=3, adjoint=adjoint, max_steps=100).observables["loss"][
                 -1
             ]
 
-        expected, got = (jax.grad(final_loss)(self.start, one) for one in (None, adjoint))
+        expected, got = (jax.grad(final_loss)(self.start, one) for one in (None, diffrax.DirectAdjoint()))
         for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
@@ -178,11 +177,12 @@ class TestGradients:
     def test_forward_mode(self):
         values = (self.problem.w1, self.problem.w2, self.problem.shift)
 
-        def loss_of_scale(scale, adjoint):
-            return self.log_loss(*values, jax.tree.map(lambda leaf: scale * leaf, self.start), adjoint)
+        def of_scale(scale):
+            start = jax.tree.map(lambda leaf: scale * leaf, self.start)
+            return self.log_loss(*values, start, diffrax.ForwardMode())
 
-        _, tangent = jax.jvp(lambda s: loss_of_scale(s, diffrax.ForwardMode()), (1.0,), (1.0,))
-        np.testing.assert_allclose(tangent, jax.grad(lambda s: loss_of_scale(s, None))(1.0), rtol=1e-6)
+        _, tangent = jax.jvp(of_scale, (1.0,), (1.0,))
+        np.testing.assert_allclose(tangent, (of_scale(1 + 1e-4) - of_scale(1 - 1e-4)) / 2e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_single_precision_warns_only_where_it_cannot_carry_the_tolerance():
             trajectory = solve(problem, start, t1=5.0)
     assert trajectory.status == 0
     assert trajectory.stats["num_steps"] < 200
-    assert trajectory.observables["loss"][-1] < 1e-8 * 12.5
+    assert trajectory.observables["loss"][-1] < 1e-12 * 12.5
 
 
 def test_new_values_do_not_recompile(figure1_problem):

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from lora_flow import InputError, aligned_problem, digits_problem, gaussian_init, solve, spectral_init
+from lora_flow.initialization import check_rank
 
 KEY = jax.random.key(7)
 
@@ -64,7 +65,6 @@ def test_spectral_uses_ranks_above_the_tasks(figure1_problem):
     [
         ({"rank": 0, "alpha": 1.0}, "rank must lie between 1 and 10, the smallest layer dimension, got 0"),
         ({"rank": 11, "alpha": 1.0}, "rank must lie between 1 and 10, the smallest layer dimension, got 11"),
-        ({"rank": 2.5, "alpha": 1.0}, "rank must be an integer, got 2.5"),
         ({"rank": 2, "alpha": 0.0}, "alpha must be positive and finite, got 0.0"),
         ({"rank": 2, "alpha": -1e-3}, "alpha must be positive and finite, got -0.001"),
         ({"rank": 2, "alpha": float("inf")}, "alpha must be positive and finite, got inf"),
@@ -82,3 +82,8 @@ def test_spectral_needs_the_rank_of_the_shift():
         spectral_init(KEY, problem, rank=2, alpha=1e-3)
     with pytest.raises(InputError, match="rank must be at least 9"):
         spectral_init(KEY, digits_problem(), rank=8, alpha=1e-3)
+
+
+def test_a_rank_is_an_integer(figure1_problem):
+    with pytest.raises(InputError, match=r"rank must be an integer, got 2\.5"):
+        check_rank(2.5, figure1_problem.layers)

@@ -15,8 +15,9 @@ import xarray as xr
 from lora_flow import InputError, load_run
 from lora_flow.cli import main
 
-FLAGS = ["--alpha", "1e-2", "1e-4", "--rank", "1", "2", "--seeds", "6", "--init", "gaussian", "spectral", "--side", "B"]
-FLAGS += ["--m", "5", "--n", "4", "--h", "6", "--t1", "3", "--saves", "11", "--batch-size", "4"]
+FLAGS = ["--alpha", "1e-2", "1e-4", "--rank", "2", "--seeds", "50", "--side", "B", "--batch-size", "2"]
+FLAGS += ["--m", "5", "--n", "4", "--h", "6", "--t1", "3", "--saves", "11"]
+LANES = 100
 
 
 def start(out, *flags):
@@ -63,13 +64,13 @@ def test_killed_at_ten_moments_and_resumed_is_bit_identical(unbroken, tmp_path):
     for _ in range(10):
         resuming = (out / "settings.toml").exists()
         process = start(out, *(["--resume"] if resuming else FLAGS))
-        time.sleep(moments.uniform(0.3, 0.95) * duration)
+        time.sleep(moments.uniform(0.5, 0.9) * duration)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if (out / "results.zarr").exists():
             done = int((xr.open_zarr(out / "results.zarr")["status"] >= 0).sum())
-            killed_with_results += 0 < done < 48
-            if done == 48:  # start over, so that there is something to kill
+            killed_with_results += 0 < done < LANES
+            if done == LANES:  # start over, so that there is something to kill
                 shutil.rmtree(out)
     finish(start(out, *(["--resume"] if (out / "settings.toml").exists() else FLAGS)))
     assert killed_with_results > 0, "no kill fell between the first and the last batch"
@@ -83,19 +84,19 @@ def test_a_batch_without_its_status_is_solved_again(unbroken, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     dataset = xr.open_zarr(out / "results.zarr").load()
-    dataset["status"].values[1, 1, 1, :2] = -1
-    dataset["loss"].values[1, 1, 1, :2] = 123.0
+    dataset["status"].values[0, 1, 0, :2] = -1
+    dataset["loss"].values[0, 1, 0, :2] = 123.0
     dataset["loss"].values[0, 0, 0, 0] = 456.0  # done, so not solved again
     for name in ("status", "loss"):
         dataset[name].encoding.clear()
     dataset[["status", "loss"]].drop_vars(list(dataset.coords)).to_zarr(out / "results.zarr", mode="r+")
     with pytest.raises(
-        InputError, match="must hold a finished run, got 46 of 48 lanes; finish it with: lora-flow sweep"
+        InputError, match="must hold a finished run, got 98 of 100 lanes; finish it with: lora-flow sweep"
     ):
         load_run(out)
     assert main(["sweep", "--out", str(out), "--resume"]) == 0
     resumed, original = load_run(out), load_run(whole)
-    np.testing.assert_array_equal(resumed["loss"].values[1], original["loss"].values[1])
+    np.testing.assert_array_equal(resumed["loss"].values[0, 1], original["loss"].values[0, 1])
     assert np.all(resumed["loss"].values[0, 0, 0, 0] == 456.0)
 
 
@@ -104,14 +105,13 @@ def test_a_run_folder_is_what_it_says(unbroken):
     assert sorted(path.name for path in out.iterdir()) == ["figures", "report.md", "results.zarr", "settings.toml"]
     dataset = load_run(out)
     assert dataset["loss"].dims == ("init", "alpha", "rank", "seed", "time")
-    assert dataset.sizes == {"init": 2, "alpha": 2, "rank": 2, "seed": 6, "time": 11}
+    assert dataset.sizes == {"init": 1, "alpha": 2, "rank": 1, "seed": 50, "time": 11}
     assert np.all(dataset["status"] == 0)
     assert dataset.attrs["side"] == "B"
     report = (out / "report.md").read_text()
-    assert "| spectral | B | 0.0001 | 2 |" in report
-    for picture in ("sweep-r1.png", "sweep-r2.png"):
-        assert (out / "figures" / picture).stat().st_size > 10_000
-        assert f"figures/{picture}" in report
+    assert "| gaussian | B | 0.0001 | 2 |" in report
+    assert (out / "figures" / "sweep.png").stat().st_size > 10_000
+    assert "figures/sweep.png" in report
 
 
 def test_refuses_to_resume_with_other_settings(unbroken, capsys):
@@ -188,7 +188,7 @@ raise SystemExit(main())
     assert len(lines) == 1
     assert "No space left on device" in lines[0]
     assert "--resume" in lines[0]
-    assert int((xr.open_zarr(out / "results.zarr")["status"] >= 0).sum()) == 12
+    assert int((xr.open_zarr(out / "results.zarr")["status"] >= 0).sum()) == 6
     finish(start(out, "--resume"))
     assert stored_bytes(out) == stored_bytes(unbroken[0])
 
