@@ -43,6 +43,7 @@ class RunFolder:
         path = Path(path)
         check_free(path, overwrite)
         empty = plan.empty()
+        empty.attrs = {name: value for name, value in settings.items() if name not in empty.dims} | empty.attrs
         _check_room(path, empty.nbytes)
         path.mkdir(parents=True, exist_ok=True)
         for old in (path / RESULTS, path / "figures"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import diffrax
@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ArrayLike
 from tqdm.auto import tqdm
 
-from lora_flow.adapter import Adapters, pad, zero_adapters
+from lora_flow.adapter import Adapters, zero_adapters
+from lora_flow.batch import draw, round_solver
 from lora_flow.checks import require, require_choice
-from lora_flow.flow import MAX_STEPS, RTOL, STATUS, Integrator, integrator, save_times, solve_lane
-from lora_flow.initialization import INITIALIZATIONS, SIDES, check_alpha, check_rank, initialize
+from lora_flow.flow import MAX_STEPS, RTOL, STATUS, Integrator, integrator, save_times
+from lora_flow.initialization import INITIALIZATIONS, SIDES, check_alpha, check_rank
 from lora_flow.observables import measure, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, task_rank
 
@@ -103,7 +103,7 @@ class Plan:
         """Solves the batches with the given indices, or all, and yields (lane numbers, values) as each is done."""
         pending = range(len(self.batches)) if pending is None else pending
         devices = jax.local_devices()[: max(1, len(pending))]
-        solve_round = _compiled_round(tuple(devices))
+        solve_round = round_solver(tuple(devices))
         directions = principal_directions(self.problem)
         t1, times = jnp.asarray(self.t1, float), jnp.asarray(self.times, float)
         done = self.grid.size - sum(len(self.batches[i]) for i in pending)
@@ -139,7 +139,7 @@ class Plan:
             padded = np.pad(members, (0, len(numbers) - len(members)), mode="edge")
             seeds = jnp.asarray([coordinates[place]["seed"] for place in padded])
             alphas = jnp.asarray([coordinates[place]["alpha"] for place in padded], float)
-            drawn = _draw(init, side, rank, max(self.grid.rank), self.problem, seeds, alphas)
+            drawn = draw(init, side, rank, max(self.grid.rank), self.problem, seeds, alphas)
             parts.append([np.asarray(leaf)[: len(members)] for leaf in jax.tree.leaves(drawn)])
             places.extend(members)
         back = np.argsort(places)
@@ -259,51 +259,6 @@ def digest(problem: Problem) -> str:
     for leaf in jax.tree.leaves(eqx.filter(problem, eqx.is_array)):
         state.update(np.ascontiguousarray(leaf).tobytes())
     return state.hexdigest()
-
-
-@functools.cache
-def _compiled_round(devices: tuple[Any, ...]) -> Callable[..., dict[str, Array]]:
-    """A function that solves one batch on each device: each runs a loop of its own, none waits for another's steps."""
-    mesh = Mesh(np.array(devices), ("lanes",))
-    lanes, everywhere = PartitionSpec("lanes"), PartitionSpec()
-
-    @eqx.filter_jit
-    def solve_round(
-        problem: Problem,
-        start: Adapters,
-        directions: tuple[Array, ...],
-        t1: Array,
-        times: Array,
-        settings: Integrator,
-        max_steps: int,
-    ) -> dict[str, Array]:
-        arrays, rest = eqx.partition((problem, directions, t1, times, settings), eqx.is_array)
-
-        def solve_batch(arrays: Any, start: Adapters) -> dict[str, Array]:
-            problem, directions, t1, times, settings = eqx.combine(arrays, rest)
-
-            def lane(adapters: Adapters) -> dict[str, Array]:
-                trajectory = solve_lane(
-                    problem, adapters, directions, t1, times, settings, diffrax.ForwardMode(), max_steps
-                )
-                return trajectory.observables | {"status": trajectory.status, "steps": trajectory.stats["num_steps"]}
-
-            return jax.vmap(lane)(start)
-
-        return jax.shard_map(solve_batch, mesh=mesh, in_specs=(everywhere, lanes), out_specs=lanes, check_vma=False)(
-            arrays, start
-        )
-
-    return solve_round
-
-
-@eqx.filter_jit
-def _draw(init: str, side: str, rank: int, padded_rank: int, problem: Problem, seeds: Array, alphas: Array) -> Adapters:
-    def one(seed: Array, alpha: Array) -> Adapters:
-        key = jax.random.key(seed)
-        return pad(initialize(init, key, problem, rank=rank, alpha=alpha, side=side), padded_rank)
-
-    return jax.vmap(one)(seeds, alphas)
 
 
 def _axis(name: str, values: Any) -> tuple[Any, ...]:

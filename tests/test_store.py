@@ -108,6 +108,8 @@ def test_a_run_folder_is_what_it_says(unbroken):
     assert dataset.sizes == {"init": 1, "alpha": 2, "rank": 1, "seed": 50, "time": 11}
     assert np.all(dataset["status"] == 0)
     assert dataset.attrs["side"] == "B"
+    assert (dataset.attrs["problem"], dataset.attrs["m"], dataset.attrs["batch_size"]) == ("aligned", 5, 2)
+    assert {"jax_version", "diffrax_version", "lora_flow_version", "sigma_shift", "delta_w"} <= set(dataset.attrs)
     report = (out / "report.md").read_text()
     assert "| gaussian | B | 0.0001 | 2 |" in report
     assert (out / "figures" / "sweep.png").stat().st_size > 10_000
