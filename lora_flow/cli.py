@@ -7,14 +7,14 @@ import dataclasses
 import io
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from lora_flow.checks import InputError, require, require_choice
-from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table
+from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,10 +48,10 @@ class Sweep:
     settings: Settings = dataclasses.field(default_factory=Settings)
 
     def run(self) -> int:
-        settings = self.settings
+        settings = with_absolute_path(self.settings)
         if self.resume:
             _check_unchanged(settings, _stored(self.out), self.out)
-        return _sweep(settings, self.out, self.resume, self.overwrite, name="sweep")
+        return _sweep(settings, self.out, self.resume, self.overwrite)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +61,13 @@ class Plot:
     For example: lora-flow plot runs/demo
     """
 
-    folder: Annotated[str, tyro.conf.Positional]
+    out: Annotated[str, tyro.conf.Positional]
     """The run folder."""
 
     def run(self) -> int:
         from lora_flow.store import load_run
 
-        return _draw(load_run(self.folder), self.folder, name="sweep")
+        return _draw(load_run(self.out), self.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Figure:
             settings = dataclasses.replace(settings, seeds=self.seeds)
         if self.resume:
             _check_unchanged(settings, _stored(self.out), self.out)
-        return _sweep(settings, self.out, self.resume, self.overwrite, name=f"figure{self.number}", figure=self.number)
+        return _sweep(settings, self.out, self.resume, self.overwrite, figure=self.number)
 
 
 Command = Sweep | Plot | Figure
@@ -110,9 +110,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command: 0 when done, 2 with one line for bad input, 1 for a failure in the run."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        return _parse(arguments).run()
+        command = _parse(arguments)
     except InputError as error:
         print(f"lora-flow: {error}", file=sys.stderr)
+        return 2
+    try:
+        return command.run()
+    except InputError as error:
+        print(f"lora-flow: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(_storage_error(error, command.out), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lora-flow: interrupted; what was solved is stored, --resume goes on", file=sys.stderr)
@@ -152,7 +160,7 @@ def _tyro(arguments: list[str], default: Sweep | None = None) -> Command:
         raise
 
 
-def _sweep(settings: Settings, out: str, resume: bool, overwrite: bool, name: str, figure: int | None = None) -> int:
+def _sweep(settings: Settings, out: str, resume: bool, overwrite: bool, figure: int = 0) -> int:
     from lora_flow.store import RunFolder, check_free, run
 
     if not resume:
@@ -160,45 +168,42 @@ def _sweep(settings: Settings, out: str, resume: bool, overwrite: bool, name: st
     start_jax(settings)
     plan = build_plan(settings)
     print(plan.problem)
-    print(f"{plan.grid.size} runs to t = {plan.t1:g}, in {len(plan.batches)} batches of {plan.batch_size} or fewer")
-    with _storage_errors(out):
-        folder = RunFolder.resume(out, plan) if resume else RunFolder.create(out, to_table(settings), plan, overwrite)
-        dataset = run(folder, plan)
-        return _draw(dataset, out, name, figure)
+    print(f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.batch_size} at a time on each device")
+    if resume:
+        folder = RunFolder.resume(out, plan)
+    else:
+        folder = RunFolder.create(out, to_table(settings), plan, overwrite, attrs={"figure": figure})
+    return _draw(run(folder, plan), out)
 
 
-def _draw(dataset: xr.Dataset, out: str, name: str, figure: int | None = None) -> int:
+def _draw(dataset: xr.Dataset, out: str) -> int:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from lora_flow.figures import save_figures
     from lora_flow.paper import FIGURES, comparison
-    from lora_flow.report import final_values, report, unfinished
+    from lora_flow.report import failed, final_values, report
 
-    paper = FIGURES[figure] if figure else None
-    pictures = save_figures(dataset, Path(out) / "figures", name, paper.alignment_until if paper else None)
+    paper = FIGURES.get(dataset.attrs.get("figure", 0))
+    name, until = (f"figure{dataset.attrs['figure']}", paper.alignment_until) if paper else ("sweep", None)
+    pictures = save_figures(dataset, Path(out) / "figures", name, until)
     notes = comparison(paper, dataset) if paper else ""
     links = [str(picture.relative_to(out)) for picture in pictures]
     (Path(out) / "report.md").write_text(report(dataset, links, notes))
     print("\n".join(part for part in (final_values(dataset), notes) if part))
     print(*(f"picture: {picture}" for picture in pictures), f"report: {Path(out) / 'report.md'}", sep="\n")
-    failed = unfinished(dataset)
-    for status, count in failed.items():
+    ended = failed(dataset)
+    for status, count in ended.items():
         print(f"lora-flow: {count} of {dataset['status'].size} runs ended with status {status}", file=sys.stderr)
-    return 1 if sum(failed.values()) == dataset["status"].size else 0
+    return 1 if sum(ended.values()) == dataset["status"].size else 0
 
 
-@contextlib.contextmanager
-def _storage_errors(out: str) -> Iterator[None]:
+def _storage_error(error: OSError, out: str) -> str:
     """A disk that is full or cannot be written is bad input: what is stored stays, and the line says how to go on."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"out must be writable, got '{out}' ({reason}); batches stored so far are kept, "
-            f"go on with: lora-flow sweep --out {out} --resume"
-        ) from error
+    line = f"lora-flow: '{out}' must be writable, got {error.strerror or error}"
+    if (Path(out) / "results.zarr").exists():
+        line += f"; what is stored is kept, go on with: lora-flow sweep --out {out} --resume"
+    return line
 
 
 def _stored(out: str) -> Settings:

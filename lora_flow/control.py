@@ -19,7 +19,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     r"""Adapts the step so that errors are small beside what is still to be learned.
 
     The usual tolerance is relative to the weights, which stay of order 1 while the residual
-    E = shift - update falls to 1e-10: it lets the solver stop the loss anywhere below 1e-6. Here a
+    E = shift - update falls to 1e-10: it lets the solver stop the loss ten decades too high. Here a
     step is accepted when, in each factor A_i and B_i (a leaf of the state),
 
         ||error|| <= max(rtol ||E|| / ||shift||, eps) ||factor||,

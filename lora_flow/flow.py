@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
-from lora_flow.checks import PrecisionWarning, require, require_choice
+from lora_flow.checks import PrecisionWarning, concrete, require, require_choice
 from lora_flow.control import ResidualController
 from lora_flow.observables import measure, observables, principal_directions
-from lora_flow.problem import HasField, Problem
+from lora_flow.problem import HasField, Problem, check_problem
 
 RTOL = 5e-4
 MAX_STEPS = 100_000
@@ -60,18 +60,19 @@ def solve(
     problem: Problem,
     adapters: Adapters,
     *,
-    t1: float,
+    t1: float | Array,
     saves: int | ArrayLike | Sequence[float] = 101,
     solver: diffrax.AbstractSolver | None = None,
-    rtol: float = RTOL,
+    rtol: float | Array = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
-    dt0: float | None = None,
+    dt0: float | Array | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int = MAX_STEPS,
 ) -> Trajectory:
     r"""Integrates dA_i/dt = -dL/dA_i, dB_i/dt = -dL/dB_i from 0 to `t1` (arXiv 2503.06982, equation 3).
 
-    Differentiable with respect to the adapters and the problem's arrays; `jit` and `vmap` apply.
+    Differentiable with respect to the adapters and the problem's arrays. `jit` and `vmap` apply; values that
+    they trace cannot be checked.
 
     **Arguments:**
 
@@ -89,6 +90,7 @@ def solve(
 
     **Raises:** `InputError` for bad arguments. A run that fails is a status, never an exception.
     """
+    check_problem(problem)
     times = save_times(t1, saves)
     adapters = _check_adapters(problem, adapters)
     settings = integrator(solver=solver, rtol=rtol, stepsize_controller=stepsize_controller, dt0=dt0)
@@ -99,20 +101,23 @@ def solve(
     return _solve(problem, adapters, jnp.asarray(t1, float), times, settings, adjoint, max_steps)
 
 
-def save_times(t1: float, saves: int | ArrayLike | Sequence[float], spacing: str = "linear") -> Float[Array, " time"]:
+def save_times(
+    t1: float | Array, saves: int | ArrayLike | Sequence[float], spacing: str = "linear"
+) -> Float[Array, " time"]:
     """The times at which observables are saved, as `solve` and `sweep` take them.
 
     A number means that many times, 0 and `t1` included: equally spaced, or for `spacing="log"` 0 and
     then equally spaced in log t over the four decades up to t1. An array is checked and returned.
     """
     require_choice("spacing", spacing, ("linear", "log"))
-    if not isinstance(t1, jax.core.Tracer):
-        require(np.isfinite(t1) and t1 > 0, "t1", "be positive and finite", t1)
+    end = concrete(t1)
+    require(end is None or (np.isfinite(end) and end > 0), "t1", "be positive and finite", t1)
     if isinstance(saves, (int, np.integer)):
         require(saves >= 2, "saves", "be at least 2, or an array of times", saves)
         if spacing == "linear":
             return jnp.linspace(0.0, t1, int(saves))
-        return jnp.concatenate([jnp.zeros(1), jnp.geomspace(1e-4 * t1, t1, int(saves) - 1)])
+        late = jnp.geomspace(1e-4, 1.0, int(saves) - 1).at[-1].set(1.0)  # which rounding may leave beside 1
+        return t1 * jnp.concatenate([jnp.zeros(1), late])
     times = jnp.asarray(saves, dtype=float)
     require(
         times.ndim == 1 and times.size >= 2,
@@ -120,9 +125,10 @@ def save_times(t1: float, saves: int | ArrayLike | Sequence[float], spacing: str
         "be a whole number, or an array of at least two times",
         f"shape {times.shape}",
     )
-    if not isinstance(times, jax.core.Tracer):
-        inside = bool(jnp.all(jnp.diff(times) > 0)) and times[0] >= 0 and times[-1] <= t1
-        require(inside, "saves", f"increase within 0 ... t1 = {t1:g}", f"{times[0]:g} ... {times[-1]:g}")
+    values = concrete(times)
+    if values is not None and end is not None:
+        inside = np.all(np.diff(values) > 0) and values[0] >= 0 and values[-1] <= end
+        require(inside, "saves", f"increase within 0 ... t1 = {t1:g}", f"{values[0]:g} ... {values[-1]:g}")
     return times
 
 
@@ -138,14 +144,14 @@ class Integrator(eqx.Module):
 def integrator(
     *,
     solver: diffrax.AbstractSolver | None = None,
-    rtol: float = RTOL,
+    rtol: float | Array = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
-    dt0: float | None = None,
+    dt0: float | Array | None = None,
 ) -> Integrator:
     """Checks the arguments of `solve` of the same names and fills in the defaults."""
-    require(0 < rtol < 1, "rtol", "lie between 0 and 1", rtol)
-    if dt0 is not None:
-        require(np.isfinite(dt0) and dt0 > 0, "dt0", "be positive", dt0)
+    tolerance, first = concrete(rtol), None if dt0 is None else concrete(dt0)
+    require(tolerance is None or 0 < tolerance < 1, "rtol", "lie between 0 and 1", rtol)
+    require(first is None or (np.isfinite(first) and first > 0), "dt0", "be positive", dt0)
     solver = diffrax.Tsit5() if solver is None else solver
     if stepsize_controller is None:
         require(
@@ -155,7 +161,7 @@ def integrator(
             type(solver).__name__,
         )
     dtype = jnp.result_type(float)
-    if rtol < 100 * jnp.finfo(dtype).eps:
+    if tolerance is not None and tolerance < 100 * jnp.finfo(dtype).eps:
         warnings.warn(
             f"rtol must be at least {100 * float(jnp.finfo(dtype).eps):.0e} for {dtype} to carry it, got {rtol:g}; "
             'turn on double precision with jax.config.update("jax_enable_x64", True)',
@@ -181,19 +187,20 @@ def solve_lane(
     def save(t: Any, state: Adapters, args: Any) -> Any:
         return problem.loss(state), measure(state, directions)
 
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, state, args: field(state)),
-        settings.solver,
-        t0=jnp.zeros_like(t1),
-        t1=t1,
-        dt0=settings.dt0,
-        y0=adapters,
-        stepsize_controller=_controller(problem, settings, times),
-        saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=times, fn=save), diffrax.SubSaveAt(t1=True)]),
-        adjoint=adjoint,
-        max_steps=max_steps,
-        throw=False,
-    )
+    with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, state, args: field(state)),
+            settings.solver,
+            t0=jnp.zeros_like(t1),
+            t1=t1,
+            dt0=settings.dt0,
+            y0=adapters,
+            stepsize_controller=_controller(problem, settings, times),
+            saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=times, fn=save), diffrax.SubSaveAt(t1=True)]),
+            adjoint=adjoint,
+            max_steps=max_steps,
+            throw=False,
+        )
     (loss, measurements), final = solution.ys
     reached = jnp.isfinite(loss)
     named = {
@@ -259,9 +266,11 @@ def _check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:
     checked = tuple(Adapter(jnp.asarray(a, dtype=float), jnp.asarray(b, dtype=float)) for a, b in adapters)
     for index, (adapter, (n_out, n_in)) in enumerate(zip(checked, layers, strict=True)):
         rank = adapter.a.shape[0] if adapter.a.ndim else 0
+        require(rank >= 1, f"adapters[{index}]", "have a rank of at least 1", rank)
         for name, factor, shape in (("a", adapter.a, (rank, n_in)), ("b", adapter.b, (n_out, rank))):
             where = f"adapters[{index}].{name}"
             require(factor.shape == shape, where, f"have shape {shape}", factor.shape)
-            if not isinstance(factor, jax.core.Tracer):
-                require(bool(jnp.all(jnp.isfinite(factor))), where, "be finite", "entries that are NaN or infinite")
+            values = concrete(factor)
+            finite = values is None or np.all(np.isfinite(values))
+            require(finite, where, "be finite", "entries that are NaN or infinite")
     return checked

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import require, require_choice
+from lora_flow.checks import concrete, require, require_choice
 from lora_flow.problem import Layers, Problem, linearised_task, task_rank
 
 SIDES = ("A", "B")
@@ -56,7 +57,7 @@ def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
         require(rank >= needed, "rank", f"be at least {needed}, the rank of the shift, for spectral_init", rank)
 
     def draw(layer_key: Array, task: Array) -> Adapter:
-        _, _, vt = jnp.linalg.svd(task, full_matrices=rank > min(task.shape))
+        _, _, vt = jnp.linalg.svd(task, full_matrices=False)
         scale = alpha * jax.random.normal(layer_key, (rank, 1))
         return Adapter(scale * vt[:rank], jnp.zeros((task.shape[0], rank)))
 
@@ -91,9 +92,10 @@ def check_rank(rank: Any, layers: Layers) -> None:
 
 
 def check_alpha(alpha: Any) -> None:
-    if not isinstance(alpha, jax.core.Tracer):
-        require(bool(np.isfinite(alpha) and alpha > 0), "alpha", "be positive and finite", alpha)
+    value = concrete(alpha)
+    require(value is None or (np.isfinite(value) and value > 0), "alpha", "be positive and finite", alpha)
 
 
 def _is_concrete(problem: Problem) -> bool:
-    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(problem))
+    leaves = jax.tree.leaves(eqx.filter(problem, eqx.is_array))
+    return all(concrete(leaf) is not None for leaf in leaves)

@@ -55,7 +55,8 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
 
     - `alignment_error`: 1 - |cos| of the angle between gamma_1 and the top left singular vector of
       Z_1; `alignment_error_2` the same for layer 2, and so on. It comes from the component across gamma, not
-      from the cosine, and so resolves errors down to about 1e-30.
+      from the cosine, and resolves errors down to eps ||R||^2 / ||Z||^2 with R the part of Z across gamma: to
+      1e-30 while only one direction of Z is large. NaN where Z is zero.
     - `norm_z1`, `norm_z2`, ...: the spectral norms of the stacked factors.
     - `drift`: the largest over layers of ||C_i(t) - C_i(0)||_F / ||Z_i(t)||^2, with C_i = A_i A_i^T - B_i^T B_i.
       Gradient flow conserves C_i, so this is an error of the integration.
@@ -69,8 +70,10 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
         cosine = jnp.sqrt(cosine2 / total)
         named[f"norm_z{layer}"] = jnp.sqrt(squared_norm)
         named["alignment_error" if layer == 1 else f"alignment_error_{layer}"] = sine2 / total / (1 + cosine)
-        drift = jnp.linalg.norm(imbalance - imbalance[..., :1, :, :], axis=(-2, -1)) / squared_norm
-        drifts.append(jnp.where(squared_norm > 0, drift, 0.0))
+        change = jnp.sum((imbalance - imbalance[..., :1, :, :]) ** 2, axis=(-2, -1))
+        moved = (change > 0) & (squared_norm > 0)
+        drift = jnp.sqrt(jnp.where(moved, change, 1.0)) / jnp.where(moved, squared_norm, 1.0)
+        drifts.append(jnp.where(moved, drift, 0.0))
     named["drift"] = jnp.max(jnp.stack(drifts), axis=0)
     return named
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
-from lora_flow.checks import require
+from lora_flow.checks import InputError, concrete, require
 
 Layers = tuple[tuple[int, int], ...]
 
@@ -23,7 +23,8 @@ class Problem(Protocol):
 
     `layers` holds the `(out, in)` shape of each adapted layer, and `loss` maps a tuple of adapters,
     one for each layer, to a scalar that is at least 0. The flow is then `-jax.grad(loss)`; a problem
-    that knows a faster way to it offers `field(adapters)`, and `linearised_task()` likewise.
+    that knows a faster way to it offers `field(adapters)`, and `linearised_task()` likewise. An object that is not
+    a PyTree must be hashable, and must not change once it has been solved: the compiled program keeps its arrays.
     """
 
     @property
@@ -78,8 +79,8 @@ class Factorization(eqx.Module):
             goal = _matrix("target", target)
             require(goal.shape == (m, n), "target", f"have shape {(m, n)}", goal.shape)
             self.shift = goal - self.w2 @ self.w1
-        if not isinstance(self.shift, jax.core.Tracer):
-            require(bool(jnp.any(self.shift != 0)), "shift", "have a non-zero entry", "nothing to learn")
+        values = concrete(self.shift)
+        require(values is None or np.any(values != 0), "shift", "have a non-zero entry", "nothing to learn")
 
     @property
     def layers(self) -> Layers:
@@ -150,6 +151,15 @@ class Factorization(eqx.Module):
         )
 
 
+def check_problem(problem: Problem) -> None:
+    """Raises unless a compiled program can be kept for the problem."""
+    try:
+        hash(tuple(jax.tree.leaves(eqx.filter(problem, eqx.is_array, inverse=True))))
+    except TypeError:
+        must = "be a PyTree, an equinox.Module for instance, or hashable, like a plain class or @dataclass(eq=False)"
+        raise InputError(f"problem must {must}, got an unhashable {type(problem).__name__}") from None
+
+
 def linearised_task(problem: Problem) -> tuple[Array, ...]:
     """-dL/dW_i at the start, one `(out, in)` matrix a layer: what each adapter learns while small.
 
@@ -191,14 +201,17 @@ def _is_symmetric(product: np.ndarray) -> bool:
 
 def _matrix(name: str, value: Any) -> Array:
     try:
+        require(not np.iscomplexobj(value), name, "be a matrix of real numbers", "complex ones")
         array = jnp.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        require(False, name, "be a matrix of real numbers", type(value).__name__)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} must be a matrix of real numbers, got {type(value).__name__}") from error
     require(array.ndim == 2, name, "be a matrix", f"shape {array.shape}")
     require(array.size > 0, name, "have at least one entry", f"shape {array.shape}")
-    if not isinstance(array, jax.core.Tracer):
-        bad = int(jnp.sum(~jnp.isfinite(array)))
-        require(bad == 0, name, "be finite", f"{bad} entries that are NaN or infinite")
+    values = concrete(array)
+    bad = 0 if values is None else int(np.sum(~np.isfinite(values)))
+    require(bad == 0, name, "be finite", f"{bad} entries that are NaN or infinite")
     return array
 
 

@@ -79,7 +79,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def unfinished(dataset: xr.Dataset) -> Mapping[str, int]:
+def failed(dataset: xr.Dataset) -> Mapping[str, int]:
     """How many lanes ended with each status other than success."""
     meanings = dict(
         zip(dataset["status"].attrs["flag_values"], dataset["status"].attrs["flag_meanings"].split(), strict=True)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_flow.checks import InputError, PrecisionWarning, require, require_choice
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from lora_flow.problem import Factorization
     from lora_flow.sweeps import Plan
 
-SOLVERS = ("Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun", "Kvaerno3", "Kvaerno5", "KenCarp4")
+SOLVERS = ("Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun")
 PRECISIONS = ("double", "single")
 
 
@@ -57,9 +58,10 @@ class Settings:
     problem_seed: int = 0
     """Aligned problem: the seed of the pretrained weights."""
     solver: str = "Tsit5"
-    """The diffrax solver: Tsit5, Dopri5, Dopri8, Bosh3, Heun, Kvaerno3, Kvaerno5 or KenCarp4."""
+    """The diffrax solver: Tsit5, Dopri5, Dopri8, Bosh3 or Heun. (From Python, any.)"""
     rtol: float = 5e-4
-    """Tolerance, relative to the factors and to the residual. The default keeps the loss within 0.05 decades."""
+    """Tolerance, relative to the factors and to the residual. With Tsit5 the default keeps the loss within 0.05
+    decades."""
     max_steps: int = 100_000
     """Solver steps after which a run is given up; its status is then max_steps."""
     batch_size: int = 32
@@ -88,11 +90,19 @@ def to_table(settings: Settings) -> dict[str, Any]:
     }
 
 
+def with_absolute_path(settings: Settings) -> Settings:
+    """A problem file by its absolute path, so that a run can be resumed from anywhere."""
+    if not _is_file_name(settings.problem):
+        return settings
+    return dataclasses.replace(settings, problem=str(Path(settings.problem).resolve()))
+
+
 def start_jax(settings: Settings) -> None:
     """Sets what JAX must know before it is imported: one CPU device a core, and the precision."""
     require_choice("precision", settings.precision, PRECISIONS)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        count = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        count = f"--xla_force_host_platform_device_count={cores}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
     import jax
 
@@ -121,8 +131,8 @@ def build_problem(settings: Settings) -> Factorization:
         require(value == _FIELDS[name].default, name, f"be left out with problem '{settings.problem}'", value)
     if settings.problem == "digits":
         return targets.digits_problem()
-    if "." not in settings.problem and "/" not in settings.problem:
-        require_choice("problem", settings.problem, ("aligned", "digits", "a .npz or .safetensors file"))
+    if not _is_file_name(settings.problem):
+        require_choice("problem", settings.problem, ("aligned", "digits"), "or an .npz or .safetensors file")
     return targets.load_problem(settings.problem)
 
 
@@ -153,6 +163,10 @@ def build_plan(settings: Settings) -> Plan:
             )
         except PrecisionWarning as warning:
             raise InputError(str(warning)) from warning
+
+
+def _is_file_name(problem: str) -> bool:
+    return "." in problem or "/" in problem
 
 
 def _coerce(name: str, value: Any, default: Any) -> Any:

@@ -10,10 +10,11 @@ process is killed, a lane whose status says it is done has all its values, and t
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tomllib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import xarray as xr
 import zarr
 
 from lora_flow.checks import InputError, require
+from lora_flow.settings import Settings, to_table
 from lora_flow.sweeps import PENDING, Plan, Values, digest
 
 SETTINGS, RESULTS = "settings.toml", "results.zarr"
@@ -38,19 +40,35 @@ class RunFolder:
         self._arrays: Any = zarr.open_group(path / RESULTS, mode="r+")
 
     @classmethod
-    def create(cls, path: str | Path, settings: Mapping[str, Any], plan: Plan, overwrite: bool = False) -> RunFolder:
-        """A new run folder, with nothing solved yet; refuses to touch one that exists unless `overwrite`."""
+    def create(
+        cls,
+        path: str | Path,
+        settings: Mapping[str, Any],
+        plan: Plan,
+        overwrite: bool = False,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> RunFolder:
+        """A new run folder, with nothing solved yet; refuses to touch one that exists unless `overwrite`.
+
+        An old run goes only once the new one is whole beside it.
+        """
         path = Path(path)
         check_free(path, overwrite)
+        _check_room(path, plan.nbytes)
+        path.mkdir(parents=True, exist_ok=True)
         empty = plan.empty()
         empty.attrs = {name: value for name, value in settings.items() if name not in empty.dims} | empty.attrs
-        _check_room(path, empty.nbytes)
-        path.mkdir(parents=True, exist_ok=True)
-        for old in (path / RESULTS, path / "figures"):
-            shutil.rmtree(old, ignore_errors=True)
-        (path / "report.md").unlink(missing_ok=True)
-        _write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
-        _create_results(path / RESULTS, empty, plan.batch_size)
+        empty.attrs.update(attrs or {})
+        with _new_results(path, empty, plan.batch_size) as new:
+            old = path / f"{RESULTS}.{uuid.uuid4().hex}.old"
+            if (path / RESULTS).exists():
+                (path / RESULTS).replace(old)
+            _write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
+            new.replace(path / RESULTS)
+        for drawn in (path / "report.md", *path.glob("figures/sweep*.png"), *path.glob("figures/figure*.png")):
+            drawn.unlink(missing_ok=True)
+        if old.exists():
+            shutil.rmtree(old)
         return cls(path, plan)
 
     @classmethod
@@ -58,7 +76,8 @@ class RunFolder:
         """The folder of an unfinished run with the same settings, whose finished batches are kept."""
         path = Path(path)
         if not (path / RESULTS).exists():  # killed between its settings and its first results
-            _create_results(path / RESULTS, plan.empty(), plan.batch_size)
+            with _new_results(path, plan.empty(), plan.batch_size) as new:
+                new.replace(path / RESULTS)
         folder = cls(path, plan)
         stored = folder._dataset.attrs.get("problem_digest")
         require(
@@ -67,6 +86,10 @@ class RunFolder:
             f"be the one that '{path}' was started with, to resume it",
             "other weights or another shift",
         )
+        now = plan.empty().attrs
+        for name in ("lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype"):
+            stored = folder._dataset.attrs[name]
+            require(now[name] == stored, name, f"be {stored}, as '{path}' was started, to resume it", now[name])
         return folder
 
     def pending(self) -> list[int]:
@@ -83,7 +106,8 @@ class RunFolder:
             corners = np.stack(np.unravel_index(lanes, self._dataset["status"].shape), axis=-1) // chunk * chunk
             for corner in np.unique(corners, axis=0):
                 block = tuple(slice(start, start + size) for start, size in zip(corner, chunk, strict=True))
-                stored[block] = memory[block]
+                with zarr.config.set({"array.write_empty_chunks": True}):
+                    stored[block] = memory[block]
 
 
 def run(folder: RunFolder, plan: Plan, progress: bool = True) -> xr.Dataset:
@@ -135,7 +159,7 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
     if not any(path.iterdir()):
         return
-    is_run = (path / SETTINGS).is_file()
+    is_run = (path / SETTINGS).is_file() and set(read_toml(path / SETTINGS)) == set(to_table(Settings()))
     require(is_run, "out", "be a new folder or a run folder", f"'{path}', which holds something else")
     require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
 
@@ -143,7 +167,9 @@ def check_free(path: str | Path, overwrite: bool) -> None:
 def _read_results(path: Path) -> xr.Dataset:
     try:
         dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
-        return dataset.assign(status=dataset["status"])
+        lost = (dataset["status"] == 0) & dataset["loss"].isnull().any("time")
+        dataset["status"].values[lost.values] = PENDING  # a finished lane has all its values, or it is solved again
+        return dataset
     except (OSError, KeyError, ValueError) as error:
         raise InputError(f"'{path / RESULTS}' must be readable by xarray.open_zarr, got {error}") from error
 
@@ -152,18 +178,17 @@ def _check_room(path: Path, needed: int) -> None:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     room = free > 1.2 * needed + 2**20
-    require(room, "out", f"have room for {needed / 1e6:.0f} MB of results", f"{free / 1e6:.0f} MB free")
+    require(room, "out", f"have room for {needed / 1e6:.3g} MB of results", f"{free / 1e6:.3g} MB free")
 
 
-def _create_results(path: Path, empty: xr.Dataset, batch_size: int) -> None:
-    """Writes the dataset without results under another name and renames it, so that it is there whole or not at all."""
-    chunks = {name: _chunks(empty, name, batch_size) for name in empty.data_vars}
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+@contextlib.contextmanager
+def _new_results(folder: Path, empty: xr.Dataset, batch_size: int) -> Iterator[Path]:
+    """The dataset without results under another name, to be renamed when it is whole; gone if that does not happen."""
+    chunks = {name: {"chunks": _chunks(empty, name, batch_size)} for name in empty.data_vars}
+    partial = folder / f"{RESULTS}.{uuid.uuid4().hex}.partial"
     try:
-        empty.to_zarr(
-            partial, encoding={name: {"chunks": c} for name, c in chunks.items()}, zarr_format=2, consolidated=True
-        )
-        partial.replace(path)
+        empty.to_zarr(partial, encoding=chunks, zarr_format=2, consolidated=True)
+        yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

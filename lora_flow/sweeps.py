@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from lora_flow.checks import require, require_choice
 from lora_flow.flow import MAX_STEPS, RTOL, STATUS, Integrator, integrator, save_times
 from lora_flow.initialization import INITIALIZATIONS, SIDES, check_alpha, check_rank
 from lora_flow.observables import measure, observables, principal_directions
-from lora_flow.problem import Factorization, Problem, task_rank
+from lora_flow.problem import Factorization, Problem, check_problem, task_rank
 
 PENDING = -1  # the status of a lane that has not run
 BATCH_SIZE = 32
@@ -40,15 +41,15 @@ class Grid:
     side: tuple[str, ...]
     alpha: tuple[float, ...]
     rank: tuple[int, ...]
-    seed: tuple[int, ...]
+    seed: Sequence[int]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(len(axis) for axis in dataclasses.astuple(self))
+        return tuple(len(getattr(self, dim)) for dim in LANE_DIMS)
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     def lane(self, number: int | np.integer) -> dict[str, Any]:
         """The coordinates of one lane."""
@@ -82,6 +83,11 @@ class Plan:
         """Lane numbers, `batch_size` at a time; the same for a run that is resumed."""
         order = self.grid.by_cost()
         return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the result, without making it."""
+        return self.grid.size * (8 * len(self.times) * len(self._observable_names()) + 5)
 
     def empty(self) -> xr.Dataset:
         """The result before any lane has run: NaN everywhere, and status -1."""
@@ -185,19 +191,20 @@ class Plan:
 def plan_sweep(
     problem: Problem,
     *,
-    init: str | Sequence[str] = "gaussian",
-    side: str | Sequence[str] = "A",
-    alpha: float | Sequence[float] = 1e-3,
-    rank: int | Sequence[int] = 4,
-    seeds: int | Sequence[int] = 1,
+    init: str | Sequence[str],
+    side: str | Sequence[str],
+    alpha: float | ArrayLike | Sequence[float],
+    rank: int | ArrayLike | Sequence[int],
+    seeds: int | ArrayLike | Sequence[int],
     t1: float,
-    saves: int | ArrayLike | Sequence[float] = 101,
-    solver: diffrax.AbstractSolver | None = None,
-    rtol: float = RTOL,
-    max_steps: int = MAX_STEPS,
-    batch_size: int = BATCH_SIZE,
+    saves: int | ArrayLike | Sequence[float],
+    solver: diffrax.AbstractSolver | None,
+    rtol: float,
+    max_steps: int,
+    batch_size: int,
 ) -> Plan:
     """Checks the arguments of `sweep`, all of them before anything is solved."""
+    check_problem(problem)
     grid = Grid(
         init=_axis("init", init),
         side=_axis("side", side),
@@ -224,7 +231,22 @@ def plan_sweep(
     return Plan(problem, grid, float(t1), times, settings, max_steps, min(batch_size, grid.size))
 
 
-def sweep(problem: Problem, *, progress: bool = True, **arguments: Any) -> xr.Dataset:
+def sweep(
+    problem: Problem,
+    *,
+    init: str | Sequence[str] = "gaussian",
+    side: str | Sequence[str] = "A",
+    alpha: float | ArrayLike | Sequence[float] = 1e-3,
+    rank: int | ArrayLike | Sequence[int] = 4,
+    seeds: int | ArrayLike | Sequence[int] = 1,
+    t1: float,
+    saves: int | ArrayLike | Sequence[float] = 101,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = RTOL,
+    max_steps: int = MAX_STEPS,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = True,
+) -> xr.Dataset:
     r"""Solves the gradient flow for every combination of initialisation, side, alpha, rank and seed.
 
     All lanes share one compiled program: ranks are padded to the largest, lanes are sorted by cost, and
@@ -246,7 +268,20 @@ def sweep(problem: Problem, *, progress: bool = True, **arguments: Any) -> xr.Da
 
     **Raises:** `InputError` for bad arguments. A lane that fails is a status, never an exception.
     """
-    plan = plan_sweep(problem, **arguments)
+    plan = plan_sweep(
+        problem,
+        init=init,
+        side=side,
+        alpha=alpha,
+        rank=rank,
+        seeds=seeds,
+        t1=t1,
+        saves=saves,
+        solver=solver,
+        rtol=rtol,
+        max_steps=max_steps,
+        batch_size=batch_size,
+    )
     dataset = plan.empty()
     for lanes, values in plan.run(progress=progress):
         plan.fill(dataset, lanes, values)
@@ -254,28 +289,30 @@ def sweep(problem: Problem, *, progress: bool = True, **arguments: Any) -> xr.Da
 
 
 def digest(problem: Problem) -> str:
-    """A fingerprint of a problem's arrays, to tell whether a stored run is about this problem."""
+    """A fingerprint of a problem's arrays, to tell whether a stored run is about this problem.
+
+    Of a problem that is no PyTree it knows the layers only.
+    """
     state = hashlib.sha256(repr(problem.layers).encode())
-    for leaf in jax.tree.leaves(eqx.filter(problem, eqx.is_array)):
-        state.update(np.ascontiguousarray(leaf).tobytes())
+    for leaf in map(np.ascontiguousarray, jax.tree.leaves(eqx.filter(problem, eqx.is_array))):
+        state.update(f"{leaf.shape} {leaf.dtype}".encode() + leaf.tobytes())
     return state.hexdigest()
 
 
 def _axis(name: str, values: Any) -> tuple[Any, ...]:
-    listed = (values,) if isinstance(values, str) or np.ndim(values) == 0 else tuple(values)
+    listed = (values,) if isinstance(values, str) else tuple(np.atleast_1d(np.asarray(values)).tolist())
     require(len(listed) > 0, name, "hold at least one value", "none")
     require(len(set(listed)) == len(listed), name, "name each value once", listed)
     return listed
 
 
-def _seeds(seeds: int | Sequence[int]) -> tuple[int, ...]:
+def _seeds(seeds: Any) -> Sequence[int]:
     if isinstance(seeds, (int, np.integer)):
         require(seeds >= 1, "seeds", "be at least 1", seeds)
-        return tuple(range(int(seeds)))
+        return range(int(seeds))
     listed = _axis("seeds", seeds)
-    whole = all(isinstance(seed, (int, np.integer)) and seed >= 0 for seed in listed)
-    require(whole, "seeds", "be integers from 0", listed)
-    return tuple(map(int, listed))
+    require(all(isinstance(seed, int) and seed >= 0 for seed in listed), "seeds", "be integers from 0", listed)
+    return listed
 
 
 def _version(package: str) -> str:

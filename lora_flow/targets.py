@@ -143,7 +143,7 @@ def _component_indices(component: Component | Sequence[Component], k: int) -> li
         if isinstance(one, str) and one.lstrip("-").isdigit():
             one = int(one)
         if isinstance(one, str):
-            require_choice("component", one, ("top", "bottom", "an index"))
+            require_choice("component", one, ("top", "bottom"), "or an index")
             return 0 if one == "top" else k - 1
         require(-k <= one < k, "component", f"be an index below {k}, the number of components", one)
         return one % k

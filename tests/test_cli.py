@@ -1,3 +1,4 @@
+import inspect
 import os
 import subprocess
 import sys
@@ -7,9 +8,9 @@ import tomllib
 import numpy as np
 import pytest
 
-from lora_flow import load_run
+from lora_flow import load_run, sweep
 from lora_flow.cli import main
-from lora_flow.settings import Settings, from_table, to_table
+from lora_flow.settings import SOLVERS, Settings, from_table, to_table
 
 QUICK = ["--rank", "1", "--m", "4", "--n", "4", "--h", "5", "--t1", "0.5", "--saves", "3"]
 
@@ -166,3 +167,15 @@ def test_plot_draws_a_finished_run_again(tmp_path, capsys):
 def test_runs_that_fail_are_reported_and_all_failing_is_status_1(tmp_path, capsys):
     assert main(["sweep", "--out", str(tmp_path / "run"), *QUICK, "--max-steps", "2"]) == 1
     assert "1 of 1 runs ended with status max_steps" in capsys.readouterr().err
+
+
+def test_every_solver_offered_runs(tmp_path):
+    for solver in SOLVERS:
+        assert main(["sweep", "--out", str(tmp_path / solver), *QUICK, "--solver", solver]) == 0
+
+
+def test_defaults_are_those_of_the_library():
+    defaults = {name: parameter.default for name, parameter in inspect.signature(sweep).parameters.items()}
+    for name, value in vars(Settings()).items():
+        if name in defaults and name not in ("t1", "solver"):
+            assert defaults[name] == (value[0] if isinstance(value, tuple) else value), name

@@ -22,7 +22,7 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch, capsys):
         exec(compile(block, page, "exec"), namespace)
     plt.close("all")
     assert "success after" in capsys.readouterr().out
-    if "predicted" in namespace:  # the tutorial holds a formula against a measurement: they agree as it says
+    if page == "docs/tutorial.md":  # the tutorial holds a formula against a measurement: they agree as it says
         assert float(abs(namespace["predicted"] - namespace["measured"]).max()) < 0.15
 
 

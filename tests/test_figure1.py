@@ -51,6 +51,10 @@ def test_the_other_side_does_not_reproduce_the_figure():
 
 def test_picture_and_report(figure1):
     out, _ = figure1
+    before = (out / "report.md").read_text()
+    assert main(["plot", str(out)]) == 0
+    assert (out / "report.md").read_text() == before
+    assert [path.name for path in (out / "figures").iterdir()] == ["figure1.png"]
     assert (out / "figures" / "figure1.png").stat().st_size > 50_000
     report = (out / "report.md").read_text()
     assert "figures/figure1.png" in report

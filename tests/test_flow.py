@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import diffrax
@@ -88,6 +89,14 @@ class TestClosedForms:
             expected.append(s2 * b * a)
         np.testing.assert_allclose(learned, np.diag(expected), atol=1e-7)
         assert expected[1] < 0.98 * 3.0 or expected[2] < 0.98 * 2.0, "all modes done: the test sees nothing"
+
+
+@dataclasses.dataclass
+class Unhashable:
+    layers: tuple = ((100, 10), (10, 100))
+
+    def loss(self, adapters):
+        return 0.0
 
 
 class SingleLayer:
@@ -252,6 +261,26 @@ def test_a_run_that_is_given_up_is_a_status_and_keeps_what_it_reached(figure1_pr
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trajectory.adapters))
 
 
+def test_values_may_be_traced(figure1_problem):
+    """Under jit the end, the tolerance, and adapters drawn inside or closed over."""
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
+
+    @jax.jit
+    def final(t1, rtol, alpha):
+        drawn = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=alpha)
+        return [solve(figure1_problem, y, t1=t1, rtol=rtol, saves=3).observables["loss"][-1] for y in (start, drawn)]
+
+    expected = solve(figure1_problem, start, t1=0.7, rtol=1e-5, saves=3).observables["loss"][-1]
+    np.testing.assert_allclose(final(0.7, 1e-5, 1e-2), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["loss", "alignment_error", "alignment_error_2", "norm_z1", "norm_z2", "drift"])
+def test_every_observable_has_a_finite_gradient(name):
+    problem, start = TestGradients.problem, TestGradients.start
+    got = jax.grad(lambda y: solve(problem, y, t1=1.0, saves=3).observables[name][-1])(start)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(got))
+
+
 def test_what_a_person_reads(figure1_problem):
     start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3)
     text = str(solve(figure1_problem, start, t1=5.0))
@@ -260,6 +289,12 @@ def test_what_a_person_reads(figure1_problem):
 
 
 class TestSaveTimes:
+    @pytest.mark.parametrize("t1", [0.1, 3.0, 5.0, 123.4, 2000.0])
+    def test_logarithmic_times_end_exactly_at_t1_and_are_accepted_as_times(self, t1):
+        times = save_times(t1, 30, "log")
+        assert times[-1] == t1
+        np.testing.assert_array_equal(save_times(t1, times), times)
+
     def test_numbers_and_arrays(self):
         np.testing.assert_allclose(save_times(2.0, 3), [0.0, 1.0, 2.0])
         np.testing.assert_allclose(save_times(1e4, 6, "log"), [0.0, 1.0, 10.0, 100.0, 1e3, 1e4])
@@ -298,6 +333,8 @@ class TestSaveTimes:
         ({"dt0": -1.0}, "dt0 must be positive, got -1.0"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ({"solver": diffrax.Euler()}, "solver must estimate its error, or come with stepsize_controller=.*got Euler"),
+        ({"problem": Unhashable()}, "problem must be a PyTree, .* got an unhashable Unhashable"),
+        ({"adapters": zero_adapters(((100, 10), (10, 100)), 0)}, "adapters.0. must have a rank of at least 1, got 0"),
         ({"adapters": ()}, "adapters must hold one Adapter for each of 2 layers, got 0"),
         (
             {
@@ -320,9 +357,9 @@ class TestSaveTimes:
     ],
 )
 def test_bad_arguments_are_named(figure1_problem, arguments, message):
-    good = {"adapters": zero_adapters(figure1_problem.layers, 1), "t1": 1.0}
+    good = {"problem": figure1_problem, "adapters": zero_adapters(figure1_problem.layers, 1), "t1": 1.0}
     with pytest.raises(InputError, match=message):
-        solve(figure1_problem, **(good | arguments))
+        solve(**(good | arguments))
 
 
 def test_single_precision_warns_only_where_it_cannot_carry_the_tolerance():

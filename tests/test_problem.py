@@ -98,6 +98,7 @@ def test_the_loss_keeps_its_digits_where_the_textbook_form_loses_them():
         ({"shift": None}, "shift or target must be given, and not both, got neither"),
         ({"target": np.ones((4, 5))}, "shift or target must be given, and not both, got both"),
         ({"w1": "weights"}, "w1 must be a matrix of real numbers, got str"),
+        ({"w1": 1j * np.ones((6, 5))}, "w1 must be a matrix of real numbers, got complex ones"),
         ({"w1": np.zeros((6, 0))}, "w1 must have at least one entry"),
     ],
 )

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 from lora_flow import InputError, load_run
 from lora_flow.cli import main
@@ -41,6 +42,14 @@ def finish(process):
     assert process.returncode == 0, said.decode()
 
 
+def solved(out):
+    """How many lanes a run folder, perhaps in use, says are done."""
+    try:
+        return int((zarr.open_array(out / "results.zarr" / "status", mode="r")[:] >= 0).sum())
+    except FileNotFoundError:
+        return 0
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "run"
@@ -60,20 +69,24 @@ def test_killed_at_ten_moments_and_resumed_is_bit_identical(unbroken, tmp_path):
     whole, duration = unbroken
     out = tmp_path / "run"
     moments = random.Random(2026)
-    killed_with_results = 0
-    for _ in range(10):
+    mid_run = 0
+    for kill in range(10):
         resuming = (out / "settings.toml").exists()
+        before = solved(out)
         process = start(out, *(["--resume"] if resuming else FLAGS))
-        time.sleep(moments.uniform(0.5, 0.9) * duration)
+        if kill % 2:  # at any moment of the process, while it starts included
+            time.sleep(moments.uniform(0, 0.7) * duration)
+        else:  # among the batches
+            target = before + moments.randint(1, 12)
+            while solved(out) < target and process.poll() is None:
+                time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if (out / "results.zarr").exists():
-            done = int((xr.open_zarr(out / "results.zarr")["status"] >= 0).sum())
-            killed_with_results += 0 < done < LANES
-            if done == LANES:  # start over, so that there is something to kill
-                shutil.rmtree(out)
+        mid_run += before < solved(out) < LANES
+        if solved(out) == LANES:  # start over, so that there is something to kill
+            shutil.rmtree(out)
+    assert mid_run >= 4, "too few kills fell among the batches"
     finish(start(out, *(["--resume"] if (out / "settings.toml").exists() else FLAGS)))
-    assert killed_with_results > 0, "no kill fell between the first and the last batch"
     assert stored_bytes(out) == stored_bytes(whole)
     assert not [path for path in out.rglob("*.partial") if path.parent == out]
 
@@ -147,6 +160,62 @@ def test_refuses_to_overwrite_unless_told_to(unbroken, tmp_path, capsys):
     assert stored_bytes(out) == stored_bytes(unbroken[0])
     assert main(["sweep", "--out", str(out), "--overwrite", "--rank", "1", "--t1", "0.1", "--saves", "2"]) == 0
     assert load_run(out).sizes["time"] == 2
+
+
+def test_a_finished_lane_whose_values_are_lost_is_solved_again(unbroken, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(unbroken[0], out)
+    chunks = sorted((out / "results.zarr" / "loss").glob("[0-9]*"))
+    chunks[0].unlink()
+    with pytest.raises(InputError, match="must hold a finished run"):
+        load_run(out)
+    assert main(["sweep", "--out", str(out), "--resume"]) == 0
+    assert stored_bytes(out) == stored_bytes(unbroken[0])
+
+
+@pytest.mark.parametrize("moment", ["empty.to_zarr", "_write_atomically", "shutil.rmtree"])
+def test_a_failure_while_overwriting_loses_no_run(unbroken, tmp_path, moment, monkeypatch, capsys):
+    """The old run stays until the new one is whole beside it; after that the new one can be resumed."""
+    out = tmp_path / "run"
+    shutil.copytree(unbroken[0], out)
+
+    def fail(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    if moment == "empty.to_zarr":
+        monkeypatch.setattr(xr.Dataset, "to_zarr", fail)
+    elif moment == "_write_atomically":
+        monkeypatch.setattr("lora_flow.store._write_atomically", fail)
+    else:
+        monkeypatch.setattr("lora_flow.store.shutil.rmtree", fail)
+    flags = ["--overwrite", "--rank", "1", "--m", "4", "--n", "4", "--h", "5", "--t1", "0.1", "--saves", "2"]
+    assert main(["sweep", "--out", str(out), *flags]) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert said.count("\n") == 1
+    monkeypatch.undo()
+    if moment == "empty.to_zarr":
+        assert stored_bytes(out) == stored_bytes(unbroken[0])
+        return
+    assert main(["sweep", "--out", str(out), "--resume"]) == 0
+    assert load_run(out).sizes["time"] == (2 if moment == "shutil.rmtree" else 11)
+
+
+def test_other_peoples_folders_with_a_settings_file_are_left_alone(tmp_path, capsys):
+    (tmp_path / "figures").mkdir()
+    for name in ("settings.toml", "figures/thesis.png", "report.md"):
+        (tmp_path / name).write_text("x = 1")
+    assert main(["sweep", "--out", str(tmp_path), "--overwrite", "--rank", "1"]) == 2
+    assert "must be a new folder or a run folder" in capsys.readouterr().err
+    assert all(
+        (tmp_path / name).read_text() == "x = 1" for name in ("settings.toml", "figures/thesis.png", "report.md")
+    )
+
+
+def test_a_grid_that_cannot_be_stored_is_refused_at_once(tmp_path, capsys):
+    assert main(["sweep", "--out", str(tmp_path / "run"), "--seeds", "1000000000000"]) == 2
+    assert "out must have room for" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_never_overwrites_what_is_not_a_run(tmp_path, capsys):

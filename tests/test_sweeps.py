@@ -93,6 +93,22 @@ def test_a_problem_with_nothing_but_a_loss_can_be_swept():
     assert "norm_z2" not in result
 
 
+def test_axes_may_be_arrays(dataset):
+    again = sweep(
+        SMALL,
+        init=np.array(["gaussian"]),
+        side="A",
+        alpha=jnp.array([1e-3]),
+        rank=dataset["rank"].values,
+        seeds=np.array([5]),
+        t1=1.0,
+        saves=6,
+        progress=False,
+    )
+    one = dataset.sel(init="gaussian", side="A", alpha=1e-3, seed=5)
+    np.testing.assert_allclose(again["loss"].squeeze(), one["loss"], rtol=1e-9)
+
+
 def test_the_digest_tells_problems_apart():
     assert digest(SMALL) == digest(aligned_problem(jax.random.key(0), m=4, n=5, h=6))
     assert digest(SMALL) != digest(aligned_problem(jax.random.key(1), m=4, n=5, h=6))

@@ -65,7 +65,7 @@ def test_a_shift_of_higher_rank_has_the_scales_asked_for():
         ({"shift_scale": [1.0, 2.0]}, "shift_scale must be one number or 1 of them, got 2"),
         (
             {"component": "botom"},
-            r"component must be 'top', 'bottom' or 'an index', got 'botom' \(did you mean 'bottom'",
+            r"component must be 'top' or 'bottom' or an index, got 'botom' \(did you mean 'bottom'",
         ),
         ({"component": 10}, "component must be an index below 10, the number of components, got 10"),
         ({"component": ["top", 0]}, "component must name each component once"),
