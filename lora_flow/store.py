@@ -60,15 +60,13 @@ class RunFolder:
         empty.attrs = {name: value for name, value in settings.items() if name not in empty.dims} | empty.attrs
         empty.attrs.update(attrs or {})
         with _new_results(path, empty, plan.batch_size) as new:
-            old = path / f"{RESULTS}.{uuid.uuid4().hex}.old"
             if (path / RESULTS).exists():
-                (path / RESULTS).replace(old)
+                (path / RESULTS).replace(path / f"{RESULTS}.{uuid.uuid4().hex}.old")
             _write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
             new.replace(path / RESULTS)
         for drawn in (path / "report.md", *path.glob("figures/sweep*.png"), *path.glob("figures/figure*.png")):
             drawn.unlink(missing_ok=True)
-        if old.exists():
-            shutil.rmtree(old)
+        _remove_leftovers(path)
         return cls(path, plan)
 
     @classmethod
@@ -78,6 +76,7 @@ class RunFolder:
         if not (path / RESULTS).exists():  # killed between its settings and its first results
             with _new_results(path, plan.empty(), plan.batch_size) as new:
                 new.replace(path / RESULTS)
+        _remove_leftovers(path)
         folder = cls(path, plan)
         stored = folder._dataset.attrs.get("problem_digest")
         require(
@@ -191,6 +190,12 @@ def _new_results(folder: Path, empty: xr.Dataset, batch_size: int) -> Iterator[P
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what a run that was killed while it made or replaced its results has left under other names."""
+    for leftover in folder.glob(f"{RESULTS}.*"):
+        shutil.rmtree(leftover)
 
 
 def _chunks(dataset: xr.Dataset, name: Any, batch_size: int) -> tuple[int, ...]:
