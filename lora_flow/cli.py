@@ -169,10 +169,11 @@ def _sweep(settings: Settings, out: str, resume: bool, overwrite: bool, figure: 
     plan = build_plan(settings)
     print(plan.problem)
     print(f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.batch_size} at a time on each device")
+    attrs = {"figure": figure}
     if resume:
-        folder = RunFolder.resume(out, plan)
+        folder = RunFolder.resume(out, plan, attrs)
     else:
-        folder = RunFolder.create(out, to_table(settings), plan, overwrite, attrs={"figure": figure})
+        folder = RunFolder.create(out, to_table(settings), plan, overwrite, attrs)
     return _draw(run(folder, plan), out)
 
 

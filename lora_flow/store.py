@@ -56,10 +56,7 @@ class RunFolder:
         check_free(path, overwrite)
         _check_room(path, plan.nbytes)
         path.mkdir(parents=True, exist_ok=True)
-        empty = plan.empty()
-        empty.attrs = {name: value for name, value in settings.items() if name not in empty.dims} | empty.attrs
-        empty.attrs.update(attrs or {})
-        with _new_results(path, empty, plan.batch_size) as new:
+        with _new_results(path, plan, dict(settings) | dict(attrs or {})) as new:
             if (path / RESULTS).exists():
                 (path / RESULTS).replace(path / f"{RESULTS}.{uuid.uuid4().hex}.old")
             _write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
@@ -70,11 +67,11 @@ class RunFolder:
         return cls(path, plan)
 
     @classmethod
-    def resume(cls, path: str | Path, plan: Plan) -> RunFolder:
+    def resume(cls, path: str | Path, plan: Plan, attrs: Mapping[str, Any] | None = None) -> RunFolder:
         """The folder of an unfinished run with the same settings, whose finished batches are kept."""
         path = Path(path)
         if not (path / RESULTS).exists():  # killed between its settings and its first results
-            with _new_results(path, plan.empty(), plan.batch_size) as new:
+            with _new_results(path, plan, read_settings(path) | dict(attrs or {})) as new:
                 new.replace(path / RESULTS)
         _remove_leftovers(path)
         folder = cls(path, plan)
@@ -181,9 +178,11 @@ def _check_room(path: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def _new_results(folder: Path, empty: xr.Dataset, batch_size: int) -> Iterator[Path]:
+def _new_results(folder: Path, plan: Plan, attrs: Mapping[str, Any]) -> Iterator[Path]:
     """The dataset without results under another name, to be renamed when it is whole; gone if that does not happen."""
-    chunks = {name: {"chunks": _chunks(empty, name, batch_size)} for name in empty.data_vars}
+    empty = plan.empty()
+    empty.attrs = {name: value for name, value in attrs.items() if name not in empty.dims} | empty.attrs
+    chunks = {name: {"chunks": _chunks(empty, name, plan.batch_size)} for name in empty.data_vars}
     partial = folder / f"{RESULTS}.{uuid.uuid4().hex}.partial"
     try:
         empty.to_zarr(partial, encoding=chunks, zarr_format=2, consolidated=True)
