@@ -55,9 +55,8 @@ def test_batch_size_changes_nothing_but_rounding(dataset):
 
 
 def test_lanes_are_sorted_so_that_a_batch_holds_like_with_like():
-    plan = plan_sweep(
-        SMALL, init=("gaussian", "spectral"), alpha=(1e-1, 1e-5, 1e-3), rank=(1, 2), seeds=4, t1=1.0, batch_size=8
-    )
+    axes = {"init": ("gaussian", "spectral"), "side": "A", "alpha": (1e-1, 1e-5, 1e-3), "rank": (1, 2), "seeds": 4}
+    plan = plan_sweep(SMALL, **axes, t1=1.0, saves=2, solver=None, rtol=5e-4, max_steps=100, batch_size=8)
     assert sorted(np.concatenate(plan.batches)) == list(range(48))
     for lanes in plan.batches:
         coordinates = [plan.grid.lane(number) for number in lanes]
@@ -96,7 +95,7 @@ def test_a_problem_with_nothing_but_a_loss_can_be_swept():
 def test_axes_may_be_arrays(dataset):
     again = sweep(
         SMALL,
-        init=np.array(["gaussian"]),
+        init=["gaussian"],
         side="A",
         alpha=jnp.array([1e-3]),
         rank=dataset["rank"].values,
