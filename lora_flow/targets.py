@@ -113,9 +113,7 @@ def load_problem(path: str | Path) -> Factorization:
     require(path.is_file(), "problem", "be a file that exists", f"'{path}'")
     try:
         arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-    except InputError:
-        raise
-    except Exception as error:
+    except Exception as error:  # whatever a damaged file makes the readers raise
         raise InputError(f"problem must be a readable {path.suffix} file, got '{path}' ({error})") from error
     for name in arrays:
         require_choice(f"an array in '{path}'", name, ("w1", "w2", "shift", "target"))
