@@ -74,9 +74,12 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         pid_state, reached = controller_state
         y0, y1, y_error = jax.lax.stop_gradient((y0, y1_candidate, y_error))
-        residual = jnp.fmin(self.relative_residual(y1), reached)
+        residual_of_candidate = self.relative_residual(y1)
+        residual = jnp.fmin(residual_of_candidate, reached)
         tolerance = jnp.maximum(self.rtol * residual, jnp.finfo(residual.dtype).eps)
         error = _largest_relative_norm(y_error, y0, y1) / tolerance
+        # a step so long that its stages overflow has no error estimate; the next one must be shorter all the same
+        error = jnp.where(jnp.isfinite(error) & jnp.isfinite(residual_of_candidate), error, 1 / tolerance)
         one = jnp.ones(())
         keep, t0, t1, jump, pid_state, result = self.pid.adapt_step_size(
             t0, t1, one, one, args, error, error_order, pid_state

@@ -260,6 +260,16 @@ def test_a_run_that_is_given_up_is_a_status_and_keeps_what_it_reached(figure1_pr
     assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trajectory.adapters))
 
 
+def test_a_step_so_long_that_it_overflows_is_shortened():
+    """From this start the loss falls while the step is still that of the slow growth before, and its stages overflow."""
+    problem = aligned_problem(jax.random.key(0), component="bottom")
+    start = spectral_init(jax.random.key(5), problem, rank=4, alpha=1e-4)
+    trajectory = solve(problem, start, t1=12.0, saves=3, max_steps=1000)
+    assert trajectory.status == 0
+    assert trajectory.stats["num_rejected_steps"] >= 1
+    assert trajectory.observables["loss"][-1] < 1e-24
+
+
 def test_values_may_be_traced(figure1_problem):
     """Under jit the end, the tolerance, and adapters drawn inside or closed over."""
     start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
