@@ -2,6 +2,7 @@ from .adapter import Adapter as Adapter
 from .adapter import Adapters as Adapters
 from .adapter import pad as pad
 from .adapter import zero_adapters as zero_adapters
+from .analysis import analyse as analyse
 from .checks import InputError as InputError
 from .checks import PrecisionWarning as PrecisionWarning
 from .control import ResidualController as ResidualController
@@ -20,3 +21,6 @@ from .sweeps import sweep as sweep
 from .targets import aligned_problem as aligned_problem
 from .targets import digits_problem as digits_problem
 from .targets import load_problem as load_problem
+from .targets import misaligned as misaligned
+from .targets import noisy as noisy
+from .timeline import phases as phases

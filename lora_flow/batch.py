@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import numpy as np
@@ -14,53 +13,65 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters, pad
-from lora_flow.flow import Integrator, solve_lane
+from lora_flow.flow import Integrator, Trajectory, solve_lane
 from lora_flow.initialization import initialize
-from lora_flow.problem import Problem
+from lora_flow.observables import Direction
+
+Setting = tuple[Any, tuple[Direction, ...]]  # a problem, or several stacked, and its principal directions
 
 
 @functools.cache
-def round_solver(devices: tuple[Any, ...]) -> Callable[..., dict[str, Array]]:
-    """A function that solves one batch on each device: each runs a loop of its own, none waits for another's steps."""
+def round_solver(devices: tuple[Any, ...]) -> Callable[..., Trajectory]:
+    """A function that solves one batch on each device: each runs a loop of its own, none waits for another's steps.
+
+    `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
+    """
     mesh = Mesh(np.array(devices), ("lanes",))
     lanes, everywhere = PartitionSpec("lanes"), PartitionSpec()
 
     @eqx.filter_jit
     def solve_round(
-        problem: Problem,
-        start: Adapters,
-        directions: tuple[Array, ...],
-        t1: Array,
-        times: Array,
-        settings: Integrator,
-        max_steps: int,
-    ) -> dict[str, Array]:
-        arrays, rest = eqx.partition((problem, directions, t1, times, settings), eqx.is_array)
+        settings: Setting, which: Array | None, start: Adapters, t1: Array, times: Array, integrator: Integrator
+    ) -> Trajectory:
+        arrays, rest = eqx.partition((settings, t1, times, integrator), eqx.is_array)
 
-        def solve_batch(arrays: Any, start: Adapters) -> dict[str, Array]:
-            problem, directions, t1, times, settings = eqx.combine(arrays, rest)
+        def solve_batch(arrays: Any, which: Array | None, start: Adapters) -> Trajectory:
+            settings, t1, times, integrator = eqx.combine(arrays, rest)
 
-            def lane(adapters: Adapters) -> dict[str, Array]:
-                trajectory = solve_lane(
-                    problem, adapters, directions, t1, times, settings, diffrax.ForwardMode(), max_steps
-                )
-                return trajectory.observables | {"status": trajectory.status, "steps": trajectory.stats["num_steps"]}
+            def lane(index: Array | None, adapters: Adapters) -> Trajectory:
+                problem, directions = _pick(settings, index)
+                return solve_lane(problem, adapters, directions, t1, times, integrator)
 
-            return jax.vmap(lane)(start)
+            return jax.vmap(lane)(which, start)
 
-        return jax.shard_map(solve_batch, mesh=mesh, in_specs=(everywhere, lanes), out_specs=lanes, check_vma=False)(
-            arrays, start
-        )
+        return jax.shard_map(
+            solve_batch, mesh=mesh, in_specs=(everywhere, lanes, lanes), out_specs=lanes, check_vma=False
+        )(arrays, which, start)
 
     return solve_round
 
 
 @eqx.filter_jit
-def draw(init: str, side: str, rank: int, padded_rank: int, problem: Problem, seeds: Array, alphas: Array) -> Adapters:
-    """Initial adapters of one scheme and rank for many (seed, alpha), padded to a common rank."""
+def draw(
+    init: str,
+    side: str,
+    rank: int,
+    padded_rank: int,
+    problem: Any,
+    which: Array | None,
+    seeds: Array,
+    alphas: Array,
+) -> Adapters:
+    """Initial adapters of one scheme and rank for many (problem, seed, alpha), padded to a common rank."""
 
-    def one(seed: Array, alpha: Array) -> Adapters:
+    def one(index: Array | None, seed: Array, alpha: Array) -> Adapters:
         key = jax.random.key(seed)
-        return pad(initialize(init, key, problem, rank=rank, alpha=alpha, side=side), padded_rank)
+        return pad(initialize(init, key, _pick(problem, index), rank=rank, alpha=alpha, side=side), padded_rank)
 
-    return jax.vmap(one)(seeds, alphas)
+    return jax.vmap(one)(which, seeds, alphas)
+
+
+def _pick(stacked: Any, index: Array | None) -> Any:
+    if index is None:
+        return stacked
+    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, stacked)

@@ -9,15 +9,12 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from lora_flow.checks import InputError, require, require_choice
 from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +48,13 @@ class Sweep:
         settings = with_absolute_path(self.settings)
         if self.resume:
             _check_unchanged(settings, _stored(self.out), self.out)
-        return _sweep(settings, self.out, self.resume, self.overwrite)
+        _solve(settings, self.out, self.resume, self.overwrite, {})
+        return _draw(self.out)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """Draw a finished run again: loss, alignment and phases for every side and rank, and report.md.
+    """Draw a finished run or figure again, and write its report.md: loss, alignment and phases for every side and rank.
 
     For example: lora-flow plot runs/demo
     """
@@ -65,45 +63,101 @@ class Plot:
     """The run folder."""
 
     def run(self) -> int:
-        from lora_flow.store import load_run
-
-        return _draw(load_run(self.out), self.out)
+        return _draw(self.out)
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """Run and draw a figure of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982).
+    """Run and draw a named experiment, with a table of its values.
 
-    Figure 1: loss, alignment and phases for alpha = 1e-3, 1e-4, 1e-5 under random and spectral initialisation, with
-    side "B". The report compares it with the published values.
+    Of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982), with side "B":
+    1       loss, alignment and phases for alpha = 1e-3, 1e-4, 1e-5 under random and spectral initialisation
+    3, 4    the same for three delta_w, the shift along the top (3) or bottom (4) pair of the pretrained weights
+    The table has the published values beside those found here, and those of side "A".
 
-    For example: lora-flow figure 1 --out runs/figure1
+    Beyond the paper:
+    phase   final loss, alignment and T1 over alpha x rank and over alpha x delta_w
+    beyond  shifts turned away from the pretrained weights, of higher rank, and noise in the weights
+
+    For example: lora-flow figure 3 --out runs/figure3
     """
 
-    number: Annotated[int, tyro.conf.Positional]
-    """Which figure: 1."""
+    name: Annotated[str, tyro.conf.Positional]
+    """Which figure: 1, 3, 4, phase or beyond."""
     out: str
-    """The run folder."""
+    """The folder: a run folder, or where a figure is made of several runs a folder of run folders."""
     seeds: int | None = None
     """Number of random initialisations; the paper's number unless given."""
     resume: bool = False
-    """Go on with an unfinished run."""
+    """Go on with an unfinished figure."""
     overwrite: bool = False
-    """Replace the run folder if it exists."""
+    """Replace the folder's runs if they exist."""
 
     def run(self) -> int:
-        from lora_flow.paper import FIGURES
+        from lora_flow.experiments import EXPERIMENTS
+        from lora_flow.store import check_free
 
-        require_choice("figure", str(self.number), map(str, FIGURES))
-        settings = FIGURES[self.number].settings
+        require_choice("figure", self.name, EXPERIMENTS)
+        runs = EXPERIMENTS[self.name].runs
         if self.seeds is not None:
-            settings = dataclasses.replace(settings, seeds=self.seeds)
-        if self.resume:
-            _check_unchanged(settings, _stored(self.out), self.out)
-        return _sweep(settings, self.out, self.resume, self.overwrite, figure=self.number)
+            runs = {name: dataclasses.replace(settings, seeds=self.seeds) for name, settings in runs.items()}
+        started = {name: self.resume and (Path(self.out) / name).exists() for name in runs}
+        require(not self.resume or any(started.values()), "the run folder", "exist", f"'{self.out}'")
+        for name, settings in runs.items():  # everything is checked before anything runs
+            path = str(Path(self.out) / name)
+            if started[name]:
+                _check_unchanged(settings, _stored(path), path)
+            else:
+                check_free(path, self.overwrite)
+        for name, settings in runs.items():
+            _solve(settings, str(Path(self.out) / name), started[name], self.overwrite, {"figure": self.name})
+        return _draw(self.out)
 
 
-Command = Sweep | Plot | Figure
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """Hold theory against runs: every claim with its prediction, what was measured, and whether it holds.
+
+    The claims are those of Xu et al. (arXiv 2503.06982) and of the talk on it, each tried on runs that this command
+    makes. What the paper prints wrongly is tried as printed too, and fails. The folder gets theory.csv, with a row for
+    every case, theory.md and figures/theory.png. Takes about two minutes on two cores.
+
+    For example: lora-flow theory --out runs/theory
+    """
+
+    out: str = "runs/theory"
+    """The folder; files of an earlier check in it are replaced."""
+    seeds: int = 6
+    """Number of random initialisations; intervals are over these."""
+
+    def run(self) -> int:
+        folder = Path(self.out)
+        require(self.seeds >= 3, "seeds", "be at least 3, for intervals", self.seeds)
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        free = not folder.exists() or (folder.is_dir() and held <= {"theory.csv", "theory.md", "figures"})
+        require(free, "out", "be a new folder or one of an earlier check", f"'{folder}', which holds something else")
+        start_jax(Settings())
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from lora_flow.figures import save
+        from lora_flow.theory.check import HEADER, check, markdown, terminal_line, write_csv
+        from lora_flow.theory.evidence import Evidence
+        from lora_flow.theory.pictures import draw
+
+        evidence, lines = Evidence(self.seeds), []
+        print(HEADER, flush=True)
+        for line in check(evidence):
+            print(terminal_line(line), flush=True)
+            lines.append(line)
+        (picture,) = save({"theory": draw(evidence)}, folder / "figures")
+        write_csv(lines, folder / "theory.csv")
+        (folder / "theory.md").write_text(f"# Theory against runs\n\n{markdown(lines)}\n\n![](figures/theory.png)\n")
+        print(f"table: {folder / 'theory.csv'}", f"report: {folder / 'theory.md'}", f"picture: {picture}", sep="\n")
+        return 0
+
+
+Command = Sweep | Plot | Figure | Theory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,9 +195,9 @@ def _parse(arguments: list[str]) -> Command:
 
 def _tyro(arguments: list[str], default: Sweep | None = None) -> Command:
     """Parses the flags; `default` replaces what sweep starts from."""
-    commands: Any = Sweep | Plot | Figure
+    commands: Any = Sweep | Plot | Figure | Theory
     if default is not None:
-        commands = Annotated[Sweep, tyro.conf.subcommand(default=default)] | Plot | Figure
+        commands = Annotated[Sweep, tyro.conf.subcommand(default=default)] | Plot | Figure | Theory
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -160,43 +214,51 @@ def _tyro(arguments: list[str], default: Sweep | None = None) -> Command:
         raise
 
 
-def _sweep(settings: Settings, out: str, resume: bool, overwrite: bool, figure: int = 0) -> int:
+def _solve(settings: Settings, out: str, resume: bool, overwrite: bool, attrs: dict[str, str]) -> None:
     from lora_flow.store import RunFolder, check_free, run
 
     if not resume:
         check_free(out, overwrite)
     start_jax(settings)
     plan = build_plan(settings)
-    print(plan.problem)
+    print(*map(str, plan.problems.members), sep="\n")
     print(f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.batch_size} at a time on each device")
-    attrs = {"figure": figure}
     if resume:
         folder = RunFolder.resume(out, plan, attrs)
     else:
         folder = RunFolder.create(out, to_table(settings), plan, overwrite, attrs)
-    return _draw(run(folder, plan), out)
+    run(folder, plan)
 
 
-def _draw(dataset: xr.Dataset, out: str) -> int:
+def _draw(out: str) -> int:
+    """Draws what a folder holds, a run or a figure of several, and writes its report."""
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from lora_flow.figures import save_figures
-    from lora_flow.paper import FIGURES, comparison
-    from lora_flow.report import failed, final_values, report
+    from lora_flow.experiments import EXPERIMENTS
+    from lora_flow.figures import save, save_figures
+    from lora_flow.report import about, failed, final_values, report
+    from lora_flow.store import load_figure
+    from lora_flow.theory.predictions import predictions
 
-    paper = FIGURES.get(dataset.attrs.get("figure", 0))
-    name, until = (f"figure{dataset.attrs['figure']}", paper.alignment_until) if paper else ("sweep", None)
-    pictures = save_figures(dataset, Path(out) / "figures", name, until)
-    notes = comparison(paper, dataset) if paper else ""
+    name, datasets = load_figure(out)
+    folder = Path(out) / "figures"
+    if name:
+        experiment, stem = EXPERIMENTS[name], f"figure{name}" if name.isdigit() else f"figure-{name}"
+        pictures = save({f"{stem}{suffix}": one for suffix, one in experiment.draw(datasets).items()}, folder)
+        notes = experiment.notes(datasets)
+    else:
+        pictures, notes = save_figures(datasets[""], folder, "sweep"), ""
     links = [str(picture.relative_to(out)) for picture in pictures]
-    (Path(out) / "report.md").write_text(report(dataset, links, notes))
-    print("\n".join(part for part in (final_values(dataset), notes) if part))
+    told = {run: [about(one), final_values(one), predictions(one)] for run, one in datasets.items()}
+    (Path(out) / "report.md").write_text(report(told, links, notes))
+    print(notes or final_values(datasets[""]))
     print(*(f"picture: {picture}" for picture in pictures), f"report: {Path(out) / 'report.md'}", sep="\n")
-    ended = failed(dataset)
+    ended = failed(datasets.values())
+    total = sum(dataset["status"].size for dataset in datasets.values())
     for status, count in ended.items():
-        print(f"lora-flow: {count} of {dataset['status'].size} runs ended with status {status}", file=sys.stderr)
-    return 1 if sum(ended.values()) == dataset["status"].size else 0
+        print(f"lora-flow: {count} of {total} runs ended with status {status}", file=sys.stderr)
+    return 1 if sum(ended.values()) == total else 0
 
 
 def _storage_error(error: OSError, out: str) -> str:

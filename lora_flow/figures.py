@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_flow.report import log10, mean_and_std
+from lora_flow.report import log10, mean_and_std, problem_dims, show
+from lora_flow.timeline import phases
 
 LINE_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--"}
 STYLE: dict[Any, Any] = {
@@ -31,6 +32,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.4,
 }
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's palette
+PHASE_SHADES = ("#e3e3e3", "#f4f4f4", "#dce9f5", "#fff2cc")
 
 
 def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
@@ -63,21 +65,48 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
 
 
 def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
-    """Alignment error, spectral norm of Z_1 and loss together, at the smallest alpha: which moves when."""
+    """Alignment error, spectral norm of Z_1 and loss together, at the smallest alpha: which moves when.
+
+    Shaded are the phases of `lora_flow.phases`, means over seeds, with the talk's prediction of t1 as a dotted line.
+    """
     ax = _axes(ax)
     init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
-    one = dataset.sel(init=init, alpha=alpha)
+    one = dataset.sel(init=[init], alpha=[alpha])
+    spans = phases(one).mean("seed").squeeze() if "sigma_w1" in dataset.coords else None
+    if until is None and spans is not None:
+        until = _phases_end(spans, float(dataset["time"][-1]))
     for name, label, colour, style in (
         ("alignment_error", r"$1 - \cos(\gamma_1, Z_1)$", BLUE, "-"),
         ("norm_z1", r"$\|Z_1\|$", ORANGE, "-."),
         ("loss", "loss L", GREEN, "--"),
     ):
-        band(_until(one[name], until), ax, color=colour, linestyle=style, label=label)
+        band(_until(one[name].squeeze(["init", "alpha"]), until), ax, color=colour, linestyle=style, label=label)
+    if spans is not None:
+        shade_phases(spans, ax)
     ax.set(
         xlabel="gradient-flow time t", ylabel="value (log scale)", title=rf"Phases, {init}, $\alpha$ = {_power(alpha)}"
     )
     _legend(ax, ax.get_legend_handles_labels()[0])
     return ax
+
+
+def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
+    """The phases of one run, as `lora_flow.phases` has them, shaded up to the right end of the axes."""
+    left, right = ax.get_xlim()
+    ends = [float(spans[name]) for name in ("t_align", "t1", "t_plateau")]
+    for name, end, shade in zip(("align", "grow", "converge", "plateau"), [*ends, right], PHASE_SHADES, strict=True):
+        end = right if np.isnan(end) else min(end, right)
+        if end > left:
+            ax.axvspan(left, end, color=shade, linewidth=0, zorder=0, label=name)
+        left = max(left, end)
+    ax.axvline(float(spans["t1_predicted"]), color="0.2", linestyle=":", linewidth=1, label=r"$T_1$ predicted")
+    return ax
+
+
+def _phases_end(spans: xr.Dataset, t1: float) -> float:
+    """A time by which all the phases can be seen."""
+    ends = [1.4 * float(spans["t_plateau"]), 4 * float(spans["t1"])]
+    return min([t1, *(max(end, 4 * float(spans["t1"])) for end in ends if np.isfinite(end))])
 
 
 def band(values: xr.DataArray, ax: Axes, **style: Any) -> None:
@@ -91,32 +120,51 @@ def band(values: xr.DataArray, ax: Axes, **style: Any) -> None:
 
 
 def three_panels(dataset: xr.Dataset, alignment_until: float | None = None) -> Figure:
-    """The paper's three panels for one side and one rank: loss, alignment, phases."""
+    """The paper's three panels for one problem, side and rank: loss, alignment, phases."""
+    return panels([dataset], [alignment_until])
+
+
+def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | None]) -> Figure:
+    """The three panels of several datasets, a row for each."""
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(7.2, 2.8))
-        figure.set_layout_engine("constrained", w_pad=0.08)
-        plot_loss(dataset, axes[0])
-        plot_alignment(dataset, axes[1], until=alignment_until)
-        plot_phases(dataset, axes[2])
-        for ax, letter in zip(axes, "abc", strict=True):
+        figure, axes = plt.subplots(len(datasets), 3, figsize=(7.2, 2.9 * len(datasets)), squeeze=False)
+        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+        for dataset, until, row in zip(datasets, alignment_until, axes, strict=True):
+            plot_loss(dataset, row[0])
+            plot_alignment(dataset, row[1], until=until)
+            plot_phases(dataset, row[2])
+            if len(datasets) > 1:
+                ratio = float(dataset["sigma_w1"] / dataset["sigma_w2"])
+                row[0].set_title(rf"{row[0].get_title()}, $\delta_w$ = {ratio:.3g}")
+        for ax, letter in zip(axes.flat, "abcdefghijkl", strict=False):
             ax.set_title(f"({letter}) {ax.get_title()}", loc="left")
             ax.set_title("", loc="center")
     return figure
 
 
-def save_figures(dataset: xr.Dataset, folder: Path, name: str, alignment_until: float | None = None) -> list[Path]:
-    """One picture for every side and rank, `<name>.png` or `<name>-B-r4.png` and so on where there are several."""
+def save_figures(dataset: xr.Dataset, folder: Path, name: str) -> list[Path]:
+    """One picture for every problem, side and rank: `<name>.png`, or `<name>-B-r4.png` where there are several."""
+    return save({f"{name}{suffix}": three_panels(one) for suffix, one in single_cases(dataset)}, folder)
+
+
+def save(pictures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Writes pictures as PNG files under their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for side in dataset["side"].values if "side" in dataset.dims else [None]:
-        for rank in dataset["rank"].values:
-            one = dataset.sel(rank=rank) if side is None else dataset.sel(rank=rank, side=side)
-            suffix = ("" if side is None else f"-{side}") + ("" if dataset.sizes["rank"] == 1 else f"-r{rank}")
-            figure = three_panels(one, alignment_until)
-            paths.append(folder / f"{name}{suffix}.png")
-            figure.savefig(paths[-1])
-            plt.close(figure)
+    paths = [folder / f"{name}.png" for name in pictures]
+    for path, figure in zip(paths, pictures.values(), strict=True):
+        figure.savefig(path)
+        plt.close(figure)
     return paths
+
+
+def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
+    """The parts of a dataset with one problem, side and rank each, and what to add to a name to tell them apart."""
+    dims = [*problem_dims(dataset), *(["side"] if "side" in dataset.dims else []), "rank"]
+    for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
+        where = dict(zip(dims, index, strict=True))
+        values = {dim: show(dataset[dim].values[i].item()) for dim, i in where.items() if dataset.sizes[dim] > 1}
+        short = {"side": "-", "rank": "-r"}
+        yield "".join(f"{short.get(dim, f'-{dim}-')}{value}" for dim, value in values.items()), dataset.isel(where)
 
 
 def _legend(ax: Axes, handles: Sequence[Any]) -> None:

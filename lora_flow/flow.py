@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
 from lora_flow.checks import PrecisionWarning, concrete, require, require_choice
 from lora_flow.control import ResidualController
-from lora_flow.observables import measure, observables, principal_directions
+from lora_flow.observables import Direction, measure, observables, principal_directions
 from lora_flow.problem import HasField, Problem, check_problem
 
 RTOL = 5e-4
@@ -31,6 +31,7 @@ class Trajectory(eqx.Module):
     - `observables`: name -> `(time,)`; "loss" and those of `lora_flow.observables.observables`. Times that a
       failed lane did not reach hold NaN.
     - `adapters`: at the time reached, t1 where `status` is 0.
+    - `history`: the adapters over `times`, each leaf with a leading axis, where `save_adapters` was asked for.
     - `status`: index into `lora_flow.flow.STATUS`.
     - `stats`: "num_steps", "num_accepted_steps", "num_rejected_steps".
     """
@@ -40,6 +41,7 @@ class Trajectory(eqx.Module):
     adapters: Adapters
     status: Int[Array, ""]
     stats: dict[str, Any]
+    history: Adapters | None = None
 
     def __str__(self) -> str:
         if self.times.ndim > 1:
@@ -68,6 +70,7 @@ def solve(
     dt0: float | Array | None = None,
     adjoint: diffrax.AbstractAdjoint | None = None,
     max_steps: int = MAX_STEPS,
+    save_adapters: bool = False,
 ) -> Trajectory:
     r"""Integrates dA_i/dt = -dL/dA_i, dB_i/dt = -dL/dB_i from 0 to `t1` (arXiv 2503.06982, equation 3).
 
@@ -87,18 +90,24 @@ def solve(
     - `adjoint`: any diffrax adjoint but `BacksolveAdjoint`, which cannot differentiate observables;
       `RecursiveCheckpointAdjoint()`, for reverse mode, by default. Forward mode takes `diffrax.ForwardMode()`.
     - `max_steps`: where to give up, with status 1 ("max_steps").
+    - `save_adapters`: keep the adapters at every saved time as `Trajectory.history`; `analyse` reads from them what
+      is too costly along the way.
 
     **Raises:** `InputError` for bad arguments. A run that fails is a status, never an exception.
     """
     check_problem(problem)
     times = save_times(t1, saves)
     adapters = _check_adapters(problem, adapters)
-    settings = integrator(solver=solver, rtol=rtol, stepsize_controller=stepsize_controller, dt0=dt0)
-    require(max_steps >= 1, "max_steps", "be at least 1", max_steps)
-    adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
-    saves_along_the_way = not isinstance(adjoint, diffrax.BacksolveAdjoint)
-    require(saves_along_the_way, "adjoint", "differentiate what is saved along the way", type(adjoint).__name__)
-    return _solve(problem, adapters, jnp.asarray(t1, float), times, settings, adjoint, max_steps)
+    how = integrator(
+        solver=solver,
+        rtol=rtol,
+        stepsize_controller=stepsize_controller,
+        dt0=dt0,
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        max_steps=max_steps,
+        save_adapters=save_adapters,
+    )
+    return _solve(problem, adapters, jnp.asarray(t1, float), times, how)
 
 
 def save_times(
@@ -133,22 +142,31 @@ def save_times(
 
 
 class Integrator(eqx.Module):
-    """How to step, checked; arrays for what may change without recompiling."""
+    """How to step and what to keep, checked; arrays for what may change without recompiling."""
 
     solver: diffrax.AbstractSolver
     rtol: Array
     stepsize_controller: diffrax.AbstractStepSizeController | None
     dt0: Array | None
+    adjoint: diffrax.AbstractAdjoint
+    max_steps: int = eqx.field(static=True)
+    save_adapters: bool = eqx.field(static=True)
 
 
 def integrator(
     *,
+    adjoint: diffrax.AbstractAdjoint,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float | Array = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     dt0: float | Array | None = None,
+    max_steps: int = MAX_STEPS,
+    save_adapters: bool = False,
 ) -> Integrator:
     """Checks the arguments of `solve` of the same names and fills in the defaults."""
+    require(max_steps >= 1, "max_steps", "be at least 1", max_steps)
+    saves_along_the_way = not isinstance(adjoint, diffrax.BacksolveAdjoint)
+    require(saves_along_the_way, "adjoint", "differentiate what is saved along the way", type(adjoint).__name__)
     tolerance, first = concrete(rtol), None if dt0 is None else concrete(dt0)
     require(tolerance is None or 0 < tolerance < 1, "rtol", "lie between 0 and 1", rtol)
     require(first is None or (np.isfinite(first) and first > 0), "dt0", "be positive", dt0)
@@ -168,50 +186,51 @@ def integrator(
             PrecisionWarning,
             stacklevel=3,
         )
-    return Integrator(solver, jnp.asarray(rtol, float), stepsize_controller, None if dt0 is None else jnp.asarray(dt0))
+    start = None if dt0 is None else jnp.asarray(dt0)
+    return Integrator(solver, jnp.asarray(rtol, float), stepsize_controller, start, adjoint, max_steps, save_adapters)
 
 
 def solve_lane(
     problem: Problem,
     adapters: Adapters,
-    directions: tuple[Array, ...],
+    directions: tuple[Direction, ...],
     t1: Array,
     times: Array,
-    settings: Integrator,
-    adjoint: diffrax.AbstractAdjoint,
-    max_steps: int,
+    how: Integrator,
 ) -> Trajectory:
     """One lane, unchecked and not compiled: the part of `solve` that is written once and batched from outside."""
     field = vector_field(problem)
 
     def save(t: Any, state: Adapters, args: Any) -> Any:
-        return problem.loss(state), measure(state, directions)
+        return problem.loss(state), measure(state, directions), state if how.save_adapters else None
 
     with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, state, args: field(state)),
-            settings.solver,
+            how.solver,
             t0=jnp.zeros_like(t1),
             t1=t1,
-            dt0=settings.dt0,
+            dt0=how.dt0,
             y0=adapters,
-            stepsize_controller=_controller(problem, settings, times),
+            stepsize_controller=_controller(problem, how, times),
             saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=times, fn=save), diffrax.SubSaveAt(t1=True)]),
-            adjoint=adjoint,
-            max_steps=max_steps,
+            adjoint=how.adjoint,
+            max_steps=how.max_steps,
             throw=False,
         )
-    (loss, measurements), final = solution.ys
+    (loss, measurements, history), final = solution.ys
     reached = jnp.isfinite(loss)
     named = {
         name: jnp.where(reached, values, jnp.nan)
-        for name, values in {"loss": loss, **observables(_finite(measurements, reached))}.items()
+        for name, values in {"loss": loss, **observables(_where(reached, measurements, 0.0))}.items()
     }
     ok = solution.result == diffrax.RESULTS.successful
     stopped = solution.result == diffrax.RESULTS.max_steps_reached
     status = jnp.where(ok & jnp.all(reached), 0, jnp.where(stopped, 1, 2))
     stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
-    return Trajectory(times, named, jax.tree.map(lambda leaf: leaf[0], final), status, stats)
+    return Trajectory(
+        times, named, jax.tree.map(lambda leaf: leaf[0], final), status, stats, _where(reached, history, jnp.nan)
+    )
 
 
 def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:
@@ -227,35 +246,33 @@ def _solve(
     adapters: Adapters,
     t1: Array,
     times: Array,
-    settings: Integrator,
-    adjoint: diffrax.AbstractAdjoint,
-    max_steps: int,
+    how: Integrator,
 ) -> Trajectory:
     directions = jax.lax.stop_gradient(principal_directions(problem))
-    return solve_lane(problem, adapters, directions, t1, times, settings, adjoint, max_steps)
+    return solve_lane(problem, adapters, directions, t1, times, how)
 
 
-def _controller(problem: Problem, settings: Integrator, times: Array) -> diffrax.AbstractStepSizeController:
-    if settings.stepsize_controller is not None:
-        return settings.stepsize_controller
+def _controller(problem: Problem, how: Integrator, times: Array) -> diffrax.AbstractStepSizeController:
+    if how.stepsize_controller is not None:
+        return how.stepsize_controller
     start = problem.loss(zero_adapters(problem.layers, rank=1))
 
     def relative_residual(state: Adapters) -> Array:
         return jax.lax.stop_gradient(jnp.sqrt(problem.loss(state) / start))
 
-    controller = ResidualController(settings.rtol, relative_residual=relative_residual)
-    if settings.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
+    controller = ResidualController(how.rtol, relative_residual=relative_residual)
+    if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
         return diffrax.ClipStepSizeController(controller, step_ts=times)
     return controller
 
 
-def _finite(measurements: Any, reached: Array) -> Any:
-    """Zero in place of what was not saved, so that the eigenvalue solver is never handed an infinity."""
+def _where(reached: Array, saved: Any, otherwise: float) -> Any:
+    """Another value in place of the infinities at times that were not reached."""
 
     def keep(leaf: Array) -> Array:
-        return jnp.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 1)), leaf, 0.0)
+        return jnp.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 1)), leaf, otherwise)
 
-    return jax.tree.map(keep, measurements)
+    return jax.tree.map(keep, saved)
 
 
 def _check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:

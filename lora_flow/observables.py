@@ -16,36 +16,54 @@ from lora_flow.adapter import Adapter, Adapters
 from lora_flow.problem import Problem, linearised_task
 
 
+class Direction(NamedTuple):
+    """The singular pair that one layer's adapter aligns with: B along `left`, A along `right`."""
+
+    left: Float[Array, "*batch out"]
+    right: Float[Array, "*batch in"]
+
+    @property
+    def gamma(self) -> Float[Array, "*batch stacked"]:
+        """(left; right) / sqrt(2), the unit vector with which Z = [B; A^T] aligns."""
+        return jnp.concatenate([self.left, self.right], axis=-1) / jnp.sqrt(2.0)
+
+
 class Measurement(NamedTuple):
-    """One layer's stacked factor Z = [B; A^T] at one time, as seen from its principal direction gamma."""
+    """One layer's adapter at one time, as seen from its principal direction (l, r)."""
 
-    along: Float[Array, "*time rank"]  # gamma^T Z
+    left: Float[Array, "*time rank"]  # B^T l
+    right: Float[Array, "*time rank"]  # A r
     across: Float[Array, "*time rank rank"]  # R^T R, with R = Z - gamma gamma^T Z
-    imbalance: Float[Array, "*time rank rank"]  # A A^T - B^T B
+    gram_a: Float[Array, "*time rank rank"]  # A A^T
+    gram_b: Float[Array, "*time rank rank"]  # B^T B
+
+    @property
+    def along(self) -> Float[Array, "*time rank"]:
+        """Z^T gamma."""
+        return (self.left + self.right) / jnp.sqrt(2.0)
 
 
-def principal_directions(problem: Problem) -> tuple[Array, ...]:
-    """The unit vectors gamma_i of shape `(out + in,)` with which the stacked factors Z_i align.
+def principal_directions(problem: Problem) -> tuple[Direction, ...]:
+    """The top singular pair of each layer's linearised task, with which its adapter aligns.
 
-    gamma_i = (left; right) / sqrt(2), with the top singular pair of layer i's linearised task. On an
-    aligned problem these are the paper's gamma_1 = (g; v)/sqrt(2) and gamma_2 = (u; g)/sqrt(2).
+    On an aligned problem `gamma` of these is the paper's gamma_1 = (g; v)/sqrt(2) and gamma_2 = (u; g)/sqrt(2).
     """
 
-    def direction(task: Array) -> Array:
+    def direction(task: Array) -> Direction:
         u, _, vt = jnp.linalg.svd(task, full_matrices=False)
-        return jnp.concatenate([u[:, 0], vt[0]]) / jnp.sqrt(2.0)
+        return Direction(u[:, 0], vt[0])
 
     return tuple(map(direction, linearised_task(problem)))
 
 
-def measure(adapters: Adapters, directions: tuple[Array, ...]) -> tuple[Measurement, ...]:
+def measure(adapters: Adapters, directions: tuple[Direction, ...]) -> tuple[Measurement, ...]:
     """The measurements of every layer, in O((out + in) r^2) each."""
 
-    def one(adapter: Adapter, gamma: Array) -> Measurement:
+    def one(adapter: Adapter, direction: Direction) -> Measurement:
+        (a, b), gamma = adapter, direction.gamma
         stacked = adapter.stacked
-        along = gamma @ stacked
-        rest = stacked - jnp.outer(gamma, along)
-        return Measurement(along, rest.T @ rest, adapter.imbalance)
+        rest = stacked - jnp.outer(gamma, gamma @ stacked)
+        return Measurement(direction.left @ b, a @ direction.right, rest.T @ rest, a @ a.T, b.T @ b)
 
     return tuple(map(one, adapters, directions))
 
@@ -53,23 +71,38 @@ def measure(adapters: Adapters, directions: tuple[Array, ...]) -> tuple[Measurem
 def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array, " time"]]:
     """Named observables over time, from measurements whose leading axis is time.
 
-    - `alignment_error`: 1 - |cos| of the angle between gamma_1 and the top left singular vector of
-      Z_1; `alignment_error_2` the same for layer 2, and so on. It comes from the component across gamma, not
-      from the cosine, and resolves errors down to eps ||R||^2 / ||Z||^2 with R the part of Z across gamma: to
-      1e-30 while only one direction of Z is large. NaN where Z is zero.
-    - `norm_z1`, `norm_z2`, ...: the spectral norms of the stacked factors.
+    For layer i, with (l, r) its principal direction and gamma_i = (l; r)/sqrt(2):
+
+    - `alignment_error` for layer 1, `alignment_error_2` for layer 2, and so on: 1 - |cos| of the angle between gamma_i
+      and the top left singular vector of Z_i. It comes from the component across gamma, not from the cosine, and
+      resolves errors down to eps ||R||^2 / ||Z||^2 with R the part of Z across gamma: to 1e-30 while only one direction
+      of Z is large (`analyse` has no such floor). NaN where Z is zero.
+    - `norm_z1`, ...: the spectral norms of the stacked factors.
+    - `norm_b1a1`, ...: the spectral norms of the products B_i A_i; their ratio says which adapter is selected.
+    - `norm_along1`, `norm_across1`, ...: ||gamma_i^T Z_i|| and the Frobenius norm of the rest of Z_i.
+    - `overlap_1`, ...: l^T B_i A_i r, which the paper's T1 is read from.
     - `drift`: the largest over layers of ||C_i(t) - C_i(0)||_F / ||Z_i(t)||^2, with C_i = A_i A_i^T - B_i^T B_i.
       Gradient flow conserves C_i, so this is an error of the integration.
     """
+    grams = jnp.stack([m.across + m.along[..., :, None] * m.along[..., None, :] for m in measurements])
+    products = jnp.stack([_over_its_trace(m.gram_b) @ _over_its_trace(m.gram_a) for m in measurements])
+    powers = _dominant(jnp.concatenate([grams, products]))  # all in one loop
+    squared_norms, tops = _top_eigenpair(grams, powers[: len(grams)])
+    shares = _top_eigenvalue(products, powers[len(grams) :])
     named, drifts = {}, []
-    for layer, (along, across, imbalance) in enumerate(measurements, start=1):
-        squared_norm, top = _top_eigenpair(across + along[..., :, None] * along[..., None, :])
-        cosine2 = jnp.einsum("...i,...i->...", along, top) ** 2
-        sine2 = jnp.maximum(jnp.einsum("...i,...ij,...j->...", top, across, top), 0.0)
+    for i, (measured, squared_norm, top, share) in enumerate(
+        zip(measurements, squared_norms, tops, shares, strict=True), start=1
+    ):
+        cosine2 = jnp.einsum("...i,...i->...", measured.along, top) ** 2
+        sine2 = jnp.maximum(jnp.einsum("...i,...ij,...j->...", top, measured.across, top), 0.0)
         total = cosine2 + sine2
-        cosine = jnp.sqrt(cosine2 / total)
-        named[f"norm_z{layer}"] = jnp.sqrt(squared_norm)
-        named["alignment_error" if layer == 1 else f"alignment_error_{layer}"] = sine2 / total / (1 + cosine)
+        named["alignment_error" if i == 1 else f"alignment_error_{i}"] = sine2 / total / (1 + jnp.sqrt(cosine2 / total))
+        named[f"norm_z{i}"] = jnp.sqrt(squared_norm)
+        named[f"norm_b{i}a{i}"] = _root(share * _trace(measured.gram_b) * _trace(measured.gram_a))
+        named[f"norm_along{i}"] = _root(jnp.sum(measured.along**2, axis=-1))
+        named[f"norm_across{i}"] = _root(_trace(measured.across))
+        named[f"overlap_{i}"] = jnp.einsum("...i,...i->...", measured.left, measured.right)
+        imbalance = measured.gram_a - measured.gram_b
         change = jnp.sum((imbalance - imbalance[..., :1, :, :]) ** 2, axis=(-2, -1))
         moved = (change > 0) & (squared_norm > 0)
         drift = jnp.sqrt(jnp.where(moved, change, 1.0)) / jnp.where(moved, squared_norm, 1.0)
@@ -78,8 +111,11 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
     return named
 
 
-def _top_eigenpair(gram: Float[Array, "*time rank rank"]) -> tuple[Float[Array, "*time"], Float[Array, "*time rank"]]:
-    """The largest eigenvalue of positive semidefinite matrices, and a unit vector of its eigenspace.
+Matrices = Float[Array, "*time rank rank"]
+
+
+def _dominant(matrices: Matrices) -> Matrices:
+    """Multiples of the projections on the eigenspaces of the largest eigenvalues, none of which is negative.
 
     By repeated squaring, which only multiplies matrices: LAPACK calls inside a compiled program are slow for
     thousands of tiny matrices, and on CPU the two layers' calls can wait for each other for ever. After 40 squarings
@@ -87,12 +123,38 @@ def _top_eigenpair(gram: Float[Array, "*time rank rank"]) -> tuple[Float[Array, 
     """
 
     def square(_: Any, power: Array) -> Array:
-        power = power / jnp.maximum(jnp.max(jnp.abs(power), axis=(-2, -1), keepdims=True), tiny)
+        power = power / _positive(jnp.max(jnp.abs(power), axis=(-2, -1), keepdims=True))
         return power @ power
 
-    tiny = jnp.finfo(gram.dtype).tiny
-    power = jax.lax.fori_loop(0, 40, square, gram)
-    column = jnp.argmax(jnp.diagonal(power, axis1=-2, axis2=-1), axis=-1)
-    top = jnp.take_along_axis(power, column[..., None, None], axis=-1)[..., 0]
-    top = top / jnp.maximum(jnp.linalg.norm(top, axis=-1, keepdims=True), tiny)
-    return jnp.einsum("...i,...ij,...j->...", top, gram, top), top
+    return jax.lax.fori_loop(0, 40, square, matrices)
+
+
+def _top_eigenpair(grams: Matrices, powers: Matrices) -> tuple[Float[Array, "*time"], Float[Array, "*time rank"]]:
+    """The largest eigenvalue of symmetric matrices, and a unit vector of its eigenspace."""
+    column = jnp.argmax(jnp.diagonal(powers, axis1=-2, axis2=-1), axis=-1)
+    top = jnp.take_along_axis(powers, column[..., None, None], axis=-1)[..., 0]
+    top = top / _positive(jnp.linalg.norm(top, axis=-1, keepdims=True))
+    return jnp.einsum("...i,...ij,...j->...", top, grams, top), top
+
+
+def _top_eigenvalue(matrices: Matrices, powers: Matrices) -> Float[Array, "*time"]:
+    """The largest eigenvalue of matrices that need not be symmetric."""
+    return _trace(matrices @ powers) / _positive(_trace(powers))
+
+
+def _trace(matrices: Matrices) -> Float[Array, "*time"]:
+    return jnp.trace(matrices, axis1=-2, axis2=-1)
+
+
+def _over_its_trace(grams: Matrices) -> Matrices:
+    return grams / _positive(_trace(grams))[..., None, None]
+
+
+def _positive(values: Array) -> Array:
+    """The values to divide by, 1 in place of 0: what is divided is then 0 as well."""
+    return jnp.where(values > 0, values, 1.0)
+
+
+def _root(values: Array) -> Array:
+    """The square root, with a derivative of zero at zero."""
+    return jnp.where(values > 0, jnp.sqrt(_positive(values)), 0.0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
+
+from lora_flow.labels import LANE_DIMS
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
 
@@ -31,13 +33,15 @@ def cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
 
 def final_values(dataset: xr.Dataset) -> str:
     """A Markdown table of the values at the last time: means over seeds, plus or minus one standard deviation."""
-    header = ["init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
+    varied = problem_dims(dataset)
+    header = [*varied, "init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
     header += ["norm Z1", "norm Z2", "steps", "done"]
     rows = []
     for coordinates, cell in cells(dataset):
         last = cell.isel(time=-1)
         rows.append(
             [
+                *(show(coordinates[dim]) for dim in varied),
                 coordinates["init"],
                 coordinates.get("side", dataset.attrs.get("side")),
                 f"{coordinates['alpha']:g}",
@@ -53,24 +57,41 @@ def final_values(dataset: xr.Dataset) -> str:
     return table(header, rows)
 
 
-def report(dataset: xr.Dataset, pictures: Sequence[str], notes: str = "") -> str:
-    """The text of `report.md`."""
+def problem_dims(dataset: xr.Dataset) -> list[str]:
+    """The dimensions along which the problem differs."""
+    return [str(dim) for dim in dataset["status"].dims if dim not in LANE_DIMS]
+
+
+def show(value: Any) -> str:
+    """A coordinate as people write it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def report(runs: Mapping[str, Sequence[str]], pictures: Sequence[str], notes: str = "") -> str:
+    """The text of `report.md`: the parts that tell of each run, then the notes and the pictures."""
+    parts = ["# Gradient flow of LoRA: final values"]
+    for name, told in runs.items():
+        parts += [f"## {name}"] if name else []
+        parts += told
+    parts += [notes, *(f"![{picture}]({picture})" for picture in pictures)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def about(dataset: xr.Dataset) -> str:
+    """One paragraph: the problem, the flow, its accuracy."""
     attrs = dataset.attrs
     problem = f"Layers {attrs['layers']}"
-    if "sigma_shift" in attrs:
+    if varied := problem_dims(dataset):
+        problem += f"; {' x '.join(str(dataset.sizes[dim]) for dim in varied)} problems over {', '.join(varied)}"
+    elif "sigma_shift" in attrs:
         aligned = "aligned" if attrs["aligned"] else "not aligned"
         problem += f"; shift of rank {len(attrs['sigma_shift'])}, {aligned} with the weights"
         problem += f"; delta_w = {attrs['delta_w']:.4g}"
-    parts = [
-        "# Gradient flow of LoRA: final values",
+    return (
         f"{problem}. Flow to t = {attrs['t1']:g} by {attrs['solver']} at rtol = {attrs['rtol']:g} ({attrs['dtype']}); "
         f"{dataset.sizes['seed']} seeds, mean and one standard deviation over seeds. Largest drift of the "
-        f"conserved quantities, relative to the adapters' squared norm: {float(dataset['drift'].max()):.1g}.",
-        final_values(dataset),
-        notes,
-        *(f"![{picture}]({picture})" for picture in pictures),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        f"conserved quantities, relative to the adapters' squared norm: {float(dataset['drift'].max()):.1g}."
+    )
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
@@ -79,13 +100,16 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def failed(dataset: xr.Dataset) -> Mapping[str, int]:
+def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
     """How many lanes ended with each status other than success."""
-    meanings = dict(
-        zip(dataset["status"].attrs["flag_values"], dataset["status"].attrs["flag_meanings"].split(), strict=True)
-    )
-    codes, counts = np.unique(dataset["status"].values, return_counts=True)
-    return {meanings[code]: int(count) for code, count in zip(codes, counts, strict=True) if code != 0}
+    counts: dict[str, int] = {}
+    for dataset in datasets:
+        attrs = dataset["status"].attrs
+        for code, meaning in zip(attrs["flag_values"], attrs["flag_meanings"].split(), strict=True):
+            count = int((dataset["status"] == code).sum())
+            if code != 0 and count:
+                counts[meaning] = counts.get(meaning, 0) + count
+    return counts
 
 
 def _spread(values: xr.DataArray, digits: int) -> str:

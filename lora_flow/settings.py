@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import warnings
 from collections.abc import Mapping
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 from lora_flow.checks import InputError, PrecisionWarning, require, require_choice
 
 if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from lora_flow.grid import Problems
+    from lora_flow.plan import Plan
     from lora_flow.problem import Factorization
-    from lora_flow.sweeps import Plan
 
 SOLVERS = ("Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun")
 PRECISIONS = ("double", "single")
@@ -48,15 +52,19 @@ class Settings:
     """Aligned problem: columns of W1 and of the target."""
     h: int = 100
     """Aligned problem: hidden width, the rows of W1 and columns of W2."""
-    delta_w: float = 1 / 1.05**2
+    delta_w: tuple[float, ...] = (1 / 1.05**2,)
     """Aligned problem: sigma_W1 / sigma_W2. Below 1, layer 1's adapter learns faster."""
     shift_scale: tuple[float, ...] = (5.0,)
     """Aligned problem: singular value of the shift; one, or one for each component."""
     component: tuple[str, ...] = ("top",)
     """Aligned problem: the shift's singular pair in the pretrained weights: top, bottom or an index; several give a
     shift of higher rank."""
-    problem_seed: int = 0
-    """Aligned problem: the seed of the pretrained weights."""
+    problem_seed: tuple[int, ...] = (0,)
+    """The seed of the aligned problem's weights, and of what --angle and --noise draw."""
+    angle: tuple[float, ...] = (0.0,)
+    """Turn the shift's singular vectors away from the pretrained weights' by this many degrees, 0 to 90."""
+    noise: tuple[float, ...] = (0.0,)
+    """Noise in each pretrained weight, relative to the weight's norm; the target stays, the shift takes it up."""
     solver: str = "Tsit5"
     """The diffrax solver: Tsit5, Dopri5, Dopri8, Bosh3 or Heun. (From Python, any.)"""
     rtol: float = 5e-4
@@ -66,11 +74,15 @@ class Settings:
     """Solver steps after which a run is given up; its status is then max_steps."""
     batch_size: int = 32
     """Runs that one device steps together, and that are stored together."""
+    details: bool = False
+    """Also store what is computed from the adapters at every saved time: the update's singular values and terms,
+    growth rates, the gradient's norm, and alignment errors without a floor."""
     precision: str = "double"
     """Floating-point precision: double, or single (the loss then stops near 1e-13 of its start)."""
 
 
-ALIGNED_ONLY = ("m", "n", "h", "delta_w", "shift_scale", "component", "problem_seed")
+ALIGNED_ONLY = ("m", "n", "h", "delta_w", "shift_scale", "component")
+PROBLEM_AXES = ("delta_w", "problem_seed", "angle", "noise")  # several values make several problems in one sweep
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
@@ -109,20 +121,36 @@ def start_jax(settings: Settings) -> None:
     jax.config.update("jax_enable_x64", settings.precision == "double")
 
 
-def build_problem(settings: Settings) -> Factorization:
-    """The problem that the settings name."""
+def build_problems(settings: Settings) -> Problems:
+    """The problems that the settings name: one, or one for each combination of the flags that take several values."""
     import jax
 
+    from lora_flow.grid import Problems
+    from lora_flow.targets import misaligned, noisy
+
+    axes = {name: getattr(settings, name) for name in PROBLEM_AXES}
+    members = []
+    for values in itertools.product(*axes.values()):
+        delta_w, problem_seed, angle, noise = values
+        key = jax.random.key(problem_seed)
+        turned = misaligned(_base_problem(settings, delta_w, key), jax.random.fold_in(key, 1), angle=angle)
+        members.append(noisy(turned, jax.random.fold_in(key, 2), noise=noise))
+    for name, listed in axes.items():
+        require(len(set(listed)) == len(listed), name, "name each value once", listed)
+    return Problems(tuple(members), {name: listed for name, listed in axes.items() if len(listed) > 1})
+
+
+def _base_problem(settings: Settings, delta_w: float, key: Array) -> Factorization:
     from lora_flow import targets
 
     if settings.problem == "aligned":
         scale = settings.shift_scale
         return targets.aligned_problem(
-            jax.random.key(settings.problem_seed),
+            key,
             m=settings.m,
             n=settings.n,
             h=settings.h,
-            delta_w=settings.delta_w,
+            delta_w=delta_w,
             shift_scale=scale[0] if len(scale) == 1 else scale,
             component=settings.component,
         )
@@ -141,14 +169,14 @@ def build_plan(settings: Settings) -> Plan:
     import diffrax
 
     from lora_flow.flow import save_times
-    from lora_flow.sweeps import plan_sweep
+    from lora_flow.plan import plan_sweep
 
     require_choice("solver", settings.solver, SOLVERS)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecisionWarning)
         try:
             return plan_sweep(
-                build_problem(settings),
+                build_problems(settings),
                 init=settings.init,
                 side=settings.side,
                 alpha=settings.alpha,
@@ -160,6 +188,7 @@ def build_plan(settings: Settings) -> Plan:
                 rtol=settings.rtol,
                 max_steps=settings.max_steps,
                 batch_size=settings.batch_size,
+                details=settings.details,
             )
         except PrecisionWarning as warning:
             raise InputError(str(warning)) from warning
@@ -177,6 +206,6 @@ def _coerce(name: str, value: Any, default: Any) -> Any:
         return float(value)
     if name == "component":
         value = str(value)
-    kinds = {str: "a string", int: "an integer", float: "a number"}
+    kinds = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}
     require(type(value) is type(default), name, f"be {kinds[type(default)]}", repr(value))
     return value

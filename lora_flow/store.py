@@ -24,8 +24,9 @@ import xarray as xr
 import zarr
 
 from lora_flow.checks import InputError, require
+from lora_flow.labels import PENDING
+from lora_flow.plan import Plan, Values, digest
 from lora_flow.settings import Settings, to_table
-from lora_flow.sweeps import PENDING, Plan, Values, digest
 
 SETTINGS, RESULTS = "settings.toml", "results.zarr"
 
@@ -77,7 +78,7 @@ class RunFolder:
         folder = cls(path, plan)
         stored = folder._dataset.attrs.get("problem_digest")
         require(
-            stored == digest(plan.problem),
+            stored == digest(plan.problems),
             "problem",
             f"be the one that '{path}' was started with, to resume it",
             "other weights or another shift",
@@ -129,6 +130,22 @@ def load_run(path: str | Path) -> xr.Dataset:
     return dataset
 
 
+def load_figure(path: str | Path) -> tuple[str, dict[str, xr.Dataset]]:
+    """The name of the figure that a folder was made for, "" for a plain run, and its runs by their names.
+
+    **Raises:** `InputError` as `load_run` does, and for a folder that holds neither a run nor a figure's runs.
+    """
+    path = Path(path)
+    runs = sorted(folder.parent for folder in path.glob(f"*/{SETTINGS}"))
+    if (path / SETTINGS).is_file() or not runs:
+        datasets = {"": load_run(path)}
+    else:
+        datasets = {run.name: load_run(run) for run in runs}
+    names = {str(dataset.attrs.get("figure") or "") for dataset in datasets.values()}
+    require(len(names) == 1, f"'{path}'", "hold the runs of one figure", f"those of {sorted(names)}")
+    return names.pop(), datasets
+
+
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings that a run folder was started with."""
     path = Path(path)
@@ -155,7 +172,7 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
     if not any(path.iterdir()):
         return
-    is_run = (path / SETTINGS).is_file() and set(read_toml(path / SETTINGS)) == set(to_table(Settings()))
+    is_run = (path / SETTINGS).is_file() and set(read_toml(path / SETTINGS)) <= set(to_table(Settings()))
     require(is_run, "out", "be a new folder or a run folder", f"'{path}', which holds something else")
     require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
 

@@ -1,4 +1,4 @@
-"""Where problems come from: an aligned draw as in the paper, real images, or a file."""
+"""Where problems come from: an aligned draw as in the paper, what departs from it, real images, or a file."""
 
 from __future__ import annotations
 
@@ -104,6 +104,54 @@ def digits_problem(h: int = 64) -> Factorization:
     w1, w2 = np.zeros((h, 64)), np.zeros((10, h))
     w1[:k], w2[:, :k] = root[:, None] * vt[:k], u[:, :k] * root
     return Factorization(w1=w1, w2=w2, target=target)
+
+
+def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factorization:
+    r"""The problem with the shift turned away: each of its singular vectors by `angle` degrees.
+
+    With `shift = U S V^T` of rank k, U becomes `cos(angle) U + sin(angle) U'`, where U' is a random orthonormal frame
+    orthogonal to U, and V likewise: all principal angles between the old and the new singular subspaces are `angle`.
+    The singular values stay. At 0 it is the same problem; Assumption 2.2 of arXiv 2503.06982 fails beyond.
+
+    **Raises:** `InputError` unless 0 <= angle <= 90 and twice the shift's rank is at most min(m, n).
+    """
+    require(0 <= angle <= 90, "angle", "lie between 0 and 90 degrees", angle)
+    if angle == 0:
+        return problem
+    u, sigma, vt = np.linalg.svd(np.asarray(problem.shift), full_matrices=False)
+    k = matrix_rank(sigma, problem.shift.shape)
+    room = min(problem.shift.shape) // 2
+    require(k <= room, "angle", f"be 0 for a shift of rank above {room}, which fills its space", f"{angle:g}, rank {k}")
+    keys = jax.random.split(key)
+
+    def turn(basis: np.ndarray, key: Array) -> np.ndarray:
+        drawn = np.asarray(jax.random.normal(key, basis.shape))
+        across, _ = np.linalg.qr(drawn - basis @ (basis.T @ drawn))
+        return np.cos(np.deg2rad(angle)) * basis + np.sin(np.deg2rad(angle)) * across
+
+    return Factorization(problem.w1, problem.w2, turn(u[:, :k], keys[0]) * sigma[:k] @ turn(vt[:k].T, keys[1]).T)
+
+
+def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
+    r"""The problem with Gaussian noise in the pretrained weights, towards the same target.
+
+    Each W_i becomes `W_i + N_i` with entries of N_i iid normal and `||N_i||_F = noise ||W_i||_F`. Fine-tuning aims at
+    the same Yft, so the shift takes up what the noise has done to W2 W1 and has full rank. At 0 it is the same
+    problem; Assumptions 2.1 and 2.2 of arXiv 2503.06982 fail beyond.
+
+    **Raises:** `InputError` unless noise is finite and at least 0.
+    """
+    require(np.isfinite(noise) and noise >= 0, "noise", "be at least 0", noise)
+    if noise == 0:
+        return problem
+    keys = jax.random.split(key)
+
+    def disturb(weight: Array, key: Array) -> Array:
+        drawn = jax.random.normal(key, weight.shape)
+        return weight + noise * jnp.linalg.norm(weight) / jnp.linalg.norm(drawn) * drawn
+
+    w1, w2 = disturb(problem.w1, keys[0]), disturb(problem.w2, keys[1])
+    return Factorization(w1, w2, problem.shift + (problem.w2 @ problem.w1 - w2 @ w1))
 
 
 def load_problem(path: str | Path) -> Factorization:

@@ -58,4 +58,4 @@ def test_picture_and_report(figure1):
     assert (out / "figures" / "figure1.png").stat().st_size > 50_000
     report = (out / "report.md").read_text()
     assert "figures/figure1.png" in report
-    assert "| 1e-05 | log10 loss at t = 5, gaussian | -20.23 |" in report
+    assert "| 0.907 | 1e-05 | log10 loss at t = 5 | -20.23 |" in report

@@ -116,7 +116,8 @@ def test_a_problem_with_nothing_but_a_loss_is_solved_to_the_closed_form():
     trajectory = solve(SingleLayer(y), (Adapter(row, jnp.zeros((5, 1))),), t1=4.0, rtol=TIGHT)
     p = riccati(np.asarray(y), np.asarray(row), np.zeros((5, 1)), -float(jnp.sum(row**2)), 4.0)
     np.testing.assert_allclose(trajectory.adapters[0].b @ trajectory.adapters[0].a, p[6:, :6], atol=1e-7)
-    assert set(trajectory.observables) == {"loss", "alignment_error", "norm_z1", "drift"}
+    sizes = {"norm_z1", "norm_b1a1", "norm_along1", "norm_across1", "overlap_1"}
+    assert set(trajectory.observables) == {"loss", "alignment_error", "drift"} | sizes
 
 
 @pytest.mark.parametrize("side", ["A", "B"])
@@ -261,7 +262,7 @@ def test_a_run_that_is_given_up_is_a_status_and_keeps_what_it_reached(figure1_pr
 
 
 def test_a_step_so_long_that_it_overflows_is_shortened():
-    """From this start the loss falls while the step is still that of the slow growth before, and its stages overflow."""
+    """From this start the loss falls while the step is still that of the slow growth, and its stages overflow."""
     problem = aligned_problem(jax.random.key(0), component="bottom")
     start = spectral_init(jax.random.key(5), problem, rank=4, alpha=1e-4)
     trajectory = solve(problem, start, t1=12.0, saves=3, max_steps=1000)

@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_flow import InputError, aligned_problem, solve, sweep
+from lora_flow import InputError, aligned_problem, analyse, solve, sweep
+from lora_flow.grid import LANE_DIMS, Problems
 from lora_flow.initialization import initialize
-from lora_flow.sweeps import LANE_DIMS, digest, plan_sweep
+from lora_flow.plan import digest, plan_sweep
 
 AXES = {"init": ("gaussian", "spectral"), "side": ("A", "B"), "alpha": (1e-3, 1e-1), "rank": (2, 1), "seeds": (5, 0, 3)}
 SMALL = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
@@ -92,6 +93,35 @@ def test_a_problem_with_nothing_but_a_loss_can_be_swept():
     assert "norm_z2" not in result
 
 
+def test_problems_share_one_program_and_each_lane_keeps_its_own():
+    problems = {d: aligned_problem(jax.random.key(0), m=4, n=5, h=6, delta_w=d) for d in (4.0, 0.25, 0.5)}
+    axes = {"init": ("gaussian", "spectral"), "alpha": (1e-2, 1e-1), "rank": (1, 2), "seeds": 2}
+    swept = sweep(problems, **axes, t1=0.6, saves=4, batch_size=5, details=True, progress=False)
+    assert swept["loss"].dims == ("problem", "init", "alpha", "rank", "seed", "time")
+    np.testing.assert_allclose(swept["sigma_w1"] / swept["sigma_w2"], swept["problem"], rtol=1e-12)
+    for d, problem in problems.items():
+        alone = sweep(problem, **axes, t1=0.6, saves=4, details=True, progress=False)
+        for name, values in swept.sel(problem=d).data_vars.items():
+            rounding = 1e-12 * max(1.0, float(abs(alone[name]).max()))
+            np.testing.assert_allclose(values, alone[name], rtol=1e-6, atol=rounding, err_msg=str(name))
+
+
+def test_problems_of_different_shapes_are_refused():
+    with pytest.raises(InputError, match="problem must hold PyTrees of one class, with arrays of the same shapes"):
+        sweep({"a": SMALL, "b": aligned_problem(jax.random.key(0), m=4, n=5, h=7)}, rank=1, t1=1.0)
+
+
+def test_details_are_what_analyse_says_of_the_saved_adapters(dataset):
+    swept = sweep(SMALL, side="B", alpha=1e-2, rank=(1, 2), seeds=2, t1=1.0, saves=6, details=True, progress=False)
+    start = initialize("gaussian", jax.random.key(1), SMALL, rank=2, alpha=1e-2, side="B")
+    details = analyse(SMALL, solve(SMALL, start, t1=1.0, saves=6, save_adapters=True).history)
+    lane = swept.sel(init="gaussian", alpha=1e-2, rank=2, seed=1)
+    assert swept["update_singular_values"].dims[-2:] == ("time", "mode")
+    assert not set(details) <= set(dataset.data_vars)
+    for name, values in details.items():
+        np.testing.assert_allclose(lane[name], values, rtol=1e-6, atol=1e-12, err_msg=name)
+
+
 def test_axes_may_be_arrays(dataset):
     again = sweep(
         SMALL,
@@ -109,8 +139,10 @@ def test_axes_may_be_arrays(dataset):
 
 
 def test_the_digest_tells_problems_apart():
-    assert digest(SMALL) == digest(aligned_problem(jax.random.key(0), m=4, n=5, h=6))
-    assert digest(SMALL) != digest(aligned_problem(jax.random.key(1), m=4, n=5, h=6))
+    same, other = (Problems.of(aligned_problem(jax.random.key(seed), m=4, n=5, h=6)) for seed in (0, 1))
+    assert digest(Problems.of(SMALL)) == digest(same)
+    assert digest(Problems.of(SMALL)) != digest(other)
+    assert digest(Problems.of({0: SMALL, 1: other.members[0]})) != digest(Problems.of({1: other.members[0], 0: SMALL}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""What is too costly to read off at every step: computed afterwards, from adapters that were saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from lora_flow.adapter import Adapters
+from lora_flow.flow import vector_field
+from lora_flow.observables import Direction, principal_directions
+from lora_flow.problem import Factorization, Problem, matrix_rank
+
+
+def analyse(problem: Problem, adapters: Adapters) -> dict[str, np.ndarray]:
+    r"""Further observables of adapters with any leading axes, `Trajectory.history` for instance.
+
+    Each array has these leading axes, `update_singular_values` one more. NaN where a quantity is undefined: the
+    direction of a zero matrix, or adapters that were not reached.
+
+    - `gradient_norm`: ||dL/d(A_1, B_1, ...)||, so that dL/dt is minus its square.
+    - `growth_rate_1`, ...: d/dt log ||gamma_i^T Z_i||^2 along the flow (Claim 3.1 of arXiv 2503.06982).
+    - `alignment_error`, `alignment_error_2`, ...: as `observables` has it, here from the singular value decomposition
+      of Z_i itself, without a floor.
+
+    Of a `Factorization` also:
+
+    - `update_singular_values`: those of F that can be non-zero, the first min(m, n, 2 r).
+    - `update_alignment_error`: 1 - cos of the angle between (u_F; v_F), the top singular pair of F, and (u; v), the
+      shift's.
+    - `term_1`, `term_2`, `term_12`: Frobenius norms of the update's terms W2 B1 A1, B2 A2 W1 and B2 A2 B1 A1.
+    - `loss_signal`, `loss_rest`: the loss split into 1/2 ||U^T E V||_F^2, with U and V the singular vectors of the
+      shift, and what lies outside (equation 79).
+    """
+    lead = adapters[0].a.shape[:-2]
+    flat = [np.asarray(leaf).reshape(-1, *leaf.shape[-2:]) for leaf in jax.tree.leaves(adapters)]
+    reached = np.all([np.isfinite(leaf).all(axis=(-2, -1)) for leaf in flat], axis=0)
+    kept = [np.where(reached[:, None, None], leaf, 0.0) for leaf in flat]
+    finite: Any = jax.tree.unflatten(jax.tree.structure(adapters), kept)  # of NumPy's arrays
+    directions = jax.tree.map(np.asarray, principal_directions(problem))
+    named = _of_the_flow(problem, finite, directions) | _alignment(finite, directions)
+    if isinstance(problem, Factorization):
+        named |= _of_the_update(problem, finite)
+    for values in named.values():
+        values[~reached] = np.nan
+    return {name: values.reshape((*lead, *values.shape[1:])) for name, values in named.items()}
+
+
+@eqx.filter_jit
+def _fields(problem: Problem, adapters: Adapters) -> Adapters:
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(vector_field(problem))(adapters)
+
+
+def _of_the_flow(problem: Problem, adapters: Any, directions: tuple[Direction, ...]) -> dict[str, np.ndarray]:
+    field = jax.tree.map(np.asarray, _fields(problem, adapters))
+    squares = [np.sum(leaf**2, axis=(-2, -1)) for leaf in jax.tree.leaves(field)]
+    named = {"gradient_norm": np.sqrt(np.sum(squares, axis=0))}
+    for layer, (adapter, change, direction) in enumerate(zip(adapters, field, directions, strict=True), start=1):
+        along, growth = (direction.left @ x.b + (x.a @ direction.right) for x in (adapter, change))
+        size = np.sum(along**2, axis=-1)
+        named[f"growth_rate_{layer}"] = 2 * np.sum(along * growth, axis=-1) / np.where(size > 0, size, np.nan)
+    return named
+
+
+def _alignment(adapters: Any, directions: tuple[Direction, ...]) -> dict[str, np.ndarray]:
+    named = {}
+    for layer, (adapter, direction) in enumerate(zip(adapters, directions, strict=True), start=1):
+        stacked = np.concatenate([adapter.b, np.swapaxes(adapter.a, -1, -2)], axis=-2)
+        left, sigma, _ = np.linalg.svd(stacked, full_matrices=False)
+        error = _one_minus_cosine(left[..., 0], np.asarray(direction.gamma))
+        name = "alignment_error" if layer == 1 else f"alignment_error_{layer}"
+        named[name] = np.where(sigma[..., 0] > 0, error, np.nan)
+    return named
+
+
+def _of_the_update(problem: Factorization, adapters: Any) -> dict[str, np.ndarray]:
+    w1, w2, shift = (np.asarray(x) for x in (problem.w1, problem.w2, problem.shift))
+    (a1, b1), (a2, b2) = adapters
+    factors = {"term_1": (w2 @ b1, a1), "term_2": (b2, a2 @ w1), "term_12": (b2, (a2 @ b1) @ a1)}
+    terms = {name: x @ y for name, (x, y) in factors.items()}
+    left, sigma, right = _svd_of_product(
+        np.concatenate([w2 @ b1 + b2 @ (a2 @ b1), b2], axis=-1), np.concatenate([a1, a2 @ w1], axis=-2)
+    )
+    u, scales, vt = np.linalg.svd(shift, full_matrices=False)
+    pair = np.concatenate([left[..., 0], right[..., 0, :]], axis=-1) / np.sqrt(2)
+    error = _one_minus_cosine(pair, np.concatenate([u[:, 0], vt[0]]) / np.sqrt(2))
+    residual = shift - sum(terms.values())
+    k = matrix_rank(scales, shift.shape)
+    signal = u[:, :k] @ (u[:, :k].T @ residual @ vt[:k].T) @ vt[:k]
+    norms = {name: np.linalg.norm(term, axis=(-2, -1)) for name, term in terms.items()}
+    return norms | {
+        "update_singular_values": sigma,
+        "update_alignment_error": np.where(sigma[..., 0] > 0, error, np.nan),
+        "loss_signal": 0.5 * np.sum(signal**2, axis=(-2, -1)),
+        "loss_rest": 0.5 * np.sum((residual - signal) ** 2, axis=(-2, -1)),
+    }
+
+
+def _svd_of_product(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The thin singular value decomposition of x y, by way of QR factors where they are thinner."""
+    if x.shape[-1] >= min(x.shape[-2], y.shape[-1]):
+        return np.linalg.svd(x @ y, full_matrices=False)
+    q, s = np.linalg.qr(x)
+    p, t = np.linalg.qr(np.swapaxes(y, -1, -2))
+    left, sigma, right = np.linalg.svd(s @ np.swapaxes(t, -1, -2))
+    return q @ left, sigma, right @ np.swapaxes(p, -1, -2)
+
+
+def _one_minus_cosine(vectors: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """1 - |cos| between unit vectors and a unit vector, from their difference, which keeps small angles."""
+    sign = np.where(vectors @ axis < 0, -1.0, 1.0)
+    return 0.5 * np.sum((sign[..., None] * vectors - axis) ** 2, axis=-1)

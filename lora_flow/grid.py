@@ -1,0 +1,144 @@
+"""The axes of a sweep: which problems, and for each of them which initialisations, sides, scales, ranks and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lora_flow.checks import InputError, require, require_choice
+from lora_flow.initialization import INITIALIZATIONS, SIDES, check_alpha, check_rank
+from lora_flow.labels import LANE_DIMS
+from lora_flow.problem import Problem, check_problem, task_rank
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """One problem, or the product of some axes with a problem for each point, in C order."""
+
+    members: tuple[Problem, ...]
+    axes: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, problem: Problem | Mapping[Any, Problem] | Problems) -> Problems:
+        """One problem as it is, a mapping from labels to problems as the axis `problem`; checked."""
+        if isinstance(problem, Mapping):
+            require(len(problem) > 0, "problem", "hold at least one problem", "none")
+            problems = cls(tuple(problem.values()), {"problem": tuple(problem)})
+        else:
+            problems = problem if isinstance(problem, Problems) else cls((problem,))
+        for member in problems.members:
+            check_problem(member)
+        problems.stacked  # noqa: B018  (raises unless they share one program)
+        return problems
+
+    @property
+    def stacked(self) -> Any:
+        """The only problem as it is, or all of them as one PyTree whose arrays have a leading axis."""
+        first = self.members[0]
+        if not self.axes:
+            return first
+        kinds = {_kind(member) for member in self.members}
+        if len(kinds) > 1 or not jax.tree.leaves(eqx.filter(first, eqx.is_array)):
+            raise InputError(
+                "problem must hold PyTrees of one class, with arrays of the same shapes, to be swept together, "
+                f"got {', '.join(sorted({type(member).__name__ for member in self.members}))} of {len(kinds)} kinds"
+            )
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *self.members)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The axes of a sweep, those of its problems first; their product is its lanes, numbered in C order."""
+
+    problem_axes: Mapping[str, tuple[Any, ...]]
+    init: tuple[str, ...]
+    side: tuple[str, ...]
+    alpha: tuple[float, ...]
+    rank: tuple[int, ...]
+    seed: Sequence[int]
+
+    @classmethod
+    def of(cls, problems: Problems, *, init: Any, side: Any, alpha: Any, rank: Any, seeds: Any) -> Grid:
+        """The grid of these values, each one or several, checked against the problems."""
+        grid = cls(
+            problem_axes=problems.axes,
+            init=_axis("init", init),
+            side=_axis("side", side),
+            alpha=tuple(map(float, _axis("alpha", alpha))),
+            rank=_axis("rank", rank),
+            seed=_seeds(seeds),
+        )
+        for name in grid.init:
+            require_choice("init", name, INITIALIZATIONS)
+        for one in grid.side:
+            require_choice("side", one, SIDES)
+        for scale in grid.alpha:
+            check_alpha(scale)
+        for r in grid.rank:
+            check_rank(r, problems.members[0].layers)
+        if "spectral" in grid.init:
+            needed, smallest = max(map(task_rank, problems.members)), min(grid.rank)
+            must = f"be at least {needed}, the rank of the shift, for init spectral"
+            require(smallest >= needed, "rank", must, smallest)
+        return grid
+
+    @property
+    def axes(self) -> dict[str, Sequence[Any]]:
+        return {**self.problem_axes, **{dim: getattr(self, dim) for dim in LANE_DIMS}}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(map(len, self.axes.values()))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def lane(self, number: int | np.integer) -> dict[str, Any]:
+        """The coordinates of one lane."""
+        index = np.unravel_index(number, self.shape)
+        return {dim: values[i] for (dim, values), i in zip(self.axes.items(), index, strict=True)}
+
+    def problem_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The index into `Problems.members` for each lane number."""
+        return np.asarray(numbers) // math.prod(self.shape[len(self.problem_axes) :])
+
+    def by_cost(self) -> np.ndarray:
+        """Lane numbers in an order that puts lanes of like cost side by side.
+
+        All lanes of a batch step until its slowest is done. The number of steps depends on the problem and the
+        initialisation, then on alpha and the rank, and hardly on the seed.
+        """
+        numbers = np.arange(self.size)
+        init, side, alpha, rank, seed = np.unravel_index(numbers, self.shape)[len(self.problem_axes) :]
+        keys = (seed, np.take(self.rank, rank), np.take(self.alpha, alpha), side, init, self.problem_of(numbers))
+        return np.lexsort(keys)
+
+
+def _kind(problem: Problem) -> Any:
+    arrays, rest = eqx.partition(problem, eqx.is_array)
+    shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(arrays))
+    return jax.tree.structure(problem), shapes, tuple(jax.tree.leaves(rest))
+
+
+def _axis(name: str, values: Any) -> tuple[Any, ...]:
+    listed = (values,) if isinstance(values, str) else tuple(np.atleast_1d(np.asarray(values)).tolist())
+    require(len(listed) > 0, name, "hold at least one value", "none")
+    require(len(set(listed)) == len(listed), name, "name each value once", listed)
+    return listed
+
+
+def _seeds(seeds: Any) -> Sequence[int]:
+    if isinstance(seeds, (int, np.integer)):
+        require(seeds >= 1, "seeds", "be at least 1", seeds)
+        return range(int(seeds))
+    listed = _axis("seeds", seeds)
+    require(all(isinstance(seed, int) and seed >= 0 for seed in listed), "seeds", "be integers from 0", listed)
+    return listed

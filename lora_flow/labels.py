@@ -1,0 +1,66 @@
+"""What the variables of a result mean, for whoever opens it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import xarray as xr
+
+from lora_flow.flow import STATUS
+
+LANE_DIMS = ("init", "side", "alpha", "rank", "seed")  # after those of the problems, before time
+PENDING = -1  # the status of a lane that has not run
+
+
+def label(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with a `long_name` on its variables, and the meaning of `status`."""
+    for name, text in (_ABOUT | {name: text for layer in (1, 2) for name, text in _layer(layer).items()}).items():
+        if name in dataset.variables:
+            dataset[name].attrs["long_name"] = text
+    dataset["status"].attrs |= {
+        "flag_values": [PENDING, *range(len(STATUS))],
+        "flag_meanings": " ".join(("pending", *STATUS)),
+    }
+    return dataset
+
+
+def _layer(i: int) -> dict[str, Any]:
+    left, right = {1: ("g", "v"), 2: ("u", "g")}[i]
+    return {
+        "alignment_error" if i == 1 else f"alignment_error_{i}": (
+            f"1 - |cos(gamma_{i}, top left singular vector of Z_{i})|"
+        ),
+        f"norm_z{i}": f"spectral norm of Z_{i} = [B_{i}; A_{i}^T]",
+        f"norm_b{i}a{i}": f"spectral norm of B_{i} A_{i}",
+        f"norm_along{i}": f"||gamma_{i}^T Z_{i}||",
+        f"norm_across{i}": f"||Z_{i} - gamma_{i} gamma_{i}^T Z_{i}||_F",
+        f"overlap_{i}": f"{left}^T B_{i} A_{i} {right}",
+        f"growth_rate_{i}": f"d/dt log ||gamma_{i}^T Z_{i}||^2",
+    }
+
+
+_ABOUT = {
+    "time": "gradient-flow time",
+    "alpha": "initialisation scale",
+    "rank": "LoRA rank",
+    "delta_w": "sigma_W1 / sigma_W2",
+    "angle": "angle between the shift's singular vectors and the pretrained ones, in degrees",
+    "noise": "norm of the noise in each pretrained weight, relative to the weight's",
+    "sigma": "largest singular value of the shift",
+    "shift_rank": "rank of the shift",
+    "aligned": "1 where the shift, W1 and W2 have their singular vectors in common",
+    "sigma_w1": "||W1 v||, with (u, v) the shift's top singular pair",
+    "sigma_w2": "||W2^T u||, with (u, v) the shift's top singular pair",
+    "loss": "1/2 ||shift - update||_F^2",
+    "drift": "drift of A A^T - B^T B, relative to ||Z||^2 (an error of the integration)",
+    "gradient_norm": "norm of the gradient of the loss with respect to the adapters",
+    "update_singular_values": "singular values of the update F",
+    "update_alignment_error": "1 - cos of the top singular pair of F with that of the shift",
+    "term_1": "||W2 B1 A1||_F",
+    "term_2": "||B2 A2 W1||_F",
+    "term_12": "||B2 A2 B1 A1||_F",
+    "loss_signal": "part of the loss along the shift's singular vectors",
+    "loss_rest": "part of the loss across the shift's singular vectors",
+    "steps": "solver steps, rejected ones included",
+    "status": "how the lane ended",
+}

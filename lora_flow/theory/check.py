@@ -1,0 +1,74 @@
+"""All the claims, one after the other: a line for the terminal, a row for each case in a table, and a picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_flow.report import table
+from lora_flow.theory.claims import CLAIMS, Case, Line
+from lora_flow.theory.evidence import Evidence
+
+
+def check(evidence: Evidence) -> Iterator[Line]:
+    """Every claim's line, each from the runs of this evidence, as soon as it is known."""
+    for claim in CLAIMS:
+        yield claim(evidence)
+
+
+HEADER = f"{'verdict':16}{'predicted':>18}{'measured':>28}  claim"
+
+
+def terminal_line(line: Line) -> str:
+    return f"{line.verdict:16}{predicted(line):>18}{measured(line):>28}  {line.source}: {line.statement}"
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The same as a Markdown table, with the runs behind each line."""
+    header = ["", "source", "claim", "predicted", "measured", "verdict", "runs"]
+    rows = [
+        [i, line.source, line.statement.replace("|", "\\|"), predicted(line), measured(line), line.verdict, line.runs]
+        for i, line in enumerate(lines, start=1)
+    ]
+    return table(header, rows)
+
+
+def write_csv(lines: Sequence[Line], path: Path) -> None:
+    """`theory.csv`: one row for each case of each claim."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(
+            ["line", "source", "claim", "case", "predicted", "measured", "half_width_95", "holds", "verdict", "runs"]
+        )
+        for number, line in enumerate(lines, start=1):
+            for case in line.cases:
+                holds = "not applicable" if case.holds is None else "yes" if case.holds else "no"
+                width = "" if case.half_width is None else f"{case.half_width:.3g}"
+                values = [case.where, f"{case.predicted:.6g}", f"{case.measured:.6g}", width, holds]
+                writer.writerow([number, line.source, line.statement, *values, line.verdict, line.runs])
+
+
+def predicted(line: Line) -> str:
+    return _range(line, lambda case: case.predicted)
+
+
+def measured(line: Line) -> str:
+    """The range over the cases, and the widest of their 95% intervals over seeds."""
+    widths = [case.half_width for case in line.cases if case.half_width is not None]
+    return _range(line, lambda case: case.measured) + (f" ± {max(widths):.1g}" if widths else "")
+
+
+def _range(line: Line, value: Callable[[Case], float]) -> str:
+    values: Any = [value(case) for case in line.cases if not np.isnan(value(case))]
+    if not values:
+        return "-"
+    low, high = _short(min(values)), _short(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _short(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}"

@@ -1,0 +1,110 @@
+"""When a run passes from one phase to the next, as arXiv 2503.06982 has them: align, grow, converge, stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lora_flow.checks import require
+
+SLOW = 0.1  # the plateau: the logarithm of the loss falls at less than this share of its fastest rate
+ROUNDING = 1e-25  # of the loss at the start
+
+
+def phases(dataset: xr.Dataset) -> xr.Dataset:
+    r"""The times at which each run's phases end, over the dataset's dims without `time`; NaN where one does not.
+
+    Theory names layer 1 where delta_w < 1; where delta_w > 1 the same holds of layer 2 with the roles of the weights
+    exchanged, and that is what is read off. With sigma the shift's largest singular value and s the larger of the two
+    weights' gains along it:
+
+    - `t_align`, the end of early alignment: the first time at which ||gamma^T Z|| exceeds the norm of the rest of Z.
+    - `t1`, the end of alignment: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2).
+    - `t_plateau`, the end of local convergence: the time after t1 from which on log L falls at less than a tenth of its
+      fastest rate. What is below 1e-25 of the start is rounding and left out; NaN for a loss that falls fast to there,
+      or to the end.
+    - `t1_predicted`: log(1/alpha) / (sigma s), as the talk on the paper has it.
+
+    Times between saves are interpolated, in the logarithm of the quantity that crosses.
+
+    **Raises:** `InputError` for a dataset without the singular values that the thresholds are made of.
+    """
+    require("sigma_w1" in dataset.coords, "dataset", "be of a factorisation, for phases", "another problem's")
+    gain, ratio = leading_gain(dataset)
+    sigma, first = dataset["sigma"], dataset["sigma_w1"] <= dataset["sigma_w2"]
+
+    def leading(name: str) -> xr.DataArray:
+        return xr.where(first, dataset[f"{name}1"], dataset[f"{name}2"])
+
+    along, across = leading("norm_along"), leading("norm_across")
+    t1 = _crossing(leading("overlap_"), (1 - ratio) * sigma / (4 * gain))
+    predicted = -xr.apply_ufunc(np.log, dataset["alpha"]) / (sigma * gain)
+    return xr.Dataset(
+        {
+            "t_align": _crossing(along / across, xr.ones_like(t1)),
+            "t1": t1,
+            "t_plateau": _plateau(dataset["loss"], t1),
+            "t1_predicted": predicted.where(predicted > 0).broadcast_like(t1),
+        }
+    )
+
+
+def leading_gain(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
+    """The larger of sigma_W1 and sigma_W2, and the smaller one over it: sigma_W2 and delta_w where delta_w < 1."""
+    s1, s2 = dataset["sigma_w1"], dataset["sigma_w2"]
+    gain = xr.where(s1 > s2, s1, s2)
+    return gain, xr.where(s1 > s2, s2, s1) / gain
+
+
+def at_times(values: xr.DataArray, times: xr.DataArray) -> xr.DataArray:
+    """Positive values over `time` at one time for each lane, interpolated in their logarithm; NaN where that is NaN."""
+    saved = values["time"].values
+
+    def interpolate(row: np.ndarray, time: float) -> float:
+        reached = np.isfinite(row) & (row > 0)
+        if np.isnan(time) or not reached.any():
+            return np.nan
+        return float(np.exp(np.interp(time, saved[reached], np.log(row[reached]))))
+
+    return _for_each_lane(interpolate, values, times)
+
+
+def _crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
+    """The first time at which the values reach the threshold."""
+    saved = values["time"].values
+
+    def first(row: np.ndarray, level: float) -> float:
+        above = np.flatnonzero(row >= level)
+        if above.size == 0:
+            return np.nan
+        i = above[0]
+        if i == 0 or row[i - 1] <= 0:
+            return float(saved[i])
+        share = np.log(level / row[i - 1]) / np.log(row[i] / row[i - 1])
+        return float(saved[i - 1] + share * (saved[i] - saved[i - 1]))
+
+    return _for_each_lane(first, values, threshold)
+
+
+def _plateau(loss: xr.DataArray, t1: xr.DataArray) -> xr.DataArray:
+    saved = loss["time"].values
+    midpoints = 0.5 * (saved[1:] + saved[:-1])
+
+    def start(row: np.ndarray, begin: float) -> float:
+        looked_at = (midpoints > begin) & (row[1:] > ROUNDING * row[0])
+        rates = -np.diff(np.log(np.where(row > 0, row, np.nan))) / np.diff(saved)
+        if not np.any(rates[looked_at] > 0):
+            return np.nan
+        fast = np.flatnonzero(looked_at & (rates > SLOW * np.max(rates[looked_at])))
+        return float(saved[fast[-1] + 1]) if fast[-1] < np.flatnonzero(looked_at)[-1] else np.nan
+
+    return _for_each_lane(start, loss, t1)
+
+
+def _for_each_lane(function: Any, values: xr.DataArray, numbers: xr.DataArray) -> xr.DataArray:
+    """Applies a function of one lane's values over time and one number of that lane."""
+    return xr.apply_ufunc(
+        function, values, numbers, input_core_dims=[["time"], []], vectorize=True, output_dtypes=[float]
+    )
