@@ -88,7 +88,8 @@ def test_a_broken_mode_equation_makes_its_line_fail(evidence, lines, monkeypatch
 
 
 def test_the_command_prints_and_stores_every_line(evidence, lines, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lora_flow.theory.evidence.Evidence", lambda seeds: evidence)
+    monkeypatch.setattr(Evidence, "__new__", lambda cls, seeds: evidence)
+    monkeypatch.setattr(Evidence, "__init__", lambda self, seeds: None)
     monkeypatch.setattr("lora_flow.theory.claims.CLAIMS", [lambda ev, line=line: line for line in lines.values()])
     monkeypatch.setattr("lora_flow.theory.check.CLAIMS", [lambda ev, line=line: line for line in lines.values()])
     out = tmp_path / "theory"
