@@ -3,13 +3,20 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
-.PHONY: help figure1 test lint format docs clean
+.PHONY: help figure1 figures theory test lint format docs clean
 
 help:  ## what each target does
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 figure1: .venv/core  ## run the main job: sweep, store and draw Figure 1 of the paper
 	$(BIN)/lora-flow figure 1 --out runs/figure1 --overwrite
+
+figures: figure1  ## run and draw all the experiments, about eight minutes on two cores
+	for name in 3 4; do $(BIN)/lora-flow figure $$name --out runs/figure$$name --overwrite || exit 1; done
+	for name in phase beyond; do $(BIN)/lora-flow figure $$name --out runs/$$name --overwrite || exit 1; done
+
+theory: .venv/core  ## hold every claim of the theory against runs, about two minutes on two cores
+	$(BIN)/lora-flow theory --out runs/theory
 
 test: .venv/dev  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -27,7 +34,8 @@ docs: .venv/docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove everything that these targets make
-	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/figure1
+	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf runs/figure1 runs/figure3 runs/figure4 runs/phase runs/beyond runs/theory
 
 # One virtual environment; each extra is installed when a target first needs it.
 .venv/core: pyproject.toml constraints.txt

@@ -9,12 +9,16 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from lora_flow.checks import InputError, require, require_choice
 from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
+
+if TYPE_CHECKING:
+    from lora_flow.plan import Plan
+    from lora_flow.store import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Sweep:
         settings = with_absolute_path(self.settings)
         if self.resume:
             _check_unchanged(settings, _stored(self.out), self.out)
-        _solve(settings, self.out, self.resume, self.overwrite, {})
+        _solve(*_open(settings, self.out, self.resume, self.overwrite, {}))
         return _draw(self.out)
 
 
@@ -95,22 +99,25 @@ class Figure:
 
     def run(self) -> int:
         from lora_flow.experiments import EXPERIMENTS
-        from lora_flow.store import check_free
+        from lora_flow.store import check_parts, is_started, remove_drawn
 
         require_choice("figure", self.name, EXPERIMENTS)
         runs = EXPERIMENTS[self.name].runs
         if self.seeds is not None:
             runs = {name: dataclasses.replace(settings, seeds=self.seeds) for name, settings in runs.items()}
-        started = {name: self.resume and (Path(self.out) / name).exists() for name in runs}
+        if list(runs) != [""]:
+            check_parts(self.out, runs)
+        paths = {name: str(Path(self.out) / name) for name in runs}
+        started = {name: self.resume and is_started(path) for name, path in paths.items()}
         require(not self.resume or any(started.values()), "the run folder", "exist", f"'{self.out}'")
-        for name, settings in runs.items():  # everything is checked before anything runs
-            path = str(Path(self.out) / name)
-            if started[name]:
-                _check_unchanged(settings, _stored(path), path)
-            else:
-                check_free(path, self.overwrite)
         for name, settings in runs.items():
-            _solve(settings, str(Path(self.out) / name), started[name], self.overwrite, {"figure": self.name})
+            if started[name]:
+                _check_unchanged(settings, _stored(paths[name]), paths[name])
+        attrs = {"figure": self.name}
+        opened = [_open(runs[name], paths[name], started[name], self.overwrite, attrs) for name in runs]
+        remove_drawn(Path(self.out))
+        for folder, plan in opened:
+            _solve(folder, plan)
         return _draw(self.out)
 
 
@@ -177,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_storage_error(error, command.out), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lora-flow: interrupted; what was solved is stored, --resume goes on", file=sys.stderr)
+        stored = "; what was solved is stored, --resume goes on" if isinstance(command, Sweep | Figure) else ""
+        print(f"lora-flow: interrupted{stored}", file=sys.stderr)
         return 1
 
 
@@ -214,19 +222,24 @@ def _tyro(arguments: list[str], default: Sweep | None = None) -> Command:
         raise
 
 
-def _solve(settings: Settings, out: str, resume: bool, overwrite: bool, attrs: dict[str, str]) -> None:
-    from lora_flow.store import RunFolder, check_free, run
+def _open(settings: Settings, out: str, resume: bool, overwrite: bool, attrs: dict[str, str]) -> tuple[RunFolder, Plan]:
+    """A run folder, new or found, and the plan for it; everything that can be refused is refused here."""
+    from lora_flow.store import RunFolder, check_free
 
     if not resume:
         check_free(out, overwrite)
     start_jax(settings)
     plan = build_plan(settings)
+    if resume:
+        return RunFolder.resume(out, plan, attrs), plan
+    return RunFolder.create(out, to_table(settings), plan, overwrite, attrs), plan
+
+
+def _solve(folder: RunFolder, plan: Plan) -> None:
+    from lora_flow.store import run
+
     print(*map(str, plan.problems.members), sep="\n")
     print(f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.batch_size} at a time on each device")
-    if resume:
-        folder = RunFolder.resume(out, plan, attrs)
-    else:
-        folder = RunFolder.create(out, to_table(settings), plan, overwrite, attrs)
     run(folder, plan)
 
 
@@ -243,6 +256,13 @@ def _draw(out: str) -> int:
 
     name, datasets = load_figure(out)
     folder = Path(out) / "figures"
+    if name and set(datasets) != set(EXPERIMENTS[name].runs):
+        alone = list(datasets) == [""]  # one of a figure's runs, drawn as the sweep that it is
+        missing = sorted(set(EXPERIMENTS[name].runs) - set(datasets))
+        require(
+            alone, f"'{out}'", f"hold all the runs of figure {name}", f"none of {', '.join(missing)}; --resume goes on"
+        )
+        name = ""
     if name:
         experiment, stem = EXPERIMENTS[name], f"figure{name}" if name.isdigit() else f"figure-{name}"
         pictures = save({f"{stem}{suffix}": one for suffix, one in experiment.draw(datasets).items()}, folder)

@@ -127,7 +127,7 @@ def _beyond_notes(datasets: Datasets) -> str:
                             f"{alpha:g}",
                             f"{float(log10(last['loss'].sel(where)).mean()):.2f}",
                             f"{float(log10(last['alignment_error'].sel(where)).mean()):.2f}",
-                            f"{float(ratio.mean()):.2f}",
+                            f"{float(ratio.mean(skipna=False)):.2f}",
                         ]
                     )
     header = ["problem", "init", "alpha", "log10 loss at t = 20", "log10 (1 - cos)", "T1 measured / predicted"]

@@ -35,8 +35,18 @@ class Problems:
             problems = problem if isinstance(problem, Problems) else cls((problem,))
         for member in problems.members:
             check_problem(member)
-        problems.stacked  # noqa: B018  (raises unless they share one program)
+        problems.check()
         return problems
+
+    def check(self) -> None:
+        """Raises unless the problems can share one program."""
+        first, kinds = self.members[0], {_kind(member) for member in self.members}
+        if self.axes and (len(kinds) > 1 or not jax.tree.leaves(eqx.filter(first, eqx.is_array))):
+            raise InputError(
+                "problem must hold PyTrees of one class, with arrays of the same shapes and types, to be swept "
+                f"together, got {', '.join(sorted({type(member).__name__ for member in self.members}))} of "
+                f"{len(kinds)} kinds"
+            )
 
     @property
     def stacked(self) -> Any:
@@ -44,12 +54,6 @@ class Problems:
         first = self.members[0]
         if not self.axes:
             return first
-        kinds = {_kind(member) for member in self.members}
-        if len(kinds) > 1 or not jax.tree.leaves(eqx.filter(first, eqx.is_array)):
-            raise InputError(
-                "problem must hold PyTrees of one class, with arrays of the same shapes, to be swept together, "
-                f"got {', '.join(sorted({type(member).__name__ for member in self.members}))} of {len(kinds)} kinds"
-            )
         return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *self.members)
 
 

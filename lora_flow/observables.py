@@ -84,6 +84,7 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
     - `drift`: the largest over layers of ||C_i(t) - C_i(0)||_F / ||Z_i(t)||^2, with C_i = A_i A_i^T - B_i^T B_i.
       Gradient flow conserves C_i, so this is an error of the integration.
     """
+    measurements = _padded(measurements)
     grams = jnp.stack([m.across + m.along[..., :, None] * m.along[..., None, :] for m in measurements])
     products = jnp.stack([_over_its_trace(m.gram_b) @ _over_its_trace(m.gram_a) for m in measurements])
     powers = _dominant(jnp.concatenate([grams, products]))  # all in one loop
@@ -109,6 +110,19 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
         drifts.append(jnp.where(moved, drift, 0.0))
     named["drift"] = jnp.max(jnp.stack(drifts), axis=0)
     return named
+
+
+def _padded(measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
+    """Measurements of a common rank; zeros change none of the observables."""
+    rank = max(measured.left.shape[-1] for measured in measurements)
+
+    def pad(leaf: Array, axes: int) -> Array:
+        return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - axes) + [(0, rank - leaf.shape[-1])] * axes)
+
+    return tuple(
+        Measurement(pad(m.left, 1), pad(m.right, 1), pad(m.across, 2), pad(m.gram_a, 2), pad(m.gram_b, 2))
+        for m in measurements
+    )
 
 
 Matrices = Float[Array, "*time rank rank"]

@@ -77,7 +77,7 @@ class Plan:
         devices = jax.local_devices()[: max(1, len(pending))]
         solve_round = round_solver(tuple(devices))
         problems = self.problems.stacked
-        directions = jax.vmap(principal_directions) if self.problems.axes else principal_directions
+        directions = eqx.filter_vmap(principal_directions) if self.problems.axes else principal_directions
         settings = (problems, directions(problems))
         t1, times = jnp.asarray(self.t1, float), jnp.asarray(self.times, float)
         done = self.grid.size - sum(len(self.batches[i]) for i in pending)
@@ -158,19 +158,20 @@ class Plan:
 
     def _gains(self) -> dict[str, Any]:
         """What theory is written in, as coordinates over the problems."""
-        spectra = [problem.spectrum() for problem in self.problems.members if isinstance(problem, Factorization)]
+        problems = [problem for problem in self.problems.members if isinstance(problem, Factorization)]
+        if not problems:
+            return {}
         shape = tuple(map(len, self.problems.axes.values()))
 
         def over_problems(values: Any) -> Any:
             return tuple(self.problems.axes), np.reshape(list(values), shape)
 
-        if not spectra:
-            return {}
+        spectra = [problem.spectrum() for problem in problems]
+        gains = zip(*(problem.leading_gains() for problem in problems), strict=True)
         return {
-            "sigma": over_problems(spectrum["sigma_shift"][0] for spectrum in spectra),
+            name: over_problems(values) for name, values in zip(("sigma", "sigma_w1", "sigma_w2"), gains, strict=True)
+        } | {
             "shift_rank": over_problems(len(spectrum["sigma_shift"]) for spectrum in spectra),
-            "sigma_w1": over_problems(spectrum["sigma_w1"] for spectrum in spectra),
-            "sigma_w2": over_problems(spectrum["sigma_w2"] for spectrum in spectra),
             "aligned": over_problems(int(spectrum["aligned"]) for spectrum in spectra),
         }
 

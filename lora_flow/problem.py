@@ -139,6 +139,17 @@ class Factorization(eqx.Module):
             "aligned": bool(all(_is_symmetric(product) for product in products)),
         }
 
+    def leading_gains(self) -> tuple[float, float, float]:
+        """(sigma, ||W1 v||, ||W2^T u||) of the shift's singular pair (u, v) that is learned first.
+
+        That is the pair with the largest sigma max(||W1 v||, ||W2^T u||); of a shift of rank one, its only one.
+        """
+        w1, w2, shift = (np.asarray(x) for x in (self.w1, self.w2, self.shift))
+        u, sigma, vt = np.linalg.svd(shift, full_matrices=False)
+        s1, s2 = np.linalg.norm(w1 @ vt.T, axis=0), np.linalg.norm(w2.T @ u, axis=0)
+        first = int(np.argmax(sigma * np.maximum(s1, s2)))
+        return float(sigma[first]), float(s1[first]), float(s2[first])
+
     def __str__(self) -> str:
         spectrum = self.spectrum()
         sigma = spectrum["sigma_shift"]

@@ -14,7 +14,7 @@ import contextlib
 import shutil
 import tomllib
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,7 @@ class RunFolder:
                 (path / RESULTS).replace(path / f"{RESULTS}.{uuid.uuid4().hex}.old")
             _write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
             new.replace(path / RESULTS)
-        for drawn in (path / "report.md", *path.glob("figures/sweep*.png"), *path.glob("figures/figure*.png")):
-            drawn.unlink(missing_ok=True)
+        remove_drawn(path)
         _remove_leftovers(path)
         return cls(path, plan)
 
@@ -83,7 +82,10 @@ class RunFolder:
             f"be the one that '{path}' was started with, to resume it",
             "other weights or another shift",
         )
-        now = plan.empty().attrs
+        fresh = plan.empty()
+        same = set(fresh.data_vars) == set(folder._dataset.data_vars)
+        require(same, "results", "be of this version's variables, to resume them", f"those of an older one in '{path}'")
+        now = fresh.attrs
         for name in ("lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype"):
             stored = folder._dataset.attrs[name]
             require(now[name] == stored, name, f"be {stored}, as '{path}' was started, to resume it", now[name])
@@ -142,7 +144,8 @@ def load_figure(path: str | Path) -> tuple[str, dict[str, xr.Dataset]]:
     else:
         datasets = {run.name: load_run(run) for run in runs}
     names = {str(dataset.attrs.get("figure") or "") for dataset in datasets.values()}
-    require(len(names) == 1, f"'{path}'", "hold the runs of one figure", f"those of {sorted(names)}")
+    one = len(names) == 1 and (names != {""} or "" in datasets)
+    require(one, f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(datasets)} runs in folders")
     return names.pop(), datasets
 
 
@@ -170,11 +173,32 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     if not path.exists():
         return
     require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
-    if not any(path.iterdir()):
-        return
-    is_run = (path / SETTINGS).is_file() and set(read_toml(path / SETTINGS)) <= set(to_table(Settings()))
+    if all(entry.name.startswith(f"{RESULTS}.") for entry in path.iterdir()):
+        return  # empty, or killed before it had settings
+    stored = set(read_toml(path / SETTINGS)) if is_started(path) else set()
+    is_run = {"init", "alpha", "rank", "t1"} <= stored <= set(to_table(Settings()))
     require(is_run, "out", "be a new folder or a run folder", f"'{path}', which holds something else")
     require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
+
+
+def check_parts(path: str | Path, names: Iterable[str]) -> None:
+    """Raises unless `path` is free for a figure made of several runs, or holds nothing but such a figure."""
+    path = Path(path)
+    if path.exists():
+        require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
+        foreign = sorted({entry.name for entry in path.iterdir()} - {*names, "figures", "report.md"})
+        require(not foreign, "out", "be a new folder or this figure's", f"'{path}', which holds {', '.join(foreign)}")
+
+
+def is_started(path: str | Path) -> bool:
+    """Whether a run folder has its settings, and so can be resumed."""
+    return (Path(path) / SETTINGS).is_file()
+
+
+def remove_drawn(path: Path) -> None:
+    """Removes the report and the pictures of results that are replaced."""
+    for drawn in (path / "report.md", *path.glob("figures/sweep*.png"), *path.glob("figures/figure*.png")):
+        drawn.unlink(missing_ok=True)
 
 
 def _read_results(path: Path) -> xr.Dataset:

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.checks import require
+from lora_flow.theory import gradient_flow as theory
 
 SLOW = 0.1  # the plateau: the logarithm of the loss falls at less than this share of its fastest rate
 ROUNDING = 1e-25  # of the loss at the start
@@ -17,8 +18,8 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     r"""The times at which each run's phases end, over the dataset's dims without `time`; NaN where one does not.
 
     Theory names layer 1 where delta_w < 1; where delta_w > 1 the same holds of layer 2 with the roles of the weights
-    exchanged, and that is what is read off. With sigma the shift's largest singular value and s the larger of the two
-    weights' gains along it:
+    exchanged, and that is what is read off. With sigma the singular value of the shift's pair that is learned first and
+    s the larger of the two weights' gains along it:
 
     - `t_align`, the end of early alignment: the first time at which ||gamma^T Z|| exceeds the norm of the rest of Z.
     - `t1`, the end of alignment: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2).
@@ -39,8 +40,10 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
         return xr.where(first, dataset[f"{name}1"], dataset[f"{name}2"])
 
     along, across = leading("norm_along"), leading("norm_across")
-    t1 = _crossing(leading("overlap_"), (1 - ratio) * sigma / (4 * gain))
-    predicted = -xr.apply_ufunc(np.log, dataset["alpha"]) / (sigma * gain)
+    gains = theory.Gains(sigma, ratio * gain, gain)
+    threshold = theory.t1_threshold(gains).where(1 - ratio > 1e-9)  # with equal gains no layer is selected
+    t1 = _crossing(leading("overlap_"), threshold)
+    predicted = theory.t1_slides(gains, dataset["alpha"])
     return xr.Dataset(
         {
             "t_align": _crossing(along / across, xr.ones_like(t1)),
@@ -76,7 +79,7 @@ def _crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
     saved = values["time"].values
 
     def first(row: np.ndarray, level: float) -> float:
-        above = np.flatnonzero(row >= level)
+        above = np.flatnonzero(row >= level)  # none where the level is NaN
         if above.size == 0:
             return np.nan
         i = above[0]

@@ -1,8 +1,9 @@
 """The named figures: Figure 3 against its published values, the others drawn from small grids of the same kind."""
 
 import dataclasses
+import shutil
 
-import matplotlib.image
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -53,6 +54,24 @@ def test_figure_3_is_one_picture_a_side_and_one_table(figure3):
     assert main(["figure", "3", "--seeds", "7", "--out", str(out), "--resume"]) == 2
 
 
+def test_a_figures_runs_can_be_drawn_alone_and_a_missing_one_is_named(figure3, tmp_path, capsys):
+    out, _ = figure3
+    part = tmp_path / "figure3"
+    shutil.copytree(out / "delta_w-0.25", part / "delta_w-0.25")
+    assert main(["plot", str(part)]) == 2
+    assert "must hold all the runs of figure 3, got none of delta_w-0.01, delta_w-0.907" in capsys.readouterr().err
+    assert main(["plot", str(part / "delta_w-0.25")]) == 0
+    assert (part / "delta_w-0.25" / "figures" / "sweep-A.png").is_file()
+
+
+def test_a_figure_of_several_runs_takes_no_folder_with_anything_else(tmp_path, capsys):
+    (tmp_path / "report.txt").write_text("mine")
+    for flags in ([], ["--overwrite"], ["--resume"]):
+        assert main(["figure", "3", "--out", str(tmp_path), *flags]) == 2
+        assert "out must be a new folder or this figure's, got" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.txt"]
+
+
 def smaller(settings):
     """The same axes with fewer values, seeds and times."""
     few = {name: getattr(settings, name)[::2] for name in ("alpha", "angle", "noise")}
@@ -67,9 +86,13 @@ def test_the_other_figures_are_drawn(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(experiments.EXPERIMENTS, name, dataclasses.replace(whole, runs=runs))
     out = tmp_path / name
     assert main(["figure", name, "--out", str(out)]) == 0
-    for path in (out / "figures").iterdir():
-        picture = matplotlib.image.imread(path)
-        assert picture.shape[1] >= 1400
-        assert np.unique(picture.reshape(-1, 4), axis=0).shape[0] > 100, "more than an empty frame"
+    drawn = whole.draw({run: load_run(out / run) for run in runs})
+    for suffix, figure in drawn.items():
+        shown = [np.asarray(line.get_ydata(), float) for ax in figure.axes for line in ax.lines]
+        shown += [image.get_array().filled(np.nan) for ax in figure.axes for image in ax.images]
+        assert len(shown) >= 6, suffix
+        assert all(np.isfinite(values).any() for values in shown)
+        plt.close(figure)
+    assert len(list((out / "figures").iterdir())) == len(drawn)
     assert "picture: " in capsys.readouterr().out
     assert "| " in (out / "report.md").read_text()

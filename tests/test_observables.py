@@ -174,3 +174,13 @@ def test_analysis_keeps_small_angles_that_gram_matrices_round_away():
         exact = 1 - abs(u[0, 0] + u[6, 0]) / mpmath.sqrt(2)
     assert 1e-21 < float(exact) < 1e-18
     assert got["alignment_error"] == pytest.approx(float(exact), rel=1e-4)
+
+
+def test_layers_may_have_different_ranks():
+    problem = unaligned_problem()
+    start = gaussian_init(jax.random.key(0), problem, rank=3, alpha=1e-1)
+    start = (start[0]._replace(a=start[0].a[:2], b=start[0].b[:, :2]), start[1])
+    trajectory = solve(problem, start, t1=0.2, saves=2)
+    for i, adapter in enumerate(trajectory.adapters, start=1):
+        found = float(trajectory.observables[f"norm_z{i}"][-1])
+        assert found == pytest.approx(float(np.linalg.norm(adapter.stacked, 2)), rel=1e-10)

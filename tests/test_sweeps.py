@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +110,24 @@ def test_problems_share_one_program_and_each_lane_keeps_its_own():
 def test_problems_of_different_shapes_are_refused():
     with pytest.raises(InputError, match="problem must hold PyTrees of one class, with arrays of the same shapes"):
         sweep({"a": SMALL, "b": aligned_problem(jax.random.key(0), m=4, n=5, h=7)}, rank=1, t1=1.0)
+
+
+def test_problems_may_hold_what_is_no_array():
+    class Scaled(eqx.Module):
+        target: jax.Array
+        scale: float
+        layers: tuple = eqx.field(static=True, default=((4, 3),))
+
+        def loss(self, adapters):
+            ((a, b),) = adapters
+            return 0.5 * self.scale * jnp.sum((self.target - b @ a) ** 2)
+
+    problems = {k: Scaled(jnp.eye(4)[:, :3] * k, 2.0) for k in (1.0, 3.0)}
+    swept = sweep(problems, alpha=1e-1, rank=3, t1=20.0, saves=2, progress=False)
+    np.testing.assert_allclose(swept["loss"].isel(time=0).squeeze(), [3.0, 27.0], rtol=1e-6)
+    assert np.all(swept["loss"].isel(time=-1) < 1e-6)
+    with pytest.raises(InputError, match="2 kinds"):
+        sweep({**problems, 5.0: Scaled(jnp.eye(4)[:, :3], 7.0)}, rank=3, t1=1.0)
 
 
 def test_details_are_what_analyse_says_of_the_saved_adapters(dataset):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from sklearn.datasets import load_digits
 
-from lora_flow import InputError, aligned_problem, digits_problem, load_problem
+from lora_flow import InputError, aligned_problem, digits_problem, load_problem, misaligned, noisy
 
 
 @settings(max_examples=20, deadline=None)
@@ -151,3 +151,41 @@ def test_bad_files_are_named(tmp_path):
     }.items():
         with pytest.raises(InputError, match=message):
             load_problem(tmp_path / name)
+
+
+@pytest.mark.parametrize("angle", [0.0, 10.0, 90.0])
+def test_a_misaligned_shift_is_turned_by_that_angle_and_keeps_its_singular_values(angle):
+    """Principal angles between old and new singular subspaces, on both sides."""
+    from scipy.linalg import subspace_angles
+
+    problem = aligned_problem(jax.random.key(0), m=7, n=9, h=12, component=[0, 2], shift_scale=(3.0, 2.0))
+    turned = misaligned(problem, jax.random.key(1), angle=angle)
+    old, new = np.linalg.svd(problem.shift), np.linalg.svd(turned.shift)
+    np.testing.assert_allclose(new[1][:2], [3.0, 2.0], rtol=1e-12)
+    np.testing.assert_allclose(new[1][2:], 0.0, atol=1e-12)
+    for before, after in ((old[0][:, :2], new[0][:, :2]), (old[2][:2].T, new[2][:2].T)):
+        np.testing.assert_allclose(np.rad2deg(subspace_angles(before, after)), angle, atol=1e-6)
+    np.testing.assert_array_equal(turned.w1, problem.w1)
+    assert turned.spectrum()["aligned"] is (angle == 0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-2])
+def test_noise_has_its_size_and_leaves_the_target(noise):
+    problem = aligned_problem(jax.random.key(0), m=5, n=6, h=8)
+    disturbed = noisy(problem, jax.random.key(1), noise=noise)
+    for before, after in ((problem.w1, disturbed.w1), (problem.w2, disturbed.w2)):
+        assert np.linalg.norm(after - before) == pytest.approx(noise * np.linalg.norm(before), rel=1e-10)
+    target = [p.shift + p.w2 @ p.w1 for p in (problem, disturbed)]
+    np.testing.assert_allclose(target[0], target[1], atol=1e-12)
+
+
+def test_bad_angles_and_noise_are_named():
+    problem = aligned_problem(jax.random.key(0), m=4, n=5, h=6, component=[0, 1, 2])
+    with pytest.raises(InputError, match="angle must lie between 0 and 90 degrees, got 91"):
+        misaligned(problem, jax.random.key(0), angle=91)
+    with pytest.raises(
+        InputError, match="angle must be 0 for a shift of rank above 2, which fills its space, got 5, rank 3"
+    ):
+        misaligned(problem, jax.random.key(0), angle=5)
+    with pytest.raises(InputError, match="noise must be at least 0, got -1"):
+        noisy(problem, jax.random.key(0), noise=-1)

@@ -43,6 +43,10 @@ def test_above_one_the_layers_exchange_roles():
     assert float(spans["t1"].squeeze()) == pytest.approx(np.log(0.25 / 1e-6), rel=1e-9)
 
 
+def test_with_equal_gains_there_is_no_t1():
+    assert np.isnan(phases(curves(s1=1.0, s2=1.0))["t1"]).all()
+
+
 @pytest.mark.parametrize(
     ("loss", "start"),
     [

@@ -16,15 +16,15 @@ from lora_flow.theory.evidence import Evidence
 
 def check(evidence: Evidence) -> Iterator[Line]:
     """Every claim's line, each from the runs of this evidence, as soon as it is known."""
-    for claim in CLAIMS:
+    for claim in CLAIMS.values():
         yield claim(evidence)
 
 
-HEADER = f"{'verdict':16}{'predicted':>18}{'measured':>28}  claim"
+HEADER = f"{'verdict':16}{'predicted':>22}{'measured':>28}  claim"
 
 
 def terminal_line(line: Line) -> str:
-    return f"{line.verdict:16}{predicted(line):>18}{measured(line):>28}  {line.source}: {line.statement}"
+    return f"{line.verdict:16}{predicted(line):>22}{measured(line):>28}  {line.source}: {line.statement}"
 
 
 def markdown(lines: Sequence[Line]) -> str:
@@ -53,7 +53,8 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
 
 
 def predicted(line: Line) -> str:
-    return _range(line, lambda case: case.predicted)
+    """The range over the cases, with the relation that the measured number must have to it."""
+    return ("" if line.relation == "=" else f"{line.relation} ") + _range(line, lambda case: case.predicted)
 
 
 def measured(line: Line) -> str:

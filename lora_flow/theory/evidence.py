@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,10 +38,14 @@ class Evidence:
     def __init__(self, seeds: int = 6, progress: bool = True):
         self.seeds = seeds
         self.progress = progress
+        self._precise: dict[Any, Trajectory] = {}
 
-    @functools.cache  # noqa: B019  (lives as long as the program)
     def problem(self, delta_w: float) -> Factorization:
-        return aligned_problem(jax.random.key(0), delta_w=delta_w)
+        return self._problems[delta_w]
+
+    @functools.cached_property
+    def _problems(self) -> dict[float, Factorization]:
+        return {delta_w: aligned_problem(jax.random.key(0), delta_w=delta_w) for delta_w in DELTA_W}
 
     @functools.cached_property
     def gaussian(self) -> xr.Dataset:
@@ -57,15 +62,18 @@ class Evidence:
         """T1 of every run of `gaussian`, in tau."""
         return phases(self.gaussian)["t1"]
 
-    @functools.cache  # noqa: B019
     def gains(self, delta_w: float) -> theory.Gains:
         return theory.gains(self.problem(delta_w))
 
-    @functools.cache  # noqa: B019
-    def precise(self, delta_w: float, init: str, side: str, alphas: tuple[float, ...], tau: tuple[float, ...]) -> Any:
+    def precise(
+        self, delta_w: float, init: str, side: str, alphas: tuple[float, ...], tau: tuple[float, ...]
+    ) -> Trajectory:
         """Trajectories with their adapters at rtol = 1e-10, with leading axes (alpha, seed)."""
-        problem = self.problem(delta_w)
-        return solve_all(problem, init, side, alphas, range(self.seeds), np.array(tau) / self.gains(delta_w).rate)
+        asked = (delta_w, init, side, alphas, tau)
+        if asked not in self._precise:
+            times = np.array(tau) / self.gains(delta_w).rate
+            self._precise[asked] = solve_all(self.problem(delta_w), init, side, alphas, range(self.seeds), times)
+        return self._precise[asked]
 
     @functools.cached_property
     def modes(self) -> dict[float, Modes]:
@@ -89,6 +97,7 @@ class Evidence:
                 details=details,
                 progress=self.progress,
             )
+            _require_success(swept["status"])
             parts.append(swept.assign_coords(time=tau).expand_dims(delta_w=[delta_w]).squeeze(["init", "rank"]))
         gains = ("sigma", "sigma_w1", "sigma_w2", "shift_rank", "aligned")
         with xr.set_options(use_new_combine_kwarg_defaults=True):
@@ -149,9 +158,17 @@ def solve_all(
     start = jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*shape, *leaves[0].shape), *starts)
 
     def one(adapters: Adapters) -> Trajectory:
-        return solve(problem, adapters, t1=float(times[-1]), saves=times, rtol=rtol, save_adapters=True)
+        adjoint = diffrax.ForwardMode()
+        return solve(problem, adapters, t1=times[-1], saves=times, rtol=rtol, adjoint=adjoint, save_adapters=True)
 
-    return jax.vmap(jax.vmap(one))(start)
+    solved = jax.vmap(jax.vmap(one))(start)
+    _require_success(solved.status)
+    return solved
+
+
+def _require_success(status: Any) -> None:
+    if np.any(np.asarray(status) != 0):
+        raise RuntimeError(f"{np.sum(np.asarray(status) != 0)} runs that theory was to be held against did not finish")
 
 
 def _off_diagonal(rows: np.ndarray) -> float:

@@ -86,7 +86,7 @@ def t1_threshold(c: Gains) -> Value:
 
 def t1_slides(c: Gains, alpha: Value) -> Value:
     """T1 = log(1/alpha) / (sigma sigma_W2) (slides)."""
-    return np.log(1 / alpha) / c.rate
+    return -np.log(alpha) / c.rate
 
 
 def alignment_exponent(d: Value) -> Value:

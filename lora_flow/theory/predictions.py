@@ -40,7 +40,7 @@ def predictions(dataset: xr.Dataset) -> str:
 
 
 def _t1(cell: xr.Dataset, applies: bool) -> list[str]:
-    predicted, measured = float(cell["t1_predicted"].mean()), float(cell["t1"].mean())
+    predicted, measured = float(cell["t1_predicted"].mean()), float(cell["t1"].mean(skipna=False))
     if not applies or np.isnan(measured) or np.isnan(predicted):
         return ["n/a", "n/a" if np.isnan(measured) else f"{measured:.3g}", "not applicable"]
     low, high = T1_RANGE
