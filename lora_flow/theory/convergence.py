@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import xarray as xr
 
 from lora_flow.paper import FIGURE_3
 from lora_flow.report import log10
