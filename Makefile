@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
-.PHONY: help figure1 figures theory test lint format docs clean
+.PHONY: help figure1 figures theory test test-long lint format docs clean
 
 help:  ## what each target does
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ theory: .venv/core  ## hold every claim of the theory against runs, about two mi
 
 test: .venv/dev  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-long: .venv/dev  ## run the tests that take longest, which `make test` leaves out
+	$(BIN)/python -m pytest -n $(WORKERS) --dist load -m long
 
 lint: .venv/dev  ## check style and types
 	$(BIN)/ruff check .

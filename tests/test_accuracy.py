@@ -53,7 +53,10 @@ def reference_losses(problem, start, times):
     return solution.ys
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+LONG = ("wide", "tall-thin", "digits", "near-bottom", "quarter-top", "hundredth-top")
+
+
+@pytest.mark.parametrize("setting", [pytest.param(s, marks=pytest.mark.long) if s in LONG else s for s in SETTINGS])
 def test_against_a_high_order_solver_at_a_tight_tolerance(setting):
     from lora_flow.initialization import initialize
 

@@ -169,6 +169,7 @@ def test_runs_that_fail_are_reported_and_all_failing_is_status_1(tmp_path, capsy
     assert "1 of 1 runs ended with status max_steps" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_every_solver_offered_runs(tmp_path):
     for solver in SOLVERS:
         assert main(["sweep", "--out", str(tmp_path / solver), *QUICK, "--solver", solver]) == 0

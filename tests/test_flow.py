@@ -170,6 +170,7 @@ class TestGradients:
             pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
             np.testing.assert_allclose(sum(jnp.sum(g * d) for g, d in pairs), difference, rtol=1e-5)
 
+    @pytest.mark.long
     def test_the_adjoint_is_selectable(self):
         def final_loss(adapters, adjoint):
             return solve(self.problem, adapters, t1=1.0, saves=3, adjoint=adjoint, max_steps=100).observables["loss"][

@@ -181,11 +181,11 @@ def test_noise_has_its_size_and_leaves_the_target(noise):
 
 def test_bad_angles_and_noise_are_named():
     problem = aligned_problem(jax.random.key(0), m=4, n=5, h=6, component=[0, 1, 2])
-    with pytest.raises(InputError, match="angle must lie between 0 and 90 degrees, got 91"):
-        misaligned(problem, jax.random.key(0), angle=91)
+    with pytest.raises(InputError, match=r"angle must lie between 0 and 90 degrees, got 91\.0"):
+        misaligned(problem, jax.random.key(0), angle=91.0)
     with pytest.raises(
-        InputError, match="angle must be 0 for a shift of rank above 2, which fills its space, got 5, rank 3"
+        InputError, match=r"angle must be 0 for a shift of rank above 2, which fills its space, got 5, rank 3"
     ):
-        misaligned(problem, jax.random.key(0), angle=5)
-    with pytest.raises(InputError, match="noise must be at least 0, got -1"):
-        noisy(problem, jax.random.key(0), noise=-1)
+        misaligned(problem, jax.random.key(0), angle=5.0)
+    with pytest.raises(InputError, match=r"noise must be at least 0, got -1\.0"):
+        noisy(problem, jax.random.key(0), noise=-1.0)

@@ -1,6 +1,8 @@
 """Every claim is computed from runs, and a claim whose formula is wrong is seen to fail."""
 
 import csv
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +180,15 @@ def test_the_command_prints_and_stores_every_line(evidence, lines, tmp_path, mon
     assert {path.name for path in out.rglob("*") if path.is_file()} == {"theory.csv", "theory.md", "theory.png"}
     assert markdown(list(lines.values())) in (out / "theory.md").read_text()
     assert main(["theory", "--out", str(out)]) == 0, "an earlier check is replaced"
+
+
+def test_the_docs_page_has_every_line_with_its_verdict(lines):
+    page = (Path(__file__).parents[1] / "docs" / "theory.md").read_text()
+    rows = [row.split(" | ") for row in page.splitlines() if re.match(r"\| \d+ \|", row)]
+    assert len(rows) == len(lines)
+    for i, (row, line) in enumerate(zip(rows, lines.values(), strict=True), start=1):
+        assert row[:3] == [f"| {i}", line.source, line.statement.replace("|", "\\|")]
+        assert row[5].split()[0] == line.verdict.split()[0]
 
 
 def test_the_command_touches_no_other_folder(tmp_path, capsys):

@@ -77,11 +77,8 @@ def test_t1_of_a_run_is_the_first_time_at_which_its_definition_holds():
     assert float(phases(swept)["t1"].squeeze()) == pytest.approx(float(first), abs=1e-3)
 
 
-def test_a_phase_that_does_not_end_is_nan_and_a_failed_lane_too():
+def test_a_lane_that_failed_has_no_phases_after_its_end():
     problem = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
-    short = sweep(problem, side="B", alpha=(1e-3, 1e-9), rank=1, t1=0.02, saves=5, progress=False)
-    assert np.all(np.isnan(phases(short)["t1"]))
-    assert np.all(np.isnan(phases(short)["t_plateau"]))
     failed = sweep(problem, side="B", alpha=1e-6, rank=1, t1=3.0, saves=4, max_steps=20, progress=False)
     assert np.isnan(phases(failed)["t1"]).all()
 
