@@ -74,14 +74,15 @@ class Plot:
 class Figure:
     """Run and draw a named experiment, with a table of its values.
 
-    Of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982), with side "B":
-    1       loss, alignment and phases for alpha = 1e-3, 1e-4, 1e-5 under random and spectral initialisation
-    3, 4    the same for three delta_w, the shift along the top (3) or bottom (4) pair of the pretrained weights
-    The table has the published values beside those found here, and those of side "A".
+    1: loss, alignment and phases for three alphas under random and spectral initialisation, as in Figure 1 of Xu et
+    al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982).
 
-    Beyond the paper:
-    phase   final loss, alignment and T1 over alpha x rank and over alpha x delta_w
-    beyond  shifts turned away from the pretrained weights, of higher rank, and noise in the weights
+    3 and 4: the same for three delta_w, with the shift along the top (3) or bottom (4) pair of the pretrained weights,
+    for both sides. The table has the published values beside those found here.
+
+    phase: final loss, alignment and T1 over alpha x rank and over alpha x delta_w.
+
+    beyond: shifts turned away from the pretrained weights or of higher rank, and noise in the weights.
 
     For example: lora-flow figure 3 --out runs/figure3
     """

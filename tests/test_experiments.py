@@ -80,7 +80,8 @@ def smaller(settings):
     return dataclasses.replace(settings, **few, seeds=2, saves=21, t1=2.0)
 
 
-@pytest.mark.parametrize("name", ["phase", *(pytest.param(name, marks=pytest.mark.long) for name in ("beyond", "4"))])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["phase", "beyond", "4"])
 def test_the_other_figures_are_drawn(name, tmp_path, monkeypatch, capsys):
     whole = experiments.EXPERIMENTS[name]
     runs = {run: smaller(settings) for run, settings in whole.runs.items()}

@@ -65,7 +65,7 @@ def stored_bytes(out):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
 def test_killed_at_random_moments_and_resumed_is_bit_identical(unbroken, tmp_path, kills):
     whole, duration = unbroken
     out = tmp_path / "run"
@@ -229,6 +229,7 @@ def test_never_overwrites_what_is_not_a_run(tmp_path, capsys):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_keeps_what_was_stored(unbroken, tmp_path):
     """From the fourth batch on writes fail with ENOSPC; the run ends with one line and can be resumed."""
     out = tmp_path / "run"

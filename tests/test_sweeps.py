@@ -95,8 +95,8 @@ def test_a_problem_with_nothing_but_a_loss_can_be_swept():
 
 
 def test_problems_share_one_program_and_each_lane_keeps_its_own():
-    problems = {d: aligned_problem(jax.random.key(0), m=4, n=5, h=6, delta_w=d) for d in (4.0, 0.25, 0.5)}
-    axes = {"init": ("gaussian", "spectral"), "alpha": (1e-2, 1e-1), "rank": (1, 2), "seeds": 2}
+    problems = {d: aligned_problem(jax.random.key(0), m=4, n=5, h=6, delta_w=d) for d in (4.0, 0.25)}
+    axes = {"init": ("gaussian", "spectral"), "alpha": 1e-2, "rank": (1, 2), "seeds": 2}
     swept = sweep(problems, **axes, t1=0.6, saves=4, batch_size=5, details=True, progress=False)
     assert swept["loss"].dims == ("problem", "init", "alpha", "rank", "seed", "time")
     np.testing.assert_allclose(swept["sigma_w1"] / swept["sigma_w2"], swept["problem"], rtol=1e-12)
