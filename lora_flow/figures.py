@@ -99,7 +99,9 @@ def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
         if end > left:
             ax.axvspan(left, end, color=shade, linewidth=0, zorder=0, label=name)
         left = max(left, end)
-    ax.axvline(float(spans["t1_predicted"]), color="0.2", linestyle=":", linewidth=1, label=r"$T_1$ predicted")
+    predicted = float(spans["t1_predicted"])
+    if predicted < right and bool(spans["aligned"]) and int(spans["shift_rank"]) == 1:
+        ax.axvline(predicted, color="0.2", linestyle=":", linewidth=1, label=r"$T_1$ predicted")
     return ax
 
 

@@ -34,6 +34,8 @@ class Problems:
         else:
             problems = problem if isinstance(problem, Problems) else cls((problem,))
         for member in problems.members:
+            must = "have layers and loss(adapters), or be a mapping from labels to such problems"
+            require(isinstance(member, Problem), "problem", must, type(member).__name__)
             check_problem(member)
         problems.check()
         return problems

@@ -14,6 +14,14 @@ SLOW = 0.1  # the plateau: the logarithm of the loss falls at less than this sha
 ROUNDING = 1e-25  # of the loss at the start
 
 
+_ABOUT = {
+    "t_align": "end of early alignment",
+    "t1": "end of alignment, T1",
+    "t_plateau": "end of local convergence",
+    "t1_predicted": "log(1/alpha) / (sigma sigma_W)",
+}
+
+
 def phases(dataset: xr.Dataset) -> xr.Dataset:
     r"""The times at which each run's phases end, over the dataset's dims without `time`; NaN where one does not.
 
@@ -26,9 +34,10 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     - `t_plateau`, the end of local convergence: the time after t1 from which on log L falls at less than a tenth of its
       fastest rate. What is below 1e-25 of the start is rounding and left out; NaN for a loss that falls fast to there,
       or to the end.
-    - `t1_predicted`: log(1/alpha) / (sigma s), as the talk on the paper has it.
+    - `t1_predicted`: log(1/alpha) / (sigma s), as the talk on the paper has it for aligned problems with a shift of
+      rank one; for others a guide.
 
-    Times between saves are interpolated, in the logarithm of the quantity that crosses.
+    The first two are interpolated between saves, in the logarithm of the quantity that crosses; `t_plateau` is a save.
 
     **Raises:** `InputError` for a dataset without the singular values that the thresholds are made of.
     """
@@ -44,7 +53,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     threshold = theory.t1_threshold(gains).where(1 - ratio > 1e-9)  # with equal gains no layer is selected
     t1 = _crossing(leading("overlap_"), threshold)
     predicted = theory.t1_slides(gains, dataset["alpha"])
-    return xr.Dataset(
+    spans = xr.Dataset(
         {
             "t_align": _crossing(along / across, xr.ones_like(t1)),
             "t1": t1,
@@ -52,6 +61,9 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
             "t1_predicted": predicted.where(predicted > 0).broadcast_like(t1),
         }
     )
+    for name, about in _ABOUT.items():
+        spans[name].attrs = {"long_name": about}
+    return spans
 
 
 def leading_gain(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:

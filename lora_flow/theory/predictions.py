@@ -26,17 +26,19 @@ def predictions(dataset: xr.Dataset) -> str:
         return ""
     measured = dataset.merge(phases(dataset)[["t1", "t1_predicted"]])
     varied = problem_dims(dataset)
-    header = [*varied, "init", "side", "alpha", "rank", "T1 predicted", "T1 measured", "", "log10 floor predicted"]
-    header += ["log10 (1 - cos) measured", ""]
+    header = [*varied, "init", "side", "alpha", "rank", "T1 predicted", "T1 measured", "T1", "log10 floor predicted"]
+    header += ["log10 (1 - cos) measured", "floor"]
     rows = []
     for where, cell in cells(measured):
         side = where.get("side", dataset.attrs.get("side"))
         start: list[Any] = [*(show(where[dim]) for dim in varied), where["init"], side, f"{where['alpha']:g}"]
         applies = bool(cell["aligned"]) and int(cell["shift_rank"]) == 1
         rows.append([*start, where["rank"], *_t1(cell, applies), *_floor(cell, dataset, applies and side == "B")])
-    return "What theory predicts (T1 holds within 0.6 to 1.1 of the prediction, the floor within 0.1):\n\n" + table(
-        header, rows
+    about = (
+        "What theory predicts of aligned shifts of rank one: T1, which holds within 0.6 to 1.1 of the prediction, and "
+        'with side "B" the floor of 1 - cos, within 0.1 decade:'
     )
+    return f"{about}\n\n{table(header, rows)}"
 
 
 def _t1(cell: xr.Dataset, applies: bool) -> list[str]:
