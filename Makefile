@@ -11,7 +11,7 @@ help:  ## what each target does
 figure1: .venv/core  ## run the main job: sweep, store and draw Figure 1 of the paper
 	$(BIN)/lora-flow figure 1 --out runs/figure1 --overwrite
 
-figures: figure1  ## run and draw all the experiments, about eight minutes on two cores
+figures: figure1  ## run and draw all the experiments
 	for name in 3 4; do $(BIN)/lora-flow figure $$name --out runs/figure$$name --overwrite || exit 1; done
 	for name in phase beyond; do $(BIN)/lora-flow figure $$name --out runs/$$name --overwrite || exit 1; done
 

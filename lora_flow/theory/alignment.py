@@ -13,7 +13,9 @@ from lora_flow.theory.evidence import ALPHAS, Evidence
 from lora_flow.theory.lines import (
     PAPER,
     Case,
+    Exponent,
     Line,
+    Quantity,
     at_least,
     case_name,
     claim,
@@ -41,13 +43,23 @@ def early_times(ev: Evidence, dataset: xr.Dataset, delta_w: float) -> tuple[xr.D
     return c.rate * theory.early_time(c, alpha, z_max, w1, w2), c.rate * theory.escape_time(c, alpha, z_max)
 
 
-def _at_that1(
-    ev: Evidence, quantity: Callable[[xr.Dataset], xr.DataArray], exponent: Callable[..., Any], sign: int
+def _at_that1(ev: Evidence, quantity: Quantity, exponent: Exponent, sign: int) -> tuple[Case, ...]:
+    return _exponents(ev, ev.tiny, lambda delta_w, _, part: early_times(ev, part, delta_w)[0], quantity, exponent, sign)
+
+
+def _at_t1(ev: Evidence, quantity: Quantity, exponent: Exponent, sign: int) -> tuple[Case, ...]:
+    return _exponents(
+        ev, ev.gaussian, lambda delta_w, side, _: ev.t1.sel(delta_w=delta_w, side=side), quantity, exponent, sign
+    )
+
+
+def _exponents(
+    ev: Evidence, dataset: xr.Dataset, when: Callable[..., Any], quantity: Quantity, exponent: Exponent, sign: int
 ) -> tuple[Case, ...]:
+    """The exponents of a quantity in alpha (of its inverse, for sign -1) at a time of each run, and the least ones."""
     cases = []
-    for delta_w, side, part in each_setting(ev.tiny):
-        when, _ = early_times(ev, part, delta_w)
-        slopes = sign * slope(at_times(quantity(part), when), part["alpha"])
+    for delta_w, side, part in each_setting(dataset):
+        slopes = sign * slope(at_times(quantity(part), when(delta_w, side, part)), part["alpha"])
         cases.append(at_least(case_name(delta_w, side), exponent(ev.gains(delta_w).d), slopes))
     return tuple(cases)
 
@@ -133,17 +145,6 @@ def t1_slope(ev: Evidence) -> Line:
         cases.append(near(case_name(delta_w, side), unit, per_log, 0.02))
     statement = "T1 grows by 1/(sigma sigma_W2) for each factor e in 1/alpha, in that unit"
     return Line("slides", statement, _RUNS, tuple(cases))
-
-
-def _at_t1(
-    ev: Evidence, quantity: Callable[[xr.Dataset], xr.DataArray], exponent: Callable[..., Any], sign: int
-) -> tuple[Case, ...]:
-    cases = []
-    for delta_w, side, part in each_setting(ev.gaussian):
-        values = at_times(quantity(part), ev.t1.sel(delta_w=delta_w, side=side))
-        slopes = sign * slope(values, part["alpha"])
-        cases.append(at_least(case_name(delta_w, side), exponent(ev.gains(delta_w).d), slopes))
-    return tuple(cases)
 
 
 @claim
