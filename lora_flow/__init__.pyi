@@ -3,6 +3,10 @@ from .adapter import Adapters as Adapters
 from .adapter import pad as pad
 from .adapter import zero_adapters as zero_adapters
 from .analysis import analyse as analyse
+from .automatic import Automatic as Automatic
+from .canonical import Canonical as Canonical
+from .canonical import canonical as canonical
+from .chebyshev import RungeKuttaChebyshev as RungeKuttaChebyshev
 from .checks import InputError as InputError
 from .checks import PrecisionWarning as PrecisionWarning
 from .control import ResidualController as ResidualController
@@ -13,6 +17,7 @@ from .flow import solve as solve
 from .initialization import INITIALIZATIONS as INITIALIZATIONS
 from .initialization import gaussian_init as gaussian_init
 from .initialization import spectral_init as spectral_init
+from .matrices import Diagonal as Diagonal
 from .problem import Factorization as Factorization
 from .problem import Problem as Problem
 from .problem import linearised_task as linearised_task

@@ -9,15 +9,22 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters, pad
+from lora_flow.canonical import Bases, Canonical
+from lora_flow.compiling import jit_once
 from lora_flow.flow import Integrator, Trajectory, solve_lane
 from lora_flow.initialization import initialize
 from lora_flow.observables import Direction
 
 Setting = tuple[Any, tuple[Direction, ...]]  # a problem, or several stacked, and its principal directions
+
+
+def lane_sharding(devices: tuple[Any, ...]) -> NamedSharding:
+    """Arrays with a leading axis of lanes, a batch of them on each device."""
+    return NamedSharding(Mesh(np.array(devices), ("lanes",)), PartitionSpec("lanes"))
 
 
 @functools.cache
@@ -26,8 +33,7 @@ def round_solver(devices: tuple[Any, ...]) -> Callable[..., Trajectory]:
 
     `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
     """
-    mesh = Mesh(np.array(devices), ("lanes",))
-    lanes, everywhere = PartitionSpec("lanes"), PartitionSpec()
+    mesh, lanes = lane_sharding(devices).mesh, PartitionSpec("lanes")
 
     @eqx.filter_jit
     def solve_round(
@@ -45,30 +51,44 @@ def round_solver(devices: tuple[Any, ...]) -> Callable[..., Trajectory]:
             return jax.vmap(lane)(which, start)
 
         return jax.shard_map(
-            solve_batch, mesh=mesh, in_specs=(everywhere, lanes, lanes), out_specs=lanes, check_vma=False
+            solve_batch, mesh=mesh, in_specs=(PartitionSpec(), lanes, lanes), out_specs=lanes, check_vma=False
         )(arrays, which, start)
 
     return solve_round
 
 
-@eqx.filter_jit
 def draw(
     init: str,
     side: str,
     rank: int,
     padded_rank: int,
     problem: Any,
-    which: Array | None,
-    seeds: Array,
-    alphas: Array,
-) -> Adapters:
-    """Initial adapters of one scheme and rank for many (problem, seed, alpha), padded to a common rank."""
+    coordinates: Canonical | None,
+    which: Any,
+    seeds: Any,
+    alphas: Any,
+) -> tuple[Adapters, Bases | None]:
+    """Initial adapters of one scheme and rank for many (problem, seed, alpha), padded to a common rank.
 
-    def one(index: Array | None, seed: Array, alpha: Array) -> Adapters:
-        key = jax.random.key(seed)
-        return pad(initialize(init, key, _pick(problem, index), rank=rank, alpha=alpha, side=side), padded_rank)
+    In the coordinates, where there are some, and then with the bases that lead back.
+    """
+    arrays, rest = eqx.partition((problem, coordinates), eqx.is_array)
+    return _draw(init, side, rank, padded_rank, rest, arrays, which, seeds, alphas)
 
-    return jax.vmap(one)(which, seeds, alphas)
+
+@jit_once(static_argnums=(0, 1, 2, 3, 4))
+def _draw(
+    init: str, side: str, rank: int, padded_rank: int, rest: Any, arrays: Any, which: Any, seeds: Array, alphas: Array
+) -> tuple[Adapters, Bases | None]:
+    problem, coordinates = eqx.combine(arrays, rest)
+
+    def one(index: Array | None, seed: Array, alpha: Array) -> tuple[Adapters, Bases | None]:
+        drawn = initialize(init, jax.random.key(seed), _pick(problem, index), rank=rank, alpha=alpha, side=side)
+        padded = pad(drawn, padded_rank)
+        return (padded, None) if coordinates is None else _pick(coordinates, index).enter(padded)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(which, seeds, alphas)
 
 
 def _pick(stacked: Any, index: Array | None) -> Any:

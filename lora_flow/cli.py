@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -171,6 +172,7 @@ Command = Sweep | Plot | Figure | Theory
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command: 0 when done, 2 with one line for bad input, 1 for a failure in the run."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    os.environ.setdefault("EQX_ON_ERROR", "nan")  # a compiled program that can raise Python's errors cannot be kept
     try:
         command = _parse(arguments)
     except InputError as error:

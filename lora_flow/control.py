@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 Norm = Callable[[PyTree], Array]
+
+
+class StepError(NamedTuple):
+    """The estimated error of a step with its order, for `ResidualController`, from a solver that changes methods."""
+
+    error: PyTree
+    order: Int[Array, ""]
 
 
 class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
@@ -32,12 +39,14 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
 
     - `rtol`: the tolerance, relative to the factor and to the residual.
     - `relative_residual`: maps the state to `||E|| / ||shift||`, a scalar, 1 where nothing is learned.
+    - `factors`: maps the state to the PyTree of its factors, where the state is not that PyTree itself.
     - `pid`: turns the scaled error, 1 at the limit, into the next step.
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
     """
 
     rtol: float | Array
     relative_residual: Callable[[PyTree], Array] = eqx.field(kw_only=True)
+    factors: Callable[[PyTree], PyTree] = lambda state: state
     atol: float = 1e-16
     norm: Norm = optimistix.rms_norm
     pid: diffrax.PIDController = diffrax.PIDController(rtol=1.0, atol=0.0, pcoeff=0.4, icoeff=0.3)
@@ -73,11 +82,13 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         controller_state: Any,
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         pid_state, reached = controller_state
+        if isinstance(y_error, StepError):
+            y_error, error_order = y_error
         y0, y1, y_error = jax.lax.stop_gradient((y0, y1_candidate, y_error))
         residual_of_candidate = self.relative_residual(y1)
         residual = jnp.fmin(residual_of_candidate, reached)
         tolerance = jnp.maximum(self.rtol * residual, jnp.finfo(residual.dtype).eps)
-        error = _largest_relative_norm(y_error, y0, y1) / tolerance
+        error = _largest_relative_norm(*map(self.factors, (y_error, y0, y1))) / tolerance
         # a step so long that its stages overflow has no error estimate; the next one must be shorter all the same
         error = jnp.where(jnp.isfinite(error) & jnp.isfinite(residual_of_candidate), error, 1 / tolerance)
         one = jnp.ones(())

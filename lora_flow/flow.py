@@ -11,9 +11,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
+from lora_flow.automatic import Automatic
+from lora_flow.chebyshev import RungeKuttaChebyshev
 from lora_flow.checks import PrecisionWarning, concrete, require, require_choice
 from lora_flow.control import ResidualController
 from lora_flow.observables import Direction, measure, observables, principal_directions
@@ -21,6 +24,8 @@ from lora_flow.problem import HasField, Problem, check_problem
 
 RTOL = 5e-4
 MAX_STEPS = 100_000
+SOLVERS = ("auto", "RKC", "Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun")
+KEPT_STATE = 2048  # numbers in a state up to which states are kept, and observables computed after the solve
 STATUS = ("success", "max_steps", "failed")  # a lane's status code is the index into these
 
 
@@ -64,7 +69,7 @@ def solve(
     *,
     t1: float | Array,
     saves: int | ArrayLike | Sequence[float] = 101,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: diffrax.AbstractSolver | str = "auto",
     rtol: float | Array = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     dt0: float | Array | None = None,
@@ -83,7 +88,8 @@ def solve(
     - `adapters`: the start, a tuple with one `Adapter(a, b)` for each layer.
     - `t1`: the end, in gradient-flow time (n steps of gradient descent with step eta reach t = n eta).
     - `saves`: a number of equally spaced times, 0 and t1 included, or the times themselves.
-    - `solver`: any diffrax solver; `diffrax.Tsit5()` by default.
+    - `solver`: "auto", which is `Tsit5` until stability limits the step, then `RungeKuttaChebyshev`; or the name
+      of another in `SOLVERS`; or any diffrax solver.
     - `rtol`: the tolerance of `ResidualController`, relative to the factors and to the residual.
     - `stepsize_controller`, `dt0`: in place of that controller and of its first step. For gradient descent, use
       `solver=diffrax.Euler(), stepsize_controller=diffrax.ConstantStepSize(), dt0=eta`.
@@ -156,7 +162,7 @@ class Integrator(eqx.Module):
 def integrator(
     *,
     adjoint: diffrax.AbstractAdjoint,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: diffrax.AbstractSolver | str = "auto",
     rtol: float | Array = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     dt0: float | Array | None = None,
@@ -170,7 +176,7 @@ def integrator(
     tolerance, first = concrete(rtol), None if dt0 is None else concrete(dt0)
     require(tolerance is None or 0 < tolerance < 1, "rtol", "lie between 0 and 1", rtol)
     require(first is None or (np.isfinite(first) and first > 0), "dt0", "be positive", dt0)
-    solver = diffrax.Tsit5() if solver is None else solver
+    solver = _named(solver, adjoint, own_control=stepsize_controller is None) if isinstance(solver, str) else solver
     if stepsize_controller is None:
         require(
             isinstance(solver, diffrax.AbstractAdaptiveSolver),
@@ -190,6 +196,16 @@ def integrator(
     return Integrator(solver, jnp.asarray(rtol, float), stepsize_controller, start, adjoint, max_steps, save_adapters)
 
 
+def _named(name: str, adjoint: diffrax.AbstractAdjoint, own_control: bool) -> diffrax.AbstractSolver:
+    require_choice("solver", name, SOLVERS, "or a diffrax solver")
+    chebyshev = RungeKuttaChebyshev(scan_kind="lax" if isinstance(adjoint, diffrax.ForwardMode) else "checkpointed")
+    if name == "RKC":
+        return chebyshev
+    if name != "auto":
+        return getattr(diffrax, name)()
+    return Automatic(chebyshev) if own_control else diffrax.Tsit5()
+
+
 def solve_lane(
     problem: Problem,
     adapters: Adapters,
@@ -199,38 +215,44 @@ def solve_lane(
     how: Integrator,
 ) -> Trajectory:
     """One lane, unchecked and not compiled: the part of `solve` that is written once and batched from outside."""
+    state, unflatten = ravel_pytree(adapters)  # one array: the solver's sums are then one operation each
     field = vector_field(problem)
 
-    def save(t: Any, state: Adapters, args: Any) -> Any:
-        return problem.loss(state), measure(state, directions), state if how.save_adapters else None
+    def look(state: Array) -> Any:
+        seen = unflatten(state)
+        return problem.loss(seen), measure(seen, directions)
 
+    # looking at all the states together is far cheaper than at one after another, where there is room for them
+    afterwards = how.save_adapters or state.size <= KEPT_STATE
+    along = diffrax.SubSaveAt(ts=times, fn=lambda t, state, args: state if afterwards else look(state))
     with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, state, args: field(state)),
+            diffrax.ODETerm(lambda t, state, args: ravel_pytree(field(unflatten(state)))[0]),
             how.solver,
             t0=jnp.zeros_like(t1),
             t1=t1,
             dt0=how.dt0,
-            y0=adapters,
-            stepsize_controller=_controller(problem, how, times),
-            saveat=diffrax.SaveAt(subs=[diffrax.SubSaveAt(ts=times, fn=save), diffrax.SubSaveAt(t1=True)]),
+            y0=state,
+            stepsize_controller=_controller(problem, unflatten, how, times),
+            saveat=diffrax.SaveAt(subs=[along, diffrax.SubSaveAt(t1=True)]),
             adjoint=how.adjoint,
             max_steps=how.max_steps,
             throw=False,
         )
-    (loss, measurements, history), final = solution.ys
-    reached = jnp.isfinite(loss)
+        saved, final = solution.ys
+        reached = _finite(saved)
+        saved = _where(reached, saved, 0.0)
+        loss, measurements = jax.vmap(look)(saved) if afterwards else saved
     named = {
         name: jnp.where(reached, values, jnp.nan)
-        for name, values in {"loss": loss, **observables(_where(reached, measurements, 0.0))}.items()
+        for name, values in {"loss": loss, **observables(measurements)}.items()
     }
     ok = solution.result == diffrax.RESULTS.successful
     stopped = solution.result == diffrax.RESULTS.max_steps_reached
     status = jnp.where(ok & jnp.all(reached), 0, jnp.where(stopped, 1, 2))
     stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
-    return Trajectory(
-        times, named, jax.tree.map(lambda leaf: leaf[0], final), status, stats, _where(reached, history, jnp.nan)
-    )
+    history = jax.vmap(unflatten)(_where(reached, saved, jnp.nan)) if how.save_adapters else None
+    return Trajectory(times, named, unflatten(final[0]), status, stats, history)
 
 
 def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:
@@ -252,27 +274,33 @@ def _solve(
     return solve_lane(problem, adapters, directions, t1, times, how)
 
 
-def _controller(problem: Problem, how: Integrator, times: Array) -> diffrax.AbstractStepSizeController:
+def _controller(
+    problem: Problem, unflatten: Callable[[Array], Adapters], how: Integrator, times: Array
+) -> diffrax.AbstractStepSizeController:
     if how.stepsize_controller is not None:
         return how.stepsize_controller
     start = problem.loss(zero_adapters(problem.layers, rank=1))
 
-    def relative_residual(state: Adapters) -> Array:
-        return jax.lax.stop_gradient(jnp.sqrt(problem.loss(state) / start))
+    def relative_residual(state: Array) -> Array:
+        return jax.lax.stop_gradient(jnp.sqrt(problem.loss(unflatten(state)) / start))
 
-    controller = ResidualController(how.rtol, relative_residual=relative_residual)
+    controller = ResidualController(how.rtol, relative_residual=relative_residual, factors=unflatten)
     if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
         return diffrax.ClipStepSizeController(controller, step_ts=times)
     return controller
 
 
+def _finite(saved: Any) -> Array:
+    """At which times everything is finite: diffrax leaves infinities where a failed run did not come."""
+    leaves = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(saved)]
+    return jnp.all(jnp.stack(leaves), axis=0)
+
+
 def _where(reached: Array, saved: Any, otherwise: float) -> Any:
-    """Another value in place of the infinities at times that were not reached."""
-
-    def keep(leaf: Array) -> Array:
-        return jnp.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 1)), leaf, otherwise)
-
-    return jax.tree.map(keep, saved)
+    """Another value in place of what was saved at times that were not reached."""
+    return jax.tree.map(
+        lambda leaf: jnp.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 1)), leaf, otherwise), saved
+    )
 
 
 def _check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:

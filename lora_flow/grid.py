@@ -53,10 +53,12 @@ class Problems:
     @property
     def stacked(self) -> Any:
         """The only problem as it is, or all of them as one PyTree whose arrays have a leading axis."""
-        first = self.members[0]
-        if not self.axes:
-            return first
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *self.members)
+        return stack(self.members) if self.axes else self.members[0]
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """PyTrees of one structure as one, whose arrays have a leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves) if eqx.is_array(leaves[0]) else leaves[0], *trees)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,15 +118,24 @@ class Grid:
         """The index into `Problems.members` for each lane number."""
         return np.asarray(numbers) // math.prod(self.shape[len(self.problem_axes) :])
 
-    def by_cost(self) -> np.ndarray:
-        """Lane numbers in an order that puts lanes of like cost side by side.
+    def by_cost(self, rates: Sequence[float]) -> np.ndarray:
+        """Lane numbers in an order that puts lanes of like cost side by side, given each problem's fastest rate.
 
-        All lanes of a batch step until its slowest is done. The number of steps depends on the problem and the
+        All lanes of a batch step until its slowest is done. The number of steps depends on the problem's rates and the
         initialisation, then on alpha and the rank, and hardly on the seed.
         """
         numbers = np.arange(self.size)
         init, side, alpha, rank, seed = np.unravel_index(numbers, self.shape)[len(self.problem_axes) :]
-        keys = (seed, np.take(self.rank, rank), np.take(self.alpha, alpha), side, init, self.problem_of(numbers))
+        problem = self.problem_of(numbers)
+        keys = (
+            seed,
+            np.take(self.rank, rank),
+            np.take(self.alpha, alpha),
+            side,
+            init,
+            problem,
+            np.take(rates, problem),
+        )
         return np.lexsort(keys)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import concrete, require, require_choice
+from lora_flow.matrices import Matrix, right_singular_vectors
 from lora_flow.problem import Layers, Problem, linearised_task, task_rank
 
 SIDES = ("A", "B")
@@ -56,10 +57,9 @@ def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
         needed = task_rank(problem)
         require(rank >= needed, "rank", f"be at least {needed}, the rank of the shift, for spectral_init", rank)
 
-    def draw(layer_key: Array, task: Array) -> Adapter:
-        _, _, vt = jnp.linalg.svd(task, full_matrices=False)
+    def draw(layer_key: Array, task: Matrix) -> Adapter:
         scale = alpha * jax.random.normal(layer_key, (rank, 1))
-        return Adapter(scale * vt[:rank], jnp.zeros((task.shape[0], rank)))
+        return Adapter(scale * right_singular_vectors(task, rank), jnp.zeros((task.shape[0], rank)))
 
     keys = jax.random.split(key, len(problem.layers))
     return tuple(map(draw, keys, linearised_task(problem)))

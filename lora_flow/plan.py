@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -15,20 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, ArrayLike
+from jaxtyping import ArrayLike
 from tqdm.auto import tqdm
 
 from lora_flow.adapter import Adapters, zero_adapters
 from lora_flow.analysis import analyse
-from lora_flow.batch import draw, round_solver
+from lora_flow.batch import draw, lane_sharding, round_solver
+from lora_flow.canonical import Canonical, canonical_all
 from lora_flow.checks import require
-from lora_flow.flow import Integrator, Trajectory, integrator, save_times
-from lora_flow.grid import Grid, Problems
+from lora_flow.flow import Integrator, integrator, save_times
+from lora_flow.grid import Grid, Problems, stack
 from lora_flow.labels import PENDING, label
-from lora_flow.observables import measure, observables, principal_directions
-from lora_flow.problem import Factorization, Problem
+from lora_flow.matrices import Diagonal
+from lora_flow.observables import Measurement, observables, principal_directions
+from lora_flow.problem import Factorization, Problem, fastest_rate, on_host
 
-BATCH_SIZE = 32
+BATCH_SIZE = 64
 
 Values = dict[str, np.ndarray]
 
@@ -43,11 +46,12 @@ class Plan:
     times: np.ndarray
     integrator: Integrator
     batch_size: int
+    devices: int
 
     @functools.cached_property
     def batches(self) -> list[np.ndarray]:
         """Lane numbers, `batch_size` at a time; the same for a run that is resumed."""
-        order = self.grid.by_cost()
+        order = self.grid.by_cost([fastest_rate(problem) for problem in self.problems.members])
         return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
 
     @property
@@ -74,24 +78,27 @@ class Plan:
     def run(self, pending: Sequence[int] | None = None, progress: bool = True) -> Iterator[tuple[np.ndarray, Values]]:
         """Solves the batches with the given indices, or all, and yields (lane numbers, values) as each is done."""
         pending = range(len(self.batches)) if pending is None else pending
-        devices = jax.local_devices()[: max(1, len(pending))]
+        devices = jax.local_devices()[: max(1, min(self.devices, len(pending)))]
         solve_round = round_solver(tuple(devices))
-        problems = self.problems.stacked
+        problem = self.problems.stacked if self.coordinates is None else self.coordinates.problem
         directions = eqx.filter_vmap(principal_directions) if self.problems.axes else principal_directions
-        settings = (problems, directions(problems))
-        t1, times = jnp.asarray(self.t1, float), jnp.asarray(self.times, float)
+        settings = (problem, eqx.filter_jit(directions)(problem))  # in one program
+        dtype = jnp.result_type(float)
+        t1, times = jax.device_put((np.asarray(self.t1, dtype), np.asarray(self.times, dtype)))
         done = self.grid.size - sum(len(self.batches[i]) for i in pending)
         with tqdm(total=self.grid.size, initial=done, unit="lane", disable=None if progress else True) as bar:
             bar.set_description("compiling")
             for first in range(0, len(pending), len(devices)):
                 lanes = [self.batches[i] for i in pending[first : first + len(devices)]]
-                which, start = self._start(lanes, len(devices), problems)
-                solved = jax.tree.map(np.asarray, solve_round(settings, which, start, t1, times, self.integrator))
+                which, start, bases = self._start(lanes, len(devices))
+                which, start = jax.device_put((which, start), lane_sharding(tuple(devices)))
+                solved = on_host(solve_round(settings, which, start, t1, times, self.integrator))
                 bar.set_description("solving")
                 for device, numbers in enumerate(lanes):
                     offset = device * self.batch_size
                     part = slice(offset, offset + len(numbers))
-                    yield numbers, self._values(numbers, jax.tree.map(lambda leaf, part=part: leaf[part], solved))
+                    mine = jax.tree.map(lambda leaf, part=part: leaf[part], (solved, bases))
+                    yield numbers, self._values(numbers, *mine)
                     bar.update(len(numbers))
 
     def fill(self, dataset: xr.Dataset, lanes: np.ndarray, values: Values) -> None:
@@ -100,8 +107,17 @@ class Plan:
         for name, array in values.items():
             dataset[name].values[index] = array
 
-    def _start(self, lanes: list[np.ndarray], devices: int, problems: Any) -> tuple[Array | None, Adapters]:
-        """Problem indices and initial adapters of one round, `(devices * batch_size, ...)`.
+    @functools.cached_property
+    def coordinates(self) -> Canonical | None:
+        """Where the problems are solved, stacked as they are; None for others than factorisations of moderate size."""
+        members = [problem for problem in self.problems.members if isinstance(problem, Factorization)]
+        if len(members) < len(self.problems.members) or not all(map(_quick_to_turn, members)):
+            return None
+        turned = canonical_all(members, rank=max(self.grid.rank))
+        return stack(turned) if self.problems.axes else turned[0]
+
+    def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, Any, Any]:
+        """Problem indices, initial adapters and their bases of one round, `(devices * batch_size, ...)`.
 
         Places without a lane repeat the last one.
         """
@@ -115,44 +131,50 @@ class Plan:
         parts, places = [], []
         for (init, side, rank), members in groups.items():
             padded = np.pad(members, (0, len(numbers) - len(members)), mode="edge")
-            seeds = jnp.asarray([coordinates[place]["seed"] for place in padded])
-            alphas = jnp.asarray([coordinates[place]["alpha"] for place in padded], float)
-            index = jnp.asarray(which[padded]) if self.problems.axes else None
-            drawn = draw(init, side, rank, max(self.grid.rank), problems, index, seeds, alphas)
+            seeds = np.asarray([coordinates[place]["seed"] for place in padded])
+            alphas = np.asarray([coordinates[place]["alpha"] for place in padded], jnp.result_type(float))
+            index = which[padded] if self.problems.axes else None
+            drawn = draw(
+                init, side, rank, max(self.grid.rank), self.problems.stacked, self.coordinates, index, seeds, alphas
+            )
             parts.append([np.asarray(leaf)[: len(members)] for leaf in jax.tree.leaves(drawn)])
             places.extend(members)
         back = np.argsort(places)
-        leaves = [jnp.asarray(np.concatenate(part)[back]) for part in zip(*parts, strict=True)]
-        start = jax.tree.unflatten(jax.tree.structure(drawn), leaves)
-        return (jnp.asarray(which) if self.problems.axes else None), start
+        leaves = [np.concatenate(part)[back] for part in zip(*parts, strict=True)]
+        start, bases = jax.tree.unflatten(jax.tree.structure(drawn), leaves)
+        return (which if self.problems.axes else None), start, bases
 
-    def _values(self, numbers: np.ndarray, solved: Trajectory) -> Values:
+    def _values(self, numbers: np.ndarray, solved: Any, bases: Any) -> Values:
         """What is stored of one batch; the details are worked out here, one problem at a time."""
         values = solved.observables | {"status": solved.status, "steps": solved.stats["num_steps"]}
         if solved.history is None:
             return values
         which = self.grid.problem_of(numbers)
+        history = solved.history if bases is None else self._back(solved.history, bases, which)
         details: Values = {}
         for index in np.unique(which):
             mine = np.flatnonzero(which == index)
-            history = jax.tree.map(lambda leaf, mine=mine: leaf[mine], solved.history)
-            for name, array in analyse(self.problems.members[index], history).items():
+            adapters = jax.tree.map(lambda leaf, mine=mine: leaf[mine], history)
+            for name, array in analyse(self.problems.members[index], adapters).items():
                 details.setdefault(name, np.empty((len(numbers), *array.shape[1:])))[mine] = array
         return values | details
+
+    def _back(self, history: Any, bases: Any, which: np.ndarray) -> Adapters:
+        """The adapters over time, `(lane, time, ...)`, in the coordinates of the problem that was given."""
+        coordinates: Any = self.coordinates
+        if self.problems.axes:
+            coordinates = jax.tree.map(lambda leaf: leaf[which], coordinates)
+        leave = jax.vmap(Canonical.leave, in_axes=(None, 0, None))
+        return jax.vmap(leave, in_axes=(0 if self.problems.axes else None, 0, 0))(coordinates, history, bases)
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape over (time, mode) of every observable."""
         problem, times = self.problems.members[0], len(self.times)
-        rest = zero_adapters(problem.layers, max(self.grid.rank))
-
-        def one_time() -> dict[str, Array]:
-            measured = measure(rest, principal_directions(problem))
-            return observables(jax.tree.map(lambda leaf: leaf[None], measured))
-
-        names = ["loss", *jax.eval_shape(one_time)]
+        names = ["loss", *_names_of_observables(len(problem.layers))]
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (times,))
         if self.integrator.save_adapters:
+            rest = zero_adapters(problem.layers, max(self.grid.rank))
             shapes |= {name: (times, *array.shape) for name, array in analyse(problem, rest).items()}
         return shapes
 
@@ -209,21 +231,41 @@ def plan_sweep(
     seeds: int | ArrayLike | Sequence[int],
     t1: float,
     saves: int | ArrayLike | Sequence[float],
-    solver: diffrax.AbstractSolver | None,
+    solver: diffrax.AbstractSolver | str,
     rtol: float,
     max_steps: int,
     batch_size: int,
+    devices: int = 0,
     details: bool = False,
 ) -> Plan:
     """Checks the arguments of `sweep`, all of them before anything is solved."""
     problems = Problems.of(problem)
     grid = Grid.of(problems, init=init, side=side, alpha=alpha, rank=rank, seeds=seeds)
     require(batch_size >= 1, "batch_size", "be at least 1", batch_size)
+    here = jax.local_device_count()
+    require(0 <= devices <= here, "devices", f"lie between 0, for all, and {here}, the number of devices", devices)
+    devices = devices or here
     times = np.asarray(save_times(t1, saves))
     how = integrator(
         adjoint=diffrax.ForwardMode(), solver=solver, rtol=rtol, max_steps=max_steps, save_adapters=details
     )
-    return Plan(problems, grid, float(t1), times, how, min(batch_size, grid.size))
+    rounds = math.ceil(grid.size / (batch_size * devices))
+    even = math.ceil(grid.size / (rounds * devices))  # so that no device of a round is left with little to do
+    return Plan(problems, grid, float(t1), times, how, even, devices)
+
+
+def _quick_to_turn(problem: Factorization) -> bool:
+    """Whether singular value decompositions cost less than they save; `Diagonal` matrices need none."""
+    return isinstance(problem.shift, Diagonal) or max(max(shape) for shape in problem.layers) <= 1024
+
+
+@functools.cache
+def _names_of_observables(layers: int) -> tuple[str, ...]:
+    vector: Any
+    matrix: Any
+    vector, matrix = (jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in ((1, 1), (1, 1, 1)))
+    measured = tuple(Measurement(vector, vector, matrix, matrix, matrix) for _ in range(layers))
+    return tuple(jax.eval_shape(observables, measured))
 
 
 def digest(problems: Problems) -> str:

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
 from lora_flow.checks import InputError, concrete, require
+from lora_flow.matrices import Diagonal, Matrix, column_norms, dense, singular_values, squared_norm_of_product
 
 Layers = tuple[tuple[int, int], ...]
 
@@ -40,7 +41,7 @@ class HasField(Protocol):
 
 @runtime_checkable
 class HasLinearisedTask(Protocol):
-    def linearised_task(self) -> tuple[Array, ...]: ...
+    def linearised_task(self) -> tuple[Matrix, ...]: ...
 
 
 class Factorization(eqx.Module):
@@ -51,21 +52,22 @@ class Factorization(eqx.Module):
     a mean; time is gradient-flow time.
 
     **Arguments:** `w1` of shape `(h, n)`, `w2` of shape `(m, h)`, and either `shift` or
-    `target = Yft`, of shape `(m, n)`. They take JAX's default floating-point type.
+    `target = Yft`, of shape `(m, n)`. Arrays take JAX's default floating-point type; a `Diagonal`, which is
+    not written out, is welcome for `w1`, `w2` and `shift`.
 
     **Raises:** `InputError` (a `ValueError`) for shapes that do not match, for entries that are not
     finite, and for a shift of zero.
     """
 
-    w1: Float[Array, "h n"]
-    w2: Float[Array, "m h"]
-    shift: Float[Array, "m n"]
+    w1: Float[Array, "h n"] | Diagonal
+    w2: Float[Array, "m h"] | Diagonal
+    shift: Float[Array, "m n"] | Diagonal
 
     def __init__(
         self,
-        w1: ArrayLike | Sequence[Any],
-        w2: ArrayLike | Sequence[Any],
-        shift: ArrayLike | Sequence[Any] | None = None,
+        w1: ArrayLike | Sequence[Any] | Diagonal,
+        w2: ArrayLike | Sequence[Any] | Diagonal,
+        shift: ArrayLike | Sequence[Any] | Diagonal | None = None,
         target: ArrayLike | Sequence[Any] | None = None,
     ):
         self.w1, self.w2 = _matrix("w1", w1), _matrix("w2", w2)
@@ -78,9 +80,10 @@ class Factorization(eqx.Module):
         else:
             goal = _matrix("target", target)
             require(goal.shape == (m, n), "target", f"have shape {(m, n)}", goal.shape)
-            self.shift = goal - self.w2 @ self.w1
-        values = concrete(self.shift)
-        require(values is None or np.any(values != 0), "shift", "have a non-zero entry", "nothing to learn")
+            self.shift = dense(goal) - dense(self.w2 @ self.w1)
+        entries = [concrete(leaf) for leaf in jax.tree.leaves(self.shift)]
+        nothing = any(entry is not None and np.all(entry == 0) for entry in entries)
+        require(not nothing, "shift", "have a non-zero entry", "nothing to learn")
 
     @property
     def layers(self) -> Layers:
@@ -89,31 +92,49 @@ class Factorization(eqx.Module):
 
     def update(self, adapters: Adapters) -> Float[Array, "m n"]:
         """F = W2 B1 A1 + B2 A2 W1 + B2 A2 B1 A1, by thin products in O((mh + hn + mn) r)."""
-        (a1, b1), (a2, b2) = adapters
-        return (self.w2 @ b1) @ a1 + b2 @ (a2 @ self.w1 + (a2 @ b1) @ a1)
+        _, x, y = self._factors(adapters)
+        return x @ y
 
     def residual(self, adapters: Adapters) -> Float[Array, "m n"]:
         """E = shift - update, without the cancellation of `Yft - (W2 + B2 A2)(W1 + B1 A1)`."""
-        return self.shift - self.update(adapters)
+        return dense(self.shift) - self.update(adapters)
 
     def loss(self, adapters: Adapters) -> Float[Array, ""]:
-        """L = 1/2 ||E||_F^2."""
+        """L = 1/2 ||E||_F^2; where the shift is a `Diagonal` of low rank, from thin factors in O((m + n) r^2)."""
+        _, x, y = self._factors(adapters)
+        if isinstance(self.shift, Diagonal) and 2 * (self.shift.rank + x.shape[1]) < min(self.shift.shape):
+            u, v = self.shift.factors()
+            return 0.5 * squared_norm_of_product(jnp.concatenate([u, -x], axis=1), jnp.concatenate([v, y]))
         return 0.5 * jnp.sum(self.residual(adapters) ** 2)
 
     def field(self, adapters: Adapters) -> Adapters:
         """The gradient flow's right-hand side, -dL/dA_i and -dL/dB_i (Lemma A.5 of the paper)."""
         (a1, b1), (a2, b2) = adapters
-        coupling = a2 @ b1
-        left = self.w2 @ b1 + b2 @ coupling  # (W2 + B2 A2) B1
-        right = a2 @ self.w1 + coupling @ a1  # A2 (W1 + B1 A1)
-        residual = self.shift - (self.w2 @ b1) @ a1 - b2 @ right
-        residual_a1, b2_residual = residual @ a1.T, b2.T @ residual
+        coupling, x, y = self._factors(adapters)
+        if isinstance(self.shift, Diagonal):
+            residual_y, x_residual = self.shift @ y.T - x @ (y @ y.T), x.T @ self.shift - (x.T @ x) @ y
+        else:
+            residual = self.shift - x @ y
+            residual_y, x_residual = residual @ y.T, x.T @ residual
+        r = a1.shape[0]
+        residual_a1, b2_residual = residual_y[:, :r], x_residual[r:]
+        joint = b2.T @ residual_a1
         return (
-            Adapter(left.T @ residual, self.w2.T @ residual_a1 + a2.T @ (b2.T @ residual_a1)),
-            Adapter(b2_residual @ self.w1.T + (b2_residual @ a1.T) @ b1.T, residual @ right.T),
+            Adapter(x_residual[:r] + coupling.T @ b2_residual, self.w2.T @ residual_a1 + a2.T @ joint),
+            Adapter(b2_residual @ self.w1.T + joint @ b1.T, residual_y[:, r:]),
         )
 
-    def linearised_task(self) -> tuple[Float[Array, "h n"], Float[Array, "m h"]]:
+    def _factors(self, adapters: Adapters) -> tuple[Array, Array, Array]:
+        """A2 B1, and thin factors of the update: F = [W2 B1, B2] [A1; A2 (W1 + B1 A1)]."""
+        (a1, b1), (a2, b2) = adapters
+        coupling = a2 @ b1
+        return (
+            coupling,
+            jnp.concatenate([self.w2 @ b1, b2], axis=1),
+            jnp.concatenate([a1, a2 @ self.w1 + coupling @ a1]),
+        )
+
+    def linearised_task(self) -> tuple[Matrix, Matrix]:
         """(W2^T shift, shift W1^T): what each layer's adapter learns first, while it is small."""
         return self.w2.T @ self.shift, self.shift @ self.w1.T
 
@@ -125,18 +146,16 @@ class Factorization(eqx.Module):
         top pair (u, v), and `delta_w` is their ratio. `aligned` says whether the shift, W1 and W2
         have their singular vectors in common (Assumptions 2.1 and 2.2).
         """
-        w1, w2, shift = (np.asarray(x) for x in (self.w1, self.w2, self.shift))
-        pretrained = w2 @ w1
-        u, sigma, vt = np.linalg.svd(shift, full_matrices=False)
-        sigma_w1, sigma_w2 = np.linalg.norm(w1 @ vt[0]), np.linalg.norm(w2.T @ u[:, 0])
-        products = (pretrained @ shift.T, pretrained.T @ shift, w2.T @ pretrained @ w1.T)
+        sigma, s1, s2 = self._gains()
+        host = on_host(self)
+        pretrained = host.w2 @ host.w1
         return {
-            "sigma_shift": _non_zero(sigma, shift.shape),
-            "sigma_pretrained": _non_zero(np.linalg.svd(pretrained, compute_uv=False), pretrained.shape),
-            "sigma_w1": float(sigma_w1),
-            "sigma_w2": float(sigma_w2),
-            "delta_w": float(sigma_w1 / sigma_w2) if sigma_w2 else float("inf"),
-            "aligned": bool(all(_is_symmetric(product) for product in products)),
+            "sigma_shift": _non_zero(sigma, self.shift.shape),
+            "sigma_pretrained": _non_zero(singular_values(pretrained), pretrained.shape),
+            "sigma_w1": float(s1[0]),
+            "sigma_w2": float(s2[0]),
+            "delta_w": float(s1[0] / s2[0]) if s2[0] else float("inf"),
+            "aligned": self._is_aligned(),
         }
 
     def leading_gains(self) -> tuple[float, float, float]:
@@ -144,11 +163,31 @@ class Factorization(eqx.Module):
 
         That is the pair with the largest sigma max(||W1 v||, ||W2^T u||); of a shift of rank one, its only one.
         """
-        w1, w2, shift = (np.asarray(x) for x in (self.w1, self.w2, self.shift))
-        u, sigma, vt = np.linalg.svd(shift, full_matrices=False)
-        s1, s2 = np.linalg.norm(w1 @ vt.T, axis=0), np.linalg.norm(w2.T @ u, axis=0)
+        sigma, s1, s2 = self._gains()
         first = int(np.argmax(sigma * np.maximum(s1, s2)))
         return float(sigma[first]), float(s1[first]), float(s2[first])
+
+    def _gains(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(sigma, ||W1 v||, ||W2^T u||) of all the shift's singular pairs, the largest sigma first."""
+        host = on_host(self)
+        if isinstance(host.shift, Diagonal):  # along the coordinate axes
+            sigma, gains = np.abs(host.shift.values), (host.w1, host.w2.T)
+        else:
+            left, sigma, right = np.linalg.svd(host.shift, full_matrices=False)
+            gains = host.w1 @ right.T, host.w2.T @ left
+        order = np.argsort(-sigma, kind="stable")
+        s1, s2 = map(column_norms, gains)
+        return sigma[order], s1[order], s2[order]
+
+    def _is_aligned(self) -> bool:
+        matrices = self.w1, self.w2, self.shift
+        if all(isinstance(matrix, Diagonal) for matrix in matrices):
+            return True
+        w1, w2, shift = map(np.asarray, matrices)
+        pretrained = w2 @ w1
+        return all(
+            _is_symmetric(product) for product in (pretrained @ shift.T, pretrained.T @ shift, w2.T @ pretrained @ w1.T)
+        )
 
     def __str__(self) -> str:
         spectrum = self.spectrum()
@@ -171,7 +210,7 @@ def check_problem(problem: Problem) -> None:
         raise InputError(f"problem must {must}, got an unhashable {type(problem).__name__}") from None
 
 
-def linearised_task(problem: Problem) -> tuple[Array, ...]:
+def linearised_task(problem: Problem) -> tuple[Matrix, ...]:
     """-dL/dW_i at the start, one `(out, in)` matrix a layer: what each adapter learns while small.
 
     For a problem that offers no formula of its own: with A = 0 and B = I the gradient with respect
@@ -189,10 +228,21 @@ def linearised_task(problem: Problem) -> tuple[Array, ...]:
     return tuple(map(task, range(len(problem.layers))))
 
 
+def on_host(tree: Any) -> Any:
+    """The PyTree with NumPy's arrays, for which no operation is compiled."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def fastest_rate(problem: Problem) -> float:
+    """The largest singular value of the linearised tasks: the rate at which small adapters grow."""
+    known = on_host(problem) if isinstance(problem, Factorization) else problem
+    return max(float(singular_values(task)[0]) for task in linearised_task(known))
+
+
 def task_rank(problem: Problem) -> int:
     """The rank of what must be learned: of the shift, or else the largest of the linearised tasks."""
     tasks = [problem.shift] if isinstance(problem, Factorization) else linearised_task(problem)
-    return max(matrix_rank(np.linalg.svd(task, compute_uv=False), task.shape) for task in map(np.asarray, tasks))
+    return max(matrix_rank(singular_values(task), task.shape) for task in tasks)
 
 
 def matrix_rank(singular_values: np.ndarray, shape: tuple[int, ...]) -> int:
@@ -210,7 +260,9 @@ def _is_symmetric(product: np.ndarray) -> bool:
     return product.shape[0] == product.shape[1] and bool(np.linalg.norm(product - product.T) <= tolerance)
 
 
-def _matrix(name: str, value: Any) -> Array:
+def _matrix(name: str, value: Any) -> Array | Diagonal:
+    if isinstance(value, Diagonal):
+        return value
     try:
         require(not np.iscomplexobj(value), name, "be a matrix of real numbers", "complex ones")
         array = jnp.asarray(value, dtype=float)

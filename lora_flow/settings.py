@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lora_flow.plan import Plan
     from lora_flow.problem import Factorization
 
-SOLVERS = ("Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun")
 PRECISIONS = ("double", "single")
 
 
@@ -65,15 +64,18 @@ class Settings:
     """Turn the shift's singular vectors away from the pretrained weights' by this many degrees, 0 to 90."""
     noise: tuple[float, ...] = (0.0,)
     """Noise in each pretrained weight, relative to the weight's norm; the target stays, the shift takes it up."""
-    solver: str = "Tsit5"
-    """The diffrax solver: Tsit5, Dopri5, Dopri8, Bosh3 or Heun. (From Python, any.)"""
+    solver: str = "auto"
+    """auto (Tsit5, and where stability limits the step RKC), RKC (Runge-Kutta-Chebyshev, for long stiff runs), Tsit5,
+    Dopri5, Dopri8, Bosh3 or Heun. (From Python, any of diffrax's.)"""
     rtol: float = 5e-4
     """Tolerance, relative to the factors and to the residual. With Tsit5 the default keeps the loss within 0.05
     decades."""
     max_steps: int = 100_000
     """Solver steps after which a run is given up; its status is then max_steps."""
-    batch_size: int = 32
-    """Runs that one device steps together, and that are stored together."""
+    batch_size: int = 64
+    """The most runs that one device steps together; they are stored together too."""
+    devices: int = 0
+    """Devices to use, of GPUs and TPUs those present and of a CPU its cores; 0 for all."""
     details: bool = False
     """Also store what is computed from the adapters at every saved time: the update's singular values and terms,
     growth rates, the gradient's norm, and alignment errors without a floor."""
@@ -110,15 +112,23 @@ def with_absolute_path(settings: Settings) -> Settings:
 
 
 def start_jax(settings: Settings) -> None:
-    """Sets what JAX must know before it is imported: one CPU device a core, and the precision."""
+    """Sets what JAX must know before it is imported: one CPU device a core, the precision, and where programs are kept.
+
+    Compiled programs are kept from one command to the next in the user's cache folder, or where JAX's own variable
+    `JAX_COMPILATION_CACHE_DIR` says.
+    """
     require_choice("precision", settings.precision, PRECISIONS)
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        count = f"--xla_force_host_platform_device_count={cores}"
+        count = f"--xla_force_host_platform_device_count={max(settings.devices, 0) or cores}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
     import jax
 
     jax.config.update("jax_enable_x64", settings.precision == "double")
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(cache, "lora_flow", "programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def build_problems(settings: Settings) -> Problems:
@@ -166,12 +176,9 @@ def _base_problem(settings: Settings, delta_w: float, key: Array) -> Factorizati
 
 def build_plan(settings: Settings) -> Plan:
     """The checked plan of a sweep; in single precision a tolerance it cannot carry is an error, not a warning."""
-    import diffrax
-
     from lora_flow.flow import save_times
     from lora_flow.plan import plan_sweep
 
-    require_choice("solver", settings.solver, SOLVERS)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecisionWarning)
         try:
@@ -184,10 +191,11 @@ def build_plan(settings: Settings) -> Plan:
                 seeds=settings.seeds,
                 t1=settings.t1,
                 saves=save_times(settings.t1, settings.saves, settings.spacing),
-                solver=getattr(diffrax, settings.solver)(),
+                solver=settings.solver,
                 rtol=settings.rtol,
                 max_steps=settings.max_steps,
                 batch_size=settings.batch_size,
+                devices=settings.devices,
                 details=settings.details,
             )
         except PrecisionWarning as warning:

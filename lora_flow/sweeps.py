@@ -24,10 +24,11 @@ def sweep(
     seeds: int | ArrayLike | Sequence[int] = 1,
     t1: float,
     saves: int | ArrayLike | Sequence[float] = 101,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: diffrax.AbstractSolver | str = "auto",
     rtol: float = RTOL,
     max_steps: int = MAX_STEPS,
     batch_size: int = BATCH_SIZE,
+    devices: int = 0,
     details: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -44,7 +45,8 @@ def sweep(
       scales, ranks. `side` says which factor a one-sided initialisation draws.
     - `seeds`: a number of seeds, from 0, or the seeds themselves.
     - `t1`, `saves`, `solver`, `rtol`, `max_steps`: as for `solve`.
-    - `batch_size`: lanes that one device steps together.
+    - `batch_size`: the most lanes that one device steps together.
+    - `devices`: over how many of JAX's devices batches are spread; 0 for all.
     - `details`: also what `analyse` computes from the adapters at every saved time: singular values of the update,
       its terms, growth rates and more. Takes memory for these adapters, one batch at a time.
     - `progress`: show a progress bar with the time left, where standard error is a terminal.
@@ -68,6 +70,7 @@ def sweep(
         rtol=rtol,
         max_steps=max_steps,
         batch_size=batch_size,
+        devices=devices,
         details=details,
     )
     dataset = plan.empty()

@@ -12,9 +12,13 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.checks import InputError, require, require_choice
+from lora_flow.compiling import jit_once
+from lora_flow.matrices import Diagonal, dense
 from lora_flow.problem import Factorization, matrix_rank
 
 PAPER_SPECTRUM = (6.5, 0.099)  # largest and smallest singular value of the paper's 10 x 10 draw
+
+WRITTEN_OUT = 1024  # the largest dimension of an aligned problem whose matrices are written out
 
 Component = int | str
 
@@ -47,6 +51,10 @@ def aligned_problem(
     - `spectrum`: the largest and the smallest singular value; those of the draw are moved linearly
       to that range, by default the range of the paper's figures. `None` keeps the draw's own.
 
+    Where m, n or h is above 1024, the singular vectors are the coordinate axes, the chosen ones first, the matrices are
+    `Diagonal`, and the singular values are drawn by themselves: no matrix of that size is written out. The flow and the
+    Gaussian initialisations are invariant under rotations, so nothing is lost.
+
     **Raises:** `InputError` where an argument is out of its range.
     """
     for name, size in (("m", m), ("n", n), ("h", h)):
@@ -64,8 +72,14 @@ def aligned_problem(
     require(bool(np.all(np.isfinite(scales) & (scales > 0))), "shift_scale", "be positive", shift_scale)
 
     chosen, c = jnp.asarray(indices), delta_w**-0.5
+    if max(m, n, h) > WRITTEN_OUT:
+        sigma = _gaussian_spectrum(key, m, n)
+        sigma = sigma if spectrum is None else _rescale(sigma, largest, smallest)
+        root = jnp.sqrt(jnp.concatenate([sigma[chosen], jnp.delete(sigma[:k], chosen)]))
+        shift = Diagonal(jnp.broadcast_to(jnp.asarray(scales, float), len(indices)), (m, n))
+        return Factorization(Diagonal(root / c, (h, n)), Diagonal(c * root, (m, h)), shift)
 
-    @jax.jit  # one compilation in place of one for every operation
+    @jit_once()  # one compilation in place of one for every operation
     def draw(key: Array) -> tuple[Array, Array, Array]:
         draw_key, frame_key = jax.random.split(key)
         u, sigma, vt = jnp.linalg.svd(jax.random.normal(draw_key, (m, n)), full_matrices=False)
@@ -150,8 +164,9 @@ def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
         drawn = jax.random.normal(key, weight.shape)
         return weight + noise * jnp.linalg.norm(weight) / jnp.linalg.norm(drawn) * drawn
 
-    w1, w2 = disturb(problem.w1, keys[0]), disturb(problem.w2, keys[1])
-    return Factorization(w1, w2, problem.shift + (problem.w2 @ problem.w1 - w2 @ w1))
+    before, shift = [dense(weight) for weight in (problem.w1, problem.w2)], dense(problem.shift)
+    w1, w2 = map(disturb, before, keys)
+    return Factorization(w1, w2, shift + (before[1] @ before[0] - w2 @ w1))
 
 
 def load_problem(path: str | Path) -> Factorization:
@@ -197,6 +212,22 @@ def _component_indices(component: Component | Sequence[Component], k: int) -> li
     indices = [index(one) for one in listed]
     require(len(set(indices)) == len(indices), "component", "name each component once", component)
     return indices
+
+
+def _gaussian_spectrum(key: Array, m: int, n: int) -> Array:
+    """The singular values of an m x n matrix of standard normals, in O(min(m, n)^2).
+
+    They are those of a bidiagonal matrix B of chi variables (Dumitriu and Edelman 2002), whose B^T B is tridiagonal.
+    """
+    from scipy.linalg import eigvalsh_tridiagonal
+
+    long, short = max(m, n), min(m, n)
+    degrees = jnp.concatenate([jnp.arange(long, long - short, -1.0), jnp.arange(short - 1.0, 0, -1)])
+    squares = np.asarray(jax.random.chisquare(key, degrees))
+    diagonal, above = squares[:short], squares[short:]
+    return jnp.sqrt(
+        jnp.asarray(eigvalsh_tridiagonal(diagonal + np.append(0, above), np.sqrt(diagonal[:-1] * above))[::-1].clip(0))
+    )
 
 
 def _rescale(sigma: Array, largest: float, smallest: float) -> Array:

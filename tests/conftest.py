@@ -14,6 +14,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from lora_flow import aligned_problem  # noqa: E402
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """Each takes dozens of memory maps; thousands of programs in one process meet Linux's limit, and XLA crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def figure1_problem():
     """The problem of Figure 1: 10 x 10, h = 100, delta_w = 1/1.05^2, shift 5 u v^T along the top pair."""

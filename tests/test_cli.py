@@ -10,7 +10,8 @@ import pytest
 
 from lora_flow import load_run, sweep
 from lora_flow.cli import main
-from lora_flow.settings import SOLVERS, Settings, from_table, to_table
+from lora_flow.flow import SOLVERS
+from lora_flow.settings import Settings, from_table, to_table
 
 QUICK = ["--rank", "1", "--m", "4", "--n", "4", "--h", "5", "--t1", "0.5", "--saves", "3"]
 

@@ -47,7 +47,8 @@ def test_every_lane_is_the_solve_of_its_labels(dataset):
             lane = dataset.sel(init=init, side=side, alpha=alpha, rank=rank, seed=seed)
             assert int(lane["steps"]) == alone.stats["num_steps"]
             for name, values in alone.observables.items():
-                np.testing.assert_allclose(lane[name], values, rtol=1e-6, atol=1e-12, err_msg=name)
+                # in other coordinates, so to rounding, which the step-size control amplifies
+                np.testing.assert_allclose(lane[name], values, rtol=1e-5, atol=1e-11, err_msg=name)
 
 
 def test_batch_size_changes_nothing_but_rounding(dataset):
@@ -58,7 +59,7 @@ def test_batch_size_changes_nothing_but_rounding(dataset):
 
 def test_lanes_are_sorted_so_that_a_batch_holds_like_with_like():
     axes = {"init": ("gaussian", "spectral"), "side": "A", "alpha": (1e-1, 1e-5, 1e-3), "rank": (1, 2), "seeds": 4}
-    plan = plan_sweep(SMALL, **axes, t1=1.0, saves=2, solver=None, rtol=5e-4, max_steps=100, batch_size=8)
+    plan = plan_sweep(SMALL, **axes, t1=1.0, saves=2, solver="auto", rtol=5e-4, max_steps=100, batch_size=8)
     assert sorted(np.concatenate(plan.batches)) == list(range(48))
     for lanes in plan.batches:
         coordinates = [plan.grid.lane(number) for number in lanes]

@@ -1,0 +1,222 @@
+"""Coordinates in which a factorisation costs least: the same flow, turned and with nothing in it that stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.checks import require
+from lora_flow.matrices import Diagonal, Matrix, gram_schmidt
+from lora_flow.problem import Factorization, Layers, matrix_rank
+
+DENSE_BELOW = 4  # the shift is written out where the residual is no larger than this times the rank
+
+
+class Canonical(eqx.Module):
+    r"""A `Factorization` in canonical coordinates, and the way there and back.
+
+    The flow commutes with orthogonal changes of the input, the hidden and the output space. With orthonormal frames V,
+    G and U of what the frozen matrices span there,
+
+        W1 = G w1 V^T,   W2 = U w2 G^T,   shift = U shift' V^T,
+
+    where on an aligned problem (Assumptions 2.1 and 2.2 of arXiv 2503.06982) all three are diagonal, and otherwise the
+    shift is. Of what the adapters have outside these frames the flow only ever makes linear combinations: r coordinates
+    suffice for A1's part and for B2's, 2 r for those of B1 and A2 in the hidden space. All of this is exact.
+
+    - `problem`: the factorisation in these coordinates; a `Problem` like any other.
+    - `enter(adapters)`: adapters in these coordinates, and the `Bases` that this start needs beside the frames.
+    - `leave(adapters, bases)`: the way back.
+    """
+
+    problem: Factorization
+    frames: tuple[Matrix, Matrix, Matrix]  # V (n, .), G (h, .), U (m, .)
+
+    def enter(self, adapters: Adapters) -> tuple[Adapters, Bases]:
+        """The start's loss, observables and flow are the same in both coordinates."""
+        (a1, b1), (a2, b2) = adapters
+        r = a1.shape[0]
+        v, g, u = self.frames
+        (inputs, of_v), (hidden, of_g), (outputs, of_u) = (
+            _enter(v, a1.T),
+            _enter(g, jnp.concatenate([b1, a2.T], axis=1)),
+            _enter(u, b2),
+        )
+        return (Adapter(inputs.T, hidden[:, :r]), Adapter(hidden[:, r:].T, outputs)), (of_v, of_g, of_u)
+
+    def leave(self, adapters: Adapters, bases: Bases) -> Adapters:
+        """Adapters in the coordinates that they were given in."""
+        (a1, b1), (a2, b2) = adapters
+
+        def back(coordinates: Array, index: int) -> Any:
+            frame, basis = self.frames[index], bases[index]
+            seen = frame.shape[1]
+            return frame @ coordinates[:seen] + basis @ coordinates[seen:]
+
+        return Adapter(back(a1.T, 0).T, back(b1, 1)), Adapter(back(a2.T, 1).T, back(b2, 2))
+
+
+Bases = tuple[Array, Array, Array]  # of what a start has outside the frames V, G and U
+
+
+def canonical(problem: Factorization, *, rank: int) -> Canonical:
+    """The problem in canonical coordinates, for adapters of the given rank in both layers.
+
+    Set up on the host by singular value decompositions, except for a problem of `Diagonal` matrices, which has them.
+
+    **Raises:** `InputError` unless the rank is at least 1.
+    """
+    return canonical_all([problem], rank=rank)[0]
+
+
+def canonical_all(problems: Sequence[Factorization], *, rank: int) -> list[Canonical]:
+    """Several problems of one shape in canonical coordinates of one shape, so that they can share a program."""
+    require(isinstance(rank, (int, np.integer)) and rank >= 1, "rank", "be an integer, at least 1", rank)
+    turned = [_turn_aligned(problem) for problem in problems]
+    if any(one is None for one in turned):
+        turned = [_turn(problem) for problem in problems]
+    known = [one for one in turned if one is not None]
+    (h, n), (m, _) = problems[0].layers
+    spanned = [max(widths) for widths in zip(*(one.spanned for one in known), strict=True)]
+    seen, sizes = zip(*map(_room, spanned, (n, h, m), (rank, 2 * rank, rank)), strict=True)
+    shift_rank = max(len(one.sigma) for one in known)
+    return [one.reduced(seen, sizes, shift_rank, rank) for one in known]
+
+
+def _enter(frame: Any, columns: Array) -> tuple[Array, Array]:
+    """Coordinates of the columns: in the frame, and in a basis of what is left of them, if the frame is not square."""
+    size, seen = frame.shape
+    inside = frame.T @ columns
+    if seen == size:
+        return inside, jnp.zeros((size, 0))
+    outside = columns - frame @ inside
+    basis, coordinates = gram_schmidt(outside - frame @ (frame.T @ outside))
+    return jnp.concatenate([inside, coordinates]), basis
+
+
+class _Turned(NamedTuple):
+    """Square frames V, G and U, the leading columns of each that the frozen matrices span, and these matrices turned.
+
+    `w1` and `w2` are vectors, the diagonals, where they are diagonal. Frames that are None are identities.
+    """
+
+    frames: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]
+    spanned: tuple[int, int, int]
+    w1: np.ndarray
+    w2: np.ndarray
+    sigma: np.ndarray
+    layers: Layers
+
+    def reduced(self, seen: tuple[int, ...], sizes: tuple[int, ...], shift_rank: int, rank: int) -> Canonical:
+        (h, n), (m, _) = self.layers
+        v, g, u = (_leading(*one) for one in zip(self.frames, (n, h, m), seen, strict=True))
+        inputs, hidden, outputs = sizes
+        sigma = _resized(self.sigma, (shift_rank,))
+        if min(outputs, inputs) <= DENSE_BELOW * rank:
+            shift: Matrix = _resized(np.diag(sigma), (outputs, inputs))
+        else:
+            shift = Diagonal(sigma, (outputs, inputs))
+        if self.w1.ndim == 1:
+            w1: Matrix = Diagonal(_resized(self.w1, (min(seen[:2]),)), (hidden, inputs))
+            w2: Matrix = Diagonal(_resized(self.w2, (min(seen[1:]),)), (outputs, hidden))
+        else:
+            w1, w2 = _resized(self.w1, (hidden, inputs)), _resized(self.w2, (outputs, hidden))
+        return Canonical(Factorization(w1, w2, shift), (v, g, u))
+
+
+def _room(spanned: int, size: int, columns: int) -> tuple[int, int]:
+    """How many columns of a frame to keep, and the coordinates that this makes: all, where nothing is won otherwise."""
+    return (spanned, spanned + columns) if spanned + columns < size else (size, size)
+
+
+def _leading(frame: np.ndarray | None, size: int, columns: int) -> Matrix:
+    if frame is None:
+        return Diagonal(_resized(np.ones(columns), (columns,)), (size, columns))
+    return _resized(frame, (size, columns))
+
+
+def _resized(array: np.ndarray, shape: tuple[int, ...]) -> Array:
+    """Cut, or padded with zeros."""
+    cut = array[tuple(slice(size) for size in shape)]
+    padded = np.pad(cut, [(0, size - have) for size, have in zip(shape, cut.shape, strict=True)])
+    return jax.device_put(padded.astype(jnp.result_type(float)))
+
+
+def _turn_aligned(problem: Factorization) -> _Turned | None:
+    """Frames in which all three matrices are diagonal, the shift's largest values first; None where there are none."""
+    if isinstance(problem.w1, Diagonal) and isinstance(problem.w2, Diagonal) and isinstance(problem.shift, Diagonal):
+        s1, s2, sigma = (np.asarray(matrix.values) for matrix in (problem.w1, problem.w2, problem.shift))
+        spanned = max(len(s1), len(sigma)), max(len(s1), len(s2)), max(len(s2), len(sigma))
+        return _Turned((None, None, None), spanned, s1, s2, sigma, problem.layers)
+    w1, w2, shift, dtype = _arrays(problem)
+    rounding = 10 * np.sqrt(max(*w1.shape, *w2.shape)) * np.finfo(dtype).eps
+    # the singular pairs that the matrices have in common are those of a mixture, whose values in general differ
+    pretrained = w2 @ w1
+    mixture = pretrained / (np.linalg.norm(pretrained) or 1) + np.sqrt(2) * shift / np.linalg.norm(shift)
+    u, values, vt = np.linalg.svd(mixture)
+    k, v = matrix_rank(values.astype(dtype), shift.shape), vt.T.copy()
+    sigma = np.abs(np.diag(u.T @ shift @ v)[:k])
+    sigma[sigma <= rounding * np.linalg.norm(shift)] = 0.0
+    from_w1, from_w2 = w1 @ v[:, :k], w2.T @ u[:, :k]
+    gain1, gain2 = (np.linalg.norm(hidden, axis=0) for hidden in (from_w1, from_w2))
+    order = np.lexsort((-gain1 - gain2, -sigma))
+    u[:, :k], v[:, :k] = u[:, order], v[:, order]
+    used = (gain1 > rounding * np.linalg.norm(w1)) | (gain2 > rounding * np.linalg.norm(w2))
+    g = _through(np.where(gain1 >= gain2, from_w1, from_w2)[:, order], used[order])
+    if g is None:
+        return None
+    turned = g.T @ w1 @ v, u.T @ w2 @ g, u.T @ shift @ v
+    for matrix, given in zip(turned, (w1, w2, shift), strict=True):
+        if np.linalg.norm(matrix - np.eye(*matrix.shape) * matrix) > rounding * np.linalg.norm(given):
+            return None
+    hidden, shift_rank = int(np.max(np.flatnonzero(used[order]), initial=-1)) + 1, np.count_nonzero(sigma)
+    s1, s2, sigma = (np.diag(matrix)[:size] for matrix, size in zip(turned, (hidden, hidden, shift_rank), strict=True))
+    return _Turned((v, g, u), (k, hidden, k), s1, s2, sigma, problem.layers)
+
+
+def _through(columns: np.ndarray, used: np.ndarray) -> np.ndarray | None:
+    """A square orthogonal matrix with a column along each that is used, in the same place; None if there is no room."""
+    size, places = len(columns), np.flatnonzero(used)
+    if np.any(places >= size):
+        return None
+    completed, frame = _completed(columns[:, places]), np.empty((size, size))
+    frame[:, places], frame[:, np.setdiff1d(np.arange(size), places)] = np.split(completed, [len(places)], axis=1)
+    return frame
+
+
+def _turn(problem: Factorization) -> _Turned:
+    """Frames that start with the shift's singular vectors, and go on with what the weights span besides."""
+    w1, w2, shift, dtype = _arrays(problem)
+    u, sigma, vt = np.linalg.svd(shift, full_matrices=False)
+    k = matrix_rank(sigma.astype(dtype), shift.shape)
+    outputs, inputs = _extended(u[:, :k], w2, dtype), _extended(vt[:k].T, w1.T, dtype)
+    hidden = _extended(np.zeros((len(w1), 0)), np.concatenate([w1, w2.T], axis=1), dtype)
+    v, g, u = map(_completed, (inputs, hidden, outputs))
+    spanned = inputs.shape[1], hidden.shape[1], outputs.shape[1]
+    return _Turned((v, g, u), spanned, g.T @ w1 @ v, u.T @ w2 @ g, np.diag(u.T @ shift @ v)[:k], problem.layers)
+
+
+def _arrays(problem: Factorization) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.dtype]:
+    """W1, W2 and the shift in double precision, and the type that they came in."""
+    given = [np.asarray(matrix) for matrix in (problem.w1, problem.w2, problem.shift)]
+    w1, w2, shift = (matrix.astype(np.float64) for matrix in given)
+    return w1, w2, shift, np.result_type(*given)
+
+
+def _extended(basis: np.ndarray, matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """An orthonormal basis with one of what the matrix's columns span besides."""
+    left, sigma, _ = np.linalg.svd(matrix - basis @ (basis.T @ matrix), full_matrices=False)
+    negligible = 10 * max(matrix.shape) * np.finfo(dtype).eps * np.linalg.norm(matrix, 2)
+    return np.concatenate([basis, left[:, sigma > negligible]], axis=1)
+
+
+def _completed(columns: np.ndarray) -> np.ndarray:
+    """A square orthogonal matrix whose first columns are these, up to sign, made orthonormal."""
+    return np.linalg.qr(columns, mode="complete")[0]

@@ -1,0 +1,141 @@
+"""Structured matrices: a diagonal one that is not written out, and thin factors without LAPACK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class Diagonal(eqx.Module):
+    """A real matrix of the given `shape` with `values` on the first places of its diagonal, zero elsewhere.
+
+    Multiplies arrays with `@` from either side, in O(rows) for each column; `dense()` and `numpy.asarray` write it out.
+    """
+
+    values: Float[Array | np.ndarray, " rank"]
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    __array_ufunc__ = None  # NumPy leaves `array @ diagonal` to `__rmatmul__`
+
+    @property
+    def rank(self) -> int:
+        """The number of places with a value."""
+        return self.values.shape[-1]
+
+    @property
+    def T(self) -> Diagonal:
+        return Diagonal(self.values, self.shape[::-1])
+
+    @property
+    def dtype(self) -> Any:
+        return self.values.dtype
+
+    def __matmul__(self, x: Any) -> Any:
+        if isinstance(x, Diagonal):
+            k = min(self.rank, x.rank)
+            return Diagonal(self.values[:k] * x.values[:k], (self.shape[0], x.shape[1]))
+        return jnp.pad(self.values[:, None] * x[: self.rank], ((0, self.shape[0] - self.rank), (0, 0)))
+
+    def __rmatmul__(self, x: Any) -> Any:
+        return jnp.pad(x[:, : self.rank] * self.values[None], ((0, 0), (0, self.shape[1] - self.rank)))
+
+    def dense(self) -> Float[Array, "rows columns"]:
+        return self @ jnp.eye(self.shape[1], dtype=self.dtype)
+
+    def factors(self) -> tuple[Float[Array, "rows rank"], Float[Array, "rank columns"]]:
+        """Thin factors, `dense() == left @ right`."""
+        rows, columns = self.shape
+        unit = jnp.ones(self.rank, self.dtype)
+        return Diagonal(self.values, (rows, self.rank)).dense(), Diagonal(unit, (self.rank, columns)).dense()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.dense(), dtype)
+
+
+Matrix = Array | np.ndarray | Diagonal
+
+
+def dense(matrix: Matrix) -> Any:
+    """The matrix written out."""
+    return matrix.dense() if isinstance(matrix, Diagonal) else matrix
+
+
+def top_pair(matrix: Matrix) -> tuple[Array, Array]:
+    """The top left and right singular vectors."""
+    if isinstance(matrix, Diagonal):
+        first = jnp.argmax(jnp.abs(matrix.values))
+        rows, columns = matrix.shape
+        return jnp.sign(matrix.values[first]) * (jnp.arange(rows) == first), jnp.where(
+            jnp.arange(columns) == first, 1.0, 0.0
+        )
+    u, _, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return u[:, 0], vt[0]
+
+
+def right_singular_vectors(matrix: Matrix, count: int) -> Float[Array, "{count} columns"]:
+    """Those of the largest singular values, as rows."""
+    if isinstance(matrix, Diagonal):
+        sizes = jnp.pad(jnp.abs(matrix.values), (0, matrix.shape[1] - matrix.rank))
+        return jax.nn.one_hot(jnp.argsort(-sizes)[:count], matrix.shape[1], dtype=matrix.dtype)
+    return jnp.linalg.svd(matrix, full_matrices=False)[2][:count]
+
+
+def singular_values(matrix: Matrix) -> np.ndarray:
+    """All the singular values that can be non-zero, the largest first."""
+    if isinstance(matrix, Diagonal):
+        return np.sort(np.abs(matrix.values))[::-1]
+    return np.linalg.svd(np.asarray(matrix), compute_uv=False)
+
+
+def column_norms(matrix: Matrix) -> np.ndarray:
+    if isinstance(matrix, Diagonal):
+        return np.pad(np.abs(matrix.values), (0, matrix.shape[1] - matrix.rank))
+    return np.linalg.norm(np.asarray(matrix), axis=0)
+
+
+def gram_schmidt(
+    x: Float[Array, "rows columns"],
+) -> tuple[Float[Array, "rows columns"], Float[Array, "columns columns"]]:
+    """A thin QR factorisation x = Q R by Gram-Schmidt with every column orthogonalised twice (Giraud et al. 2005).
+
+    A column that depends on earlier ones gets zeros in Q and on its diagonal place of R. There is no LAPACK in it: such
+    calls inside a compiled program are slow for many small matrices, and on CPU can wait for each other for ever.
+    """
+    sizes = jnp.linalg.norm(x, axis=0)
+    rounding = x.shape[0] * jnp.finfo(x.dtype).eps
+
+    def orthogonalise(j: Any, factors: tuple[Array, Array]) -> tuple[Array, Array]:
+        q, r = factors
+        column, overlap = x[:, j], jnp.zeros(x.shape[1], x.dtype)
+        for _ in range(2):
+            again = q.T @ column
+            column, overlap = column - q @ again, overlap + again
+        size = jnp.linalg.norm(column)
+        size = jnp.where(size > rounding * sizes[j], size, 0.0)
+        unit = jnp.where(size > 0, column / jnp.where(size > 0, size, 1.0), 0.0)
+        return q.at[:, j].set(unit), r.at[:, j].set(overlap).at[j, j].set(size)
+
+    count = x.shape[1]
+    return jax.lax.fori_loop(0, count, orthogonalise, (jnp.zeros_like(x), jnp.zeros((count, count), x.dtype)))
+
+
+@jax.custom_jvp
+def squared_norm_of_product(x: Float[Array, "m k"], y: Float[Array, "k n"]) -> Float[Array, ""]:
+    """||x y||_F^2 from the triangular factors of x and y^T, in O((m + n) k^2).
+
+    The Gram matrices of x and y would lose half of the digits of a small product of large factors. The derivative,
+    which is linear in the product, may use them.
+    """
+    return jnp.sum((gram_schmidt(x)[1] @ gram_schmidt(y.T)[1].T) ** 2)
+
+
+@squared_norm_of_product.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (x, y), (dx, dy) = primals, tangents
+    slope = 2 * (jnp.sum(dx * (x @ (y @ y.T))) + jnp.sum(dy * ((x.T @ x) @ y)))
+    return squared_norm_of_product(x, y), slope
