@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
-.PHONY: help figure1 figures theory test test-long lint format docs clean
+.PHONY: help figure1 figures theory test test-long lint format docs bench bench-quick bench-gpu clean
 
 help:  ## what each target does
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,16 @@ format: .venv/dev  ## put the code into shape
 docs: .venv/docs  ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+bench: .venv/bench  ## measure lora_flow beside its peers, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.report benchmarks/results/cpu.json
+
+bench-quick: .venv/bench  ## small versions of the benchmarks, to see that they run
+	$(BIN)/python -m benchmarks.run --quick
+
+bench-gpu: .venv/bench  ## the benchmarks on a GPU, where there is one
+	$(BIN)/python -m benchmarks.run --gpu
+
 clean:  ## remove everything that these targets make
 	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf runs/figure1 runs/figure3 runs/figure4 runs/phase runs/beyond runs/theory
@@ -47,6 +57,6 @@ clean:  ## remove everything that these targets make
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-.venv/dev .venv/docs: .venv/core
+.venv/dev .venv/docs .venv/bench: .venv/core
 	$(PIP) install -c constraints.txt -e '.[$(@F)]'
 	@touch $@

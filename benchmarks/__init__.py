@@ -1,0 +1,1 @@
+"""How fast, at equal accuracy, beside whom? `benchmarks.run` measures, `benchmarks.report` tells."""

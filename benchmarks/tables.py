@@ -1,0 +1,88 @@
+"""Results as Markdown, one function a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+OURS = "lora_flow"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def time_of(row: dict[str, Any]) -> str:
+    """Median, spread and rounds."""
+    return f"{_s(row['median_s'])} ({_s(row['min_s'])}-{_s(row['max_s'])}; {row['rounds']:.0f})"
+
+
+def race(job: dict[str, Any]) -> str:
+    peers = job["peers"]
+    ours = next(row for name, row in peers.items() if name.startswith(OURS))
+    rows = []
+    for name, row in sorted(peers.items(), key=lambda item: item[1].get("median_s", float("inf"))):
+        if "median_s" not in row:
+            why = row.get("missing") or f"not reached, best error {row['best_error']:.2f}"
+            rows.append([name, why, "", "", "", "", ""])
+            continue
+        ratio = f"{row['median_s'] / ours['median_s']:.1f}" if "median_s" in ours else ""
+        tolerance, error = f"{row['what']} {row['rung']:.0e}", f"{row['error']:.3f}"
+        rows.append([name, tolerance, error, time_of(row), ratio, _s(row["first_s"]), f"{row['peak_mb']:.0f}"])
+    header = ("peer", "loosest that is right", "error, decades", "seconds", "times ours", "first call, s", "memory, MB")
+    return table(header, rows)
+
+
+def unequal(job: dict[str, Any]) -> str:
+    ours = job["rows"]["lora_flow.sweep"]["median_s"]
+    rows = [
+        [name, f"{row['error']:.3f}", time_of(row), f"{row['median_s'] / ours:.1f}", _s(row["first_s"])]
+        for name, row in job["rows"].items()
+    ]
+    return table(("how", "error, decades", "seconds", "times ours", "first call, s"), rows)
+
+
+def size(job: dict[str, Any]) -> str:
+    widths = list(max(job["rows"].values(), key=len))
+    rows = []
+    for name, row in job["rows"].items():
+        cells = [_s(row[width]["median_s"]) if width in row else "" for width in widths]
+        exponent = job["exponents"][name]
+        rows.append([name, *cells, "" if exponent is None else f"{exponent:.2f}"])
+    text = table(("one evaluation, s", *(f"N = {width}" for width in widths), "exponent"), rows)
+    return text + ("\n\n" + _large(job["large"]) if "large" in job else "")
+
+
+def _large(found: dict[str, Any]) -> str:
+    what = "Aligned, m = n = 4096, h = 8192, r = 8, three seeds to T = 5, set-up included: "
+    if "missing" in found:
+        return what + found["missing"] + "."
+    return what + f"{found['seconds']:.0f} s, {found['peak_mb']:.0f} MB, {found['finished']} of 3 finished."
+
+
+def cold(job: dict[str, Any]) -> str:
+    return table(("command", "seconds"), [[name, time_of(row)] for name, row in job["rows"].items()])
+
+
+def gradients(job: dict[str, Any]) -> str:
+    forward = job["rows"]["forward solve"]["median_s"]
+    rows = [
+        [name, time_of(row), f"{row['median_s'] / forward:.1f}", _s(row["first_s"])]
+        for name, row in job["rows"].items()
+    ]
+    memory = [
+        [f"{row['rtol']:.0e}", f"{row['steps']}", f"{row['run_mb']:.1f}", f"{row['temporary_mb']:.2f}"]
+        for row in job["memory"]
+    ]
+    return (
+        table(("what", "seconds", "forward solves", "first call, s"), rows)
+        + "\n\n"
+        + table(("rtol", "steps", "reverse mode: memory added, MB", "of it planned by XLA, MB"), memory)
+    )
+
+
+TABLES = {"a": race, "b": race, "c": unequal, "d": size, "e": cold, "f": gradients}
+
+
+def _s(seconds: float) -> str:
+    return f"{seconds:.3g}"
