@@ -57,6 +57,12 @@ clean:  ## remove everything that these targets make
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-.venv/dev .venv/docs .venv/bench: .venv/core
+.venv/dev .venv/docs: .venv/core
 	$(PIP) install -c constraints.txt -e '.[$(@F)]'
+	@touch $@
+
+# torchode's torchtyping asks for an older typeguard than tyro does; it works with either
+.venv/bench: .venv/core
+	$(PIP) install -c constraints.txt -e '.[bench]'
+	$(PIP) install -c constraints.txt --no-deps torchode torchtyping
 	@touch $@
