@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, Int, PyTree
 
+GROWTH = 0.2  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong
+
 Norm = Callable[[PyTree], Array]
 
 
@@ -39,6 +41,9 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
 
     - `rtol`: the tolerance, relative to the factor and to the residual.
     - `relative_residual`: maps the state to `||E|| / ||shift||`, a scalar, 1 where nothing is learned.
+    - `growth_rate`: the rate at which small adapters grow at the start, where E is the whole shift. What is still too
+      small for the norms to see grows at about this times ||E|| / ||shift||, and the steps of methods of low order are
+      kept short beside it: in a stabilised method nothing else would.
     - `factors`: maps the state to the PyTree of its factors, where the state is not that PyTree itself.
     - `pid`: turns the scaled error, 1 at the limit, into the next step.
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
@@ -46,6 +51,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
 
     rtol: float | Array
     relative_residual: Callable[[PyTree], Array] = eqx.field(kw_only=True)
+    growth_rate: float | Array = 0.0
     factors: Callable[[PyTree], PyTree] = lambda state: state
     atol: float = 1e-16
     norm: Norm = optimistix.rms_norm
@@ -89,6 +95,8 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         residual = jnp.fmin(residual_of_candidate, reached)
         tolerance = jnp.maximum(self.rtol * residual, jnp.finfo(residual.dtype).eps)
         error = _largest_relative_norm(*map(self.factors, (y_error, y0, y1))) / tolerance
+        growth = jax.lax.stop_gradient((t1 - t0) * self.growth_rate) * residual
+        error = jnp.where(jnp.asarray(error_order) <= 3, jnp.maximum(error, (growth / GROWTH) ** 3), error)
         # a step so long that its stages overflow has no error estimate; the next one must be shorter all the same
         error = jnp.where(jnp.isfinite(error) & jnp.isfinite(residual_of_candidate), error, 1 / tolerance)
         one = jnp.ones(())

@@ -233,7 +233,7 @@ def solve_lane(
             t1=t1,
             dt0=how.dt0,
             y0=state,
-            stepsize_controller=_controller(problem, unflatten, how, times),
+            stepsize_controller=_controller(problem, directions, unflatten, how, times),
             saveat=diffrax.SaveAt(subs=[along, diffrax.SubSaveAt(t1=True)]),
             adjoint=how.adjoint,
             max_steps=how.max_steps,
@@ -275,7 +275,11 @@ def _solve(
 
 
 def _controller(
-    problem: Problem, unflatten: Callable[[Array], Adapters], how: Integrator, times: Array
+    problem: Problem,
+    directions: tuple[Direction, ...],
+    unflatten: Callable[[Array], Adapters],
+    how: Integrator,
+    times: Array,
 ) -> diffrax.AbstractStepSizeController:
     if how.stepsize_controller is not None:
         return how.stepsize_controller
@@ -284,7 +288,12 @@ def _controller(
     def relative_residual(state: Array) -> Array:
         return jax.lax.stop_gradient(jnp.sqrt(problem.loss(unflatten(state)) / start))
 
-    controller = ResidualController(how.rtol, relative_residual=relative_residual, factors=unflatten)
+    # with A along the right singular vector of what its layer must learn and B = 0, B grows at that rate
+    seeds = tuple(Adapter(one.right[None], jnp.zeros((one.left.size, 1))) for one in directions)
+    growth_rate = jnp.max(jnp.stack([jnp.linalg.norm(change.b) for change in vector_field(problem)(seeds)]))
+    controller = ResidualController(
+        how.rtol, relative_residual=relative_residual, growth_rate=growth_rate, factors=unflatten
+    )
     if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
         return diffrax.ClipStepSizeController(controller, step_ts=times)
     return controller
