@@ -58,9 +58,8 @@ class QuarticInterpolation(diffrax.AbstractLocalInterpolation):
             return self.evaluate(t1) - self.evaluate(t0)
         length = self.t1 - self.t0
         s = jnp.where(length > 0, (t0 - self.t0) / jnp.where(length > 0, length, 1), 0)
-        bump = (
-            16 * s**2 * (1 - s) ** 2
-        )  # what is added to the cubic, which has the weights 1/8, -1/8 and 1/2 in the middle
+        # added to the cubic, whose weights in the middle are 1/8, -1/8 and 1/2
+        bump = 16 * s**2 * (1 - s) ** 2
         slope0, slope1 = s * (1 - s) ** 2 - bump / 8, s**2 * (s - 1) + bump / 8
         return (
             self.y0

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+WRITTEN_OUT = 1024  # the largest dimension at which matrices are made, and decomposed, without being asked for
+
 
 class Diagonal(eqx.Module):
     """A real matrix of the given `shape` with `values` on the first places of its diagonal, zero elsewhere.

@@ -27,7 +27,7 @@ from lora_flow.checks import require
 from lora_flow.flow import Integrator, integrator, save_times
 from lora_flow.grid import Grid, Problems, stack
 from lora_flow.labels import PENDING, label
-from lora_flow.matrices import Diagonal
+from lora_flow.matrices import WRITTEN_OUT, Diagonal
 from lora_flow.observables import Measurement, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, on_host
 
@@ -256,7 +256,7 @@ def plan_sweep(
 
 def _quick_to_turn(problem: Factorization) -> bool:
     """Whether singular value decompositions cost less than they save; `Diagonal` matrices need none."""
-    return isinstance(problem.shift, Diagonal) or max(max(shape) for shape in problem.layers) <= 1024
+    return isinstance(problem.shift, Diagonal) or max(max(shape) for shape in problem.layers) <= WRITTEN_OUT
 
 
 @functools.cache

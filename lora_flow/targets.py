@@ -13,12 +13,10 @@ from jaxtyping import Array
 
 from lora_flow.checks import InputError, require, require_choice
 from lora_flow.compiling import jit_once
-from lora_flow.matrices import Diagonal, dense
+from lora_flow.matrices import WRITTEN_OUT, Diagonal, dense
 from lora_flow.problem import Factorization, matrix_rank
 
 PAPER_SPECTRUM = (6.5, 0.099)  # largest and smallest singular value of the paper's 10 x 10 draw
-
-WRITTEN_OUT = 1024  # the largest dimension of an aligned problem whose matrices are written out
 
 Component = int | str
 
