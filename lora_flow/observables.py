@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.matrices import top_pair
+from lora_flow.matrices import dominant, positive, top_eigenvectors, top_pair
 from lora_flow.problem import Problem, linearised_task
 
 
@@ -84,7 +84,7 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
     measurements = _padded(measurements)
     grams = jnp.stack([m.across + m.along[..., :, None] * m.along[..., None, :] for m in measurements])
     products = jnp.stack([_over_its_trace(m.gram_b) @ _over_its_trace(m.gram_a) for m in measurements])
-    projections = _dominant(jnp.concatenate([grams, products]))  # all in one loop
+    projections = dominant(jnp.concatenate([grams, products]))  # all in one loop
     squared_norms, tops = _top_eigenpair(grams, projections[: len(grams)])
     shares = _top_eigenvalue(products, projections[len(grams) :])
     named, drifts = {}, []
@@ -125,43 +125,10 @@ def _padded(measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
 Matrices = Float[Array, "*time rank rank"]
 
 
-def _dominant(matrices: Matrices) -> Matrices:
-    """Multiples of the projections on the eigenspaces of the largest eigenvalues, none of which is negative.
-
-    By repeated squaring, which only multiplies matrices: LAPACK calls inside a compiled program are slow for
-    thousands of tiny matrices, and on CPU the two layers' calls can wait for each other for ever. After 40 squarings
-    a second eigenvalue smaller by a relative 1e-10 has vanished; one closer than that is a tie.
-    """
-
-    def unsettled(carry: tuple[Array, Array, Array]) -> Array:
-        count, _, change = carry
-        return (count < 40) & jnp.any(change > 8 * jnp.finfo(matrices.dtype).eps)
-
-    def square(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        count, power, _ = carry
-        power = power / _positive(jnp.trace(power))[None, None]
-        squared = _product(power)  # which is the power itself once only one eigenvalue is left
-        return count + 1, squared, jnp.max(jnp.abs(squared - power), axis=(0, 1))
-
-    side_by_side = jax.lax.stop_gradient(jnp.moveaxis(matrices, (-2, -1), (0, 1)))
-    start = jnp.zeros((), int), side_by_side, jnp.ones(matrices.shape[:-2], matrices.dtype)
-    return jnp.moveaxis(jax.lax.while_loop(unsettled, square, start)[1], (0, 1), (-2, -1))
-
-
-def _product(power: Float[Array, "rank rank *time"]) -> Float[Array, "rank rank *time"]:
-    """The square of each matrix; for thousands of tiny ones, a sum of products takes a tenth of a product's time."""
-    rank = power.shape[0]
-    if rank > 8:
-        return jnp.einsum("ik...,kj...->ij...", power, power)
-    return sum((power[:, k, None] * power[None, k] for k in range(1, rank)), power[:, 0, None] * power[None, 0])
-
-
 @jax.custom_jvp
 def _top_eigenpair(grams: Matrices, projections: Matrices) -> tuple[Float[Array, "*time"], Float[Array, "*time rank"]]:
     """The largest eigenvalue of symmetric matrices, and a unit vector of its eigenspace."""
-    column = jnp.argmax(jnp.diagonal(projections, axis1=-2, axis2=-1), axis=-1)
-    top = jnp.take_along_axis(projections, column[..., None, None], axis=-1)[..., 0]
-    top = top / _positive(jnp.linalg.norm(top, axis=-1, keepdims=True))
+    top = top_eigenvectors(projections)
     return jnp.einsum("...i,...ij,...j->...", top, grams, top), top
 
 
@@ -172,7 +139,7 @@ def _(primals: Any, tangents: Any) -> Any:
     value, top = _top_eigenpair(*primals)
     turned = jnp.einsum("...ij,...j->...i", change, top)
     slope = jnp.sum(top * turned, axis=-1)
-    scale = _positive(value)[..., None, None]
+    scale = positive(value)[..., None, None]
     identity = jnp.broadcast_to(jnp.eye(grams.shape[-1]), grams.shape)
     resolvent = scale * (identity + top[..., :, None] * top[..., None, :]) - grams
     return (value, top), (slope, jnp.linalg.solve(resolvent, (turned - slope[..., None] * top)[..., None])[..., 0])
@@ -180,7 +147,7 @@ def _(primals: Any, tangents: Any) -> Any:
 
 def _top_eigenvalue(matrices: Matrices, projections: Matrices) -> Float[Array, "*time"]:
     """The largest eigenvalue of matrices that need not be symmetric; its derivative needs none of the projection's."""
-    return jnp.sum(matrices * projections.mT, axis=(-2, -1)) / _positive(_trace(projections))
+    return jnp.sum(matrices * projections.mT, axis=(-2, -1)) / positive(_trace(projections))
 
 
 def _trace(matrices: Matrices) -> Float[Array, "*time"]:
@@ -188,14 +155,9 @@ def _trace(matrices: Matrices) -> Float[Array, "*time"]:
 
 
 def _over_its_trace(grams: Matrices) -> Matrices:
-    return grams / _positive(_trace(grams))[..., None, None]
-
-
-def _positive(values: Array) -> Array:
-    """The values to divide by, 1 in place of 0: what is divided is then 0 as well."""
-    return jnp.where(values > 0, values, 1.0)
+    return grams / positive(_trace(grams))[..., None, None]
 
 
 def _root(values: Array) -> Array:
     """The square root, with a derivative of zero at zero."""
-    return jnp.where(values > 0, jnp.sqrt(_positive(values)), 0.0)
+    return jnp.where(values > 0, jnp.sqrt(positive(values)), 0.0)
