@@ -118,7 +118,7 @@ class Grid:
         """The index into `Problems.members` for each lane number."""
         return np.asarray(numbers) // math.prod(self.shape[len(self.problem_axes) :])
 
-    def by_cost(self, rates: Sequence[float]) -> np.ndarray:
+    def by_cost(self, rates: np.ndarray) -> np.ndarray:
         """Lane numbers in an order that puts lanes of like cost side by side, given each problem's fastest rate.
 
         All lanes of a batch step until its slowest is done. The number of steps depends on the problem's rates and the

@@ -32,6 +32,7 @@ from lora_flow.observables import Measurement, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, on_host
 
 BATCH_SIZE = 64
+PRICE_OF_A_STEP = 16  # in lanes: what a batch's steps take beyond what is in proportion to its size
 
 Values = dict[str, np.ndarray]
 
@@ -45,13 +46,37 @@ class Plan:
     t1: float
     times: np.ndarray
     integrator: Integrator
-    batch_size: int
+    most_lanes: int
     devices: int
+
+    @functools.cached_property
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lane numbers, those of like cost side by side, and what each costs, about."""
+        rates = np.asarray([fastest_rate(problem) for problem in self.problems.members])
+        order = self.grid.by_cost(rates)
+        return order, np.sqrt(1 + self.t1 * rates[self.grid.problem_of(order)])
+
+    @functools.cached_property
+    def batch_size(self) -> int:
+        """How many lanes share a batch, at most `most_lanes`.
+
+        All of a round wait for its slowest lane, and a step takes some time however few the lanes are: few rounds are
+        best for lanes of like cost. Rounds are filled evenly, so that no device of the last is left with little to do.
+        """
+        _, costs = self._order
+        n = len(costs)
+
+        def waiting(size: int) -> float:
+            slowest = [max(costs[i : i + size * self.devices]) for i in range(0, n, size * self.devices)]
+            return (size + PRICE_OF_A_STEP) * sum(slowest)
+
+        fewest = math.ceil(n / (self.most_lanes * self.devices))
+        return min((math.ceil(n / (fewest * more * self.devices)) for more in (1, 2, 4, 8)), key=waiting)
 
     @functools.cached_property
     def batches(self) -> list[np.ndarray]:
         """Lane numbers, `batch_size` at a time; the same for a run that is resumed."""
-        order = self.grid.by_cost([fastest_rate(problem) for problem in self.problems.members])
+        order, _ = self._order
         return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
 
     @property
@@ -249,9 +274,7 @@ def plan_sweep(
     how = integrator(
         adjoint=diffrax.ForwardMode(), solver=solver, rtol=rtol, max_steps=max_steps, save_adapters=details
     )
-    rounds = math.ceil(grid.size / (batch_size * devices))
-    even = math.ceil(grid.size / (rounds * devices))  # so that no device of a round is left with little to do
-    return Plan(problems, grid, float(t1), times, how, even, devices)
+    return Plan(problems, grid, float(t1), times, how, batch_size, devices)
 
 
 def _quick_to_turn(problem: Factorization) -> bool:

@@ -66,6 +66,17 @@ def test_lanes_are_sorted_so_that_a_batch_holds_like_with_like():
         assert len({(lane["init"], lane["alpha"]) for lane in coordinates}) == 1
 
 
+def test_problems_of_unequal_rates_do_not_wait_for_each_other():
+    def largest(scales):
+        problems = {scale: aligned_problem(jax.random.key(0), m=4, n=4, h=4, shift_scale=scale) for scale in scales}
+        axes = {"init": "gaussian", "side": "B", "alpha": 1e-3, "rank": 1, "seeds": 16}
+        how = {"solver": "auto", "rtol": 5e-4, "max_steps": 100, "batch_size": 64}
+        return plan_sweep(problems, **axes, t1=5.0, saves=2, **how).batch_size
+
+    assert largest((1.0, 1.1, 1.2, 1.3)) * jax.device_count() >= 64
+    assert largest((0.1, 1.0, 10.0, 1000.0)) * jax.device_count() <= 16
+
+
 def test_a_lane_that_fails_does_not_harm_the_others():
     start = sweep(SMALL, side="B", alpha=(1e-1, 1e-6), rank=1, seeds=2, t1=3.0, saves=4, max_steps=60, progress=False)
     status = start["status"].squeeze()
