@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_flow.chebyshev import ChebyshevState, RungeKuttaChebyshev
+from lora_flow.chebyshev import ChebyshevState, RungeKuttaChebyshev, beyond_rounding, rounding_of
 from lora_flow.control import StepError
 
 TABLEAU = diffrax.Tsit5.tableau
@@ -25,15 +25,16 @@ MIDDLE = (
     -1.0170608542936508,
     0.031249999999999993,
 )  # the weights of its interpolation (Tsitouras 2011) half way
-PATIENCE = 30  # steps in a row that must be near the limit of stability: fewer are over before a change pays
-RETURN = 5  # steps in a row that Tsit5 could have made as well
+NEAR = 0.7  # of the limit, from where on stability counts as what bounds a step
+PATIENCE = 30  # more steps bound by stability than not, before a change: fewer are over before it pays
+RETURN = 5  # more steps that Tsit5 could have made as well than not
 
 
 class AutomaticState(NamedTuple):
     """What one step leaves to the next.
 
     - `stiff`: whether the stabilised method is at work.
-    - `asking`: for how many steps in a row the other one would have been better.
+    - `asking`: for how many more steps than not the other one would have been better.
     - `chebyshev`: the field at the start of the step, and the Jacobian's dominant eigenvector and value.
     """
 
@@ -74,9 +75,9 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
     """Changes from Tsit5 to `RungeKuttaChebyshev` when stability bounds the step, and back when it does not.
 
     Tsit5's last two stages, both at the end of the step, give dt rho for nothing (Hairer and Wanner, Solving Ordinary
-    Differential Equations II, section IV.2). The change is made after thirty steps in a row near its stability limit,
-    and back after five that Tsit5 could have made. Only the one in use is evaluated; under `vmap` both are while lanes
-    differ.
+    Differential Equations II, section IV.2). The change is made after thirty steps more near its stability limit than
+    not, and back after five more that Tsit5 could have made. Only the one in use is evaluated; under `vmap` both are
+    while lanes differ.
 
     The state must be a vector. The estimated error comes as a `StepError`, with its order: use `ResidualController`.
     """
@@ -107,6 +108,7 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
 
         def tsit5(start: _Step) -> _Step:
             y, error, middle, slope, radius = _tsit5(terms, t0, t1, start.y, args, start.state.field)
+            error = beyond_rounding(error, start.y, jnp.minimum(jnp.abs(dt) * radius, STABLE))
             return _Step(y, error, middle, ChebyshevState(slope, start.state.vector, radius))
 
         def chebyshev(start: _Step) -> _Step:
@@ -118,12 +120,15 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
         step = self._once(stiff, chebyshev, step)
 
         reach = jnp.abs(dt) * step.state.radius
-        asks = jnp.where(stiff, reach < 0.7 * STABLE, reach > 0.9 * STABLE)
-        asking = jnp.where(asks, asking + 1, 0)
+        asks = stiff ^ (reach > NEAR * STABLE)
+        asking = jnp.where(asks, asking + 1, jnp.maximum(asking - 1, 0))
         change = asking >= jnp.where(stiff, RETURN, PATIENCE)
         state = AutomaticState(stiff ^ change, jnp.where(change, 0, asking), step.state)
         dense = {"y0": y0, "y1": step.y, "k0": dt * before.field, "k1": dt * step.state.field, "middle": step.middle}
-        return step.y, StepError(step.error, jnp.where(stiff, 3, 5)), dense, state, diffrax.RESULTS.successful
+        # of a Tsit5 step, it is no more than that of the state itself
+        rounding = jnp.where(stiff, rounding_of(y0.dtype, reach), 0.0)
+        error = StepError(step.error, jnp.where(stiff, 3, 5), rounding)
+        return step.y, error, dense, state, diffrax.RESULTS.successful
 
     def _once(self, active: Bool[Array, ""], function: Callable[[_Step], _Step], step: _Step) -> _Step:
         """`lax.cond` as a loop: under `vmap` the function is not evaluated at all where no lane is active.

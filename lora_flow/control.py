@@ -10,18 +10,26 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 GROWTH = 0.2  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong
+
+ROUNDING_SHARE = 0.03  # of the residual, that rounding may make of it
+ROUNDING_FLOOR = 50.0  # in eps: below a relative residual of 3e-13, a relative loss of 1e-25, rounding may show
 
 Norm = Callable[[PyTree], Array]
 
 
 class StepError(NamedTuple):
-    """The estimated error of a step with its order, for `ResidualController`, from a solver that changes methods."""
+    """What a solver that changes methods tells `ResidualController` of a step.
+
+    - `error`: the estimated error, of the order `order`.
+    - `rounding`: what rounding alone may make of the step, relative to the state.
+    """
 
     error: PyTree
     order: Int[Array, ""]
+    rounding: Float[Array, ""]
 
 
 class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
@@ -88,13 +96,17 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         controller_state: Any,
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         pid_state, reached = controller_state
+        rounding: Any = 0.0
         if isinstance(y_error, StepError):
-            y_error, error_order = y_error
+            y_error, error_order, rounding = y_error
         y0, y1, y_error = jax.lax.stop_gradient((y0, y1_candidate, y_error))
         residual_of_candidate = self.relative_residual(y1)
         residual = jnp.fmin(residual_of_candidate, reached)
-        tolerance = jnp.maximum(self.rtol * residual, jnp.finfo(residual.dtype).eps)
+        eps = jnp.finfo(residual.dtype).eps
+        tolerance = jnp.maximum(self.rtol * residual, eps)
         error = _largest_relative_norm(*map(self.factors, (y_error, y0, y1))) / tolerance
+        rounding = rounding / jnp.maximum(ROUNDING_SHARE * residual, ROUNDING_FLOOR * eps)
+        error = jnp.maximum(error, rounding**error_order)  # it grows in proportion to the step
         growth = jax.lax.stop_gradient((t1 - t0) * self.growth_rate) * residual
         error = jnp.where(jnp.asarray(error_order) <= 3, jnp.maximum(error, (growth / GROWTH) ** 3), error)
         # a step so long that its stages overflow has no error estimate; the next one must be shorter all the same

@@ -198,12 +198,12 @@ def integrator(
 
 def _named(name: str, adjoint: diffrax.AbstractAdjoint, own_control: bool) -> diffrax.AbstractSolver:
     require_choice("solver", name, SOLVERS, "or a diffrax solver")
-    chebyshev = RungeKuttaChebyshev(scan_kind="lax" if isinstance(adjoint, diffrax.ForwardMode) else "checkpointed")
+    kind: Any = "lax" if isinstance(adjoint, diffrax.ForwardMode) else "checkpointed"
     if name == "RKC":
-        return chebyshev
+        return RungeKuttaChebyshev(scan_kind=kind, tell_rounding=own_control)
     if name != "auto":
         return getattr(diffrax, name)()
-    return Automatic(chebyshev) if own_control else diffrax.Tsit5()
+    return Automatic(RungeKuttaChebyshev(scan_kind=kind)) if own_control else diffrax.Tsit5()
 
 
 def solve_lane(

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_flow import Factorization, InputError, gaussian_init, solve
+from lora_flow import Factorization, InputError, aligned_problem, gaussian_init, solve, sweep
 from lora_flow.automatic import MIDDLE, TABLEAU, Automatic, QuarticInterpolation
 
 TIMES = np.concatenate([[0.0], np.geomspace(0.1, 300.0, 30)])
@@ -58,6 +58,17 @@ def test_where_stability_binds_it_is_right_and_takes_a_tenth_of_the_steps(stiff)
     tsit5 = solve(stiff, start_of(stiff), t1=300.0, saves=TIMES, solver="Tsit5")
     assert np.max(np.abs(np.log10(auto.observables["loss"] / true.observables["loss"]))) < 0.05
     assert auto.stats["num_steps"] < 0.1 * tsit5.stats["num_steps"]
+
+
+def test_rounding_neither_spoils_a_stiff_plateau_nor_holds_the_step():
+    """Relative losses down to 1e-27, where the slope is rounding and dt rho would like to be 10^4."""
+    problem = aligned_problem(jax.random.key(0), shift_scale=100.0)
+    axes = {"side": "B", "alpha": np.geomspace(1e-6, 1e-2, 5), "rank": 1, "seeds": 1, "t1": 3.0, "saves": 31}
+    auto, true = (sweep(problem, **axes, **how, progress=False) for how in ({}, {"solver": "Dopri8", "rtol": 1e-6}))
+    error = np.abs(np.log10(auto["loss"] / true["loss"])).where(true["loss"] > 5e-22, 0)
+    assert float(true["loss"].isel(time=-1).min()) < 1e-22
+    assert float(error.max()) < 0.05
+    assert np.all(auto["steps"].isel(alpha=slice(1, None)) < 0.3 * true["steps"].isel(alpha=slice(1, None)))
 
 
 def test_lanes_that_differ_are_what_they_are_alone(stiff):
