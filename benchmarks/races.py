@@ -48,7 +48,7 @@ def race_a(quick: bool) -> Race:
         *jax_peers.DIFFRAX,
     )
     # rtol 1e-12, atol 1e-16
-    return Race(task, probe, lambda: dopri8.prepare(task)(1e-12), peers, 30 if quick else 120, 2 if quick else 15)
+    return Race(task, probe, lambda: dopri8.prepare(task)(1e-12), peers, 30 if quick else 60, 2 if quick else 15)
 
 
 def race_b(quick: bool) -> Race:
@@ -67,7 +67,7 @@ def race_b(quick: bool) -> Race:
         *torch_peers.PEERS,
         *jax_peers.DIFFRAX,
     )
-    return Race(task, probe, reference, peers, 20 if quick else 150, 2 if quick else 15)
+    return Race(task, probe, reference, peers, 20 if quick else 60, 2 if quick else 15)
 
 
 RACES = {"a": race_a, "b": race_b}

@@ -50,9 +50,10 @@ def run(quick: bool) -> dict[str, Any]:
         "flat vmap, one device": lambda: np.asarray(flat((which, lanes))),
         "flat vmap, all devices": lambda: np.asarray(shared_out((which, lanes))),
     }
-    first = {name: seconds(call) for name, call in calls.items()}
     reference = of_sweep(solver="Dopri8", rtol=5e-6)  # a method of another order, at a hundredth of the tolerance
-    errors = {name: error(call(), reference) for name, call in calls.items()}
+    losses: dict[str, np.ndarray] = {}
+    first = {name: seconds(lambda name=name, call=call: losses.update({name: call()})) for name, call in calls.items()}
+    errors = {name: error(found, reference) for name, found in losses.items()}
     timed = interleaved(calls, 3 if quick else 5, 20.0)
     rows = {name: {"first_s": first[name], "error": errors[name]} | timed[name] for name in calls}
     return {"lanes": len(which), "rows": rows}

@@ -34,8 +34,9 @@ def round_solver(devices: tuple[Any, ...]) -> Callable[..., Trajectory]:
     `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
     """
     mesh, lanes = lane_sharding(devices).mesh, PartitionSpec("lanes")
+    # a CPU that is split into devices has no threads to spare for the products of one
+    split = len(devices) > 1 and devices[0].platform == "cpu"
 
-    @eqx.filter_jit
     def solve_round(
         settings: Setting, which: Array | None, start: Adapters, t1: Array, times: Array, integrator: Integrator
     ) -> Trajectory:
@@ -54,7 +55,9 @@ def round_solver(devices: tuple[Any, ...]) -> Callable[..., Trajectory]:
             solve_batch, mesh=mesh, in_specs=(PartitionSpec(), lanes, lanes), out_specs=lanes, check_vma=False
         )(arrays, which, start)
 
-    return solve_round
+    options = {"xla_cpu_multi_thread_eigen": False} if split else None
+    jit: Any = eqx.filter_jit  # whose overloads leave out what it passes on to jax.jit
+    return jit(solve_round, compiler_options=options)
 
 
 def draw(

@@ -236,9 +236,9 @@ class Plan:
                 "batch_size": self.batch_size,
                 "layers": [list(shape) for shape in problem.layers],
                 "problem_digest": digest(self.problems),
-                "lora_flow_version": version("lora-flow"),
-                "jax_version": version("jax"),
-                "diffrax_version": version("diffrax"),
+                "lora_flow_version": _version("lora-flow"),
+                "jax_version": _version("jax"),
+                "diffrax_version": _version("diffrax"),
                 "platform": jax.local_devices()[0].platform,
                 "dtype": str(jnp.result_type(float)),
             }
@@ -275,6 +275,9 @@ def plan_sweep(
         adjoint=diffrax.ForwardMode(), solver=solver, rtol=rtol, max_steps=max_steps, save_adapters=details
     )
     return Plan(problems, grid, float(t1), times, how, batch_size, devices)
+
+
+_version = functools.cache(version)  # a millisecond each
 
 
 def _quick_to_turn(problem: Factorization) -> bool:

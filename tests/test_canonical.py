@@ -18,7 +18,7 @@ from lora_flow import (
     solve,
     sweep,
 )
-from lora_flow.matrices import Diagonal, gram_schmidt, squared_norm_of_product
+from lora_flow.matrices import Diagonal, gram_schmidt, squared_norm_of_product, top_pair
 from lora_flow.targets import _gaussian_spectrum, misaligned, noisy
 
 KEY = jax.random.key(0)
@@ -169,6 +169,22 @@ def test_the_spectrum_of_a_gaussian_matrix_without_the_matrix():
     expected = np.stack([np.linalg.svd(rng.standard_normal((12, 8)), compute_uv=False) for _ in range(300)])
     error = np.sqrt((drawn.var(axis=0) + expected.var(axis=0)) / 300)
     assert np.all(np.abs(drawn.mean(axis=0) - expected.mean(axis=0)) < 5 * error)
+
+
+@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (1, 5)])
+def test_top_pairs_of_many_matrices_are_those_of_lapack(shape):
+    drawn = 1e-3 * np.random.default_rng(0).standard_normal((20, *shape))
+    left, right = jax.vmap(top_pair)(jnp.asarray(drawn))
+    u, _, vt = np.linalg.svd(drawn)
+    for found, expected in ((left, u[:, :, 0]), (right, vt[:, 0])):
+        cosines = np.abs(np.sum(np.asarray(found) * expected, axis=-1))
+        np.testing.assert_allclose(cosines, 1, rtol=1e-12)
+    np.testing.assert_allclose(np.einsum("ki,kij,kj->k", left, drawn, right), np.linalg.norm(drawn, 2, axis=(1, 2)))
+
+
+def test_the_top_pair_of_nothing_is_a_pair_of_unit_vectors():
+    for vector in top_pair(jnp.zeros((3, 4))):
+        assert np.linalg.norm(vector) == 1
 
 
 def test_a_rank_of_nothing_is_refused():
