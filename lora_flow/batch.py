@@ -28,14 +28,13 @@ def lane_sharding(devices: tuple[Any, ...]) -> NamedSharding:
 
 
 @functools.cache
-def round_solver(devices: tuple[Any, ...]) -> Callable[..., Trajectory]:
+def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[..., Trajectory]:
     """A function that solves one batch on each device: each runs a loop of its own, none waits for another's steps.
 
     `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
+    `threads` says whether CPU devices may share out one product to several; it changes the rounding.
     """
     mesh, lanes = lane_sharding(devices).mesh, PartitionSpec("lanes")
-    # a CPU that is split into devices has no threads to spare for the products of one
-    split = len(devices) > 1 and devices[0].platform == "cpu"
 
     def solve_round(
         settings: Setting, which: Array | None, start: Adapters, t1: Array, times: Array, integrator: Integrator
@@ -55,7 +54,7 @@ def round_solver(devices: tuple[Any, ...]) -> Callable[..., Trajectory]:
             solve_batch, mesh=mesh, in_specs=(PartitionSpec(), lanes, lanes), out_specs=lanes, check_vma=False
         )(arrays, which, start)
 
-    options = {"xla_cpu_multi_thread_eigen": False} if split else None
+    options = {"xla_cpu_multi_thread_eigen": threads} if devices[0].platform == "cpu" else None
     jit: Any = eqx.filter_jit  # whose overloads leave out what it passes on to jax.jit
     return jit(solve_round, compiler_options=options)
 

@@ -32,6 +32,7 @@ from lora_flow.observables import Measurement, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, on_host
 
 BATCH_SIZE = 64
+THREADED = 256  # the dimension above which a product is worth the threads of a CPU
 PRICE_OF_A_STEP = 16  # in lanes: what a batch's steps take beyond what is in proportion to its size
 
 Values = dict[str, np.ndarray]
@@ -104,7 +105,9 @@ class Plan:
         """Solves the batches with the given indices, or all, and yields (lane numbers, values) as each is done."""
         pending = range(len(self.batches)) if pending is None else pending
         devices = jax.local_devices()[: max(1, min(self.devices, len(pending)))]
-        solve_round = round_solver(tuple(devices))
+        # small products on a CPU that is split into devices: the threads are busy; the same for a run that is resumed
+        threads = self.devices == 1 or max(map(max, self.problems.members[0].layers)) > THREADED
+        solve_round = round_solver(tuple(devices), threads)
         problem = self.problems.stacked if self.coordinates is None else self.coordinates.problem
         directions = eqx.filter_vmap(principal_directions) if self.problems.axes else principal_directions
         settings = (problem, eqx.filter_jit(directions)(problem))  # in one program
