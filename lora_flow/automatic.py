@@ -79,7 +79,7 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
     not, and back after five more that Tsit5 could have made. Only the one in use is evaluated; under `vmap` both are
     while lanes differ.
 
-    The state must be a vector. The estimated error comes as a `StepError`, with its order: use `ResidualController`.
+    The state must be a vector. The estimated error comes as a `StepError`: use `ResidualController`.
     """
 
     chebyshev: RungeKuttaChebyshev = RungeKuttaChebyshev()
