@@ -18,7 +18,7 @@ SWEEP = ("sweep", "--alpha", "1e-3", "1e-4", "1e-5", "--seeds", "1", "--side", "
 def run(quick: bool) -> dict[str, Any]:
     """Wall time of whole processes: a sweep of three lanes with no cache and with a warm one, help, and bare Python."""
     command = str(Path(sysconfig.get_path("scripts")) / "lora-flow")
-    repeats = 2 if quick else 3
+    repeats = 1 if quick else 3
     with tempfile.TemporaryDirectory() as folder:
         sweep = [command, *SWEEP, str(Path(folder) / "run")]
         caches = [str(Path(folder) / f"cache{i}") for i in range(repeats)]
