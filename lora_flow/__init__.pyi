@@ -16,11 +16,13 @@ from .flow import save_times as save_times
 from .flow import solve as solve
 from .initialization import INITIALIZATIONS as INITIALIZATIONS
 from .initialization import gaussian_init as gaussian_init
+from .initialization import lora_one_init as lora_one_init
 from .initialization import spectral_init as spectral_init
 from .matrices import Diagonal as Diagonal
 from .problem import Factorization as Factorization
 from .problem import Problem as Problem
 from .problem import linearised_task as linearised_task
+from .single import SingleLayer as SingleLayer
 from .store import load_run as load_run
 from .sweeps import sweep as sweep
 from .targets import aligned_problem as aligned_problem

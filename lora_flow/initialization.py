@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import concrete, require, require_choice
-from lora_flow.matrices import Matrix, right_singular_vectors
+from lora_flow.matrices import Matrix, positive, singular_triplets
 from lora_flow.problem import Layers, Problem, linearised_task, task_rank
 
 SIDES = ("A", "B")
@@ -59,10 +59,32 @@ def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 
     def draw(layer_key: Array, task: Matrix) -> Adapter:
         scale = alpha * jax.random.normal(layer_key, (rank, 1))
-        return Adapter(scale * right_singular_vectors(task, rank), jnp.zeros((task.shape[0], rank)))
+        return Adapter(scale * singular_triplets(task, rank)[2], jnp.zeros((task.shape[0], rank)))
 
     keys = jax.random.split(key, len(problem.layers))
     return tuple(map(draw, keys, linearised_task(problem)))
+
+
+def lora_one_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
+    r"""Balanced factors of one step of full gradient descent (LoRA-One, arXiv 2502.01235v3, Algorithm 1).
+
+    With `-dL/dW_i = U S V^T` at the start, `B_i = alpha U_r (S_r/S_1)^{1/2}` and `A_i = alpha (S_r/S_1)^{1/2} V_r^T`,
+    so that `B_i A_i` is alpha^2 (the paper's gamma) times the best approximation of rank r, relative to its largest
+    singular value. The frozen weights are not shifted: the function changes at t = 0. Nothing is drawn; `key` is there
+    because every scheme takes one. Directions beyond the gradient's rank are zero in both factors and stay so.
+
+    **Raises:** `InputError` for a bad rank or alpha.
+    """
+    check_rank(rank, problem.layers)
+    check_alpha(alpha)
+
+    def split(task: Matrix) -> Adapter:
+        u, s, vt = singular_triplets(task, rank)
+        rounding = 10 * max(task.shape) * jnp.finfo(s.dtype).eps
+        size = alpha * jnp.sqrt(jnp.where(s > rounding * s[0], s, 0.0) / positive(s[0]))
+        return Adapter(size[:, None] * vt, u * size[None])
+
+    return tuple(map(split, linearised_task(problem)))
 
 
 class Scheme(NamedTuple):
@@ -75,6 +97,7 @@ class Scheme(NamedTuple):
 INITIALIZATIONS = {
     "gaussian": Scheme(gaussian_init, sided=True),
     "spectral": Scheme(spectral_init, sided=False),
+    "lora-one": Scheme(lora_one_init, sided=False),
 }
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lora_flow.checks import require
+
 WRITTEN_OUT = 1024  # the largest dimension at which matrices are made, and decomposed, without being asked for
 
 
@@ -23,6 +25,12 @@ class Diagonal(eqx.Module):
     shape: tuple[int, int] = eqx.field(static=True)
 
     __array_ufunc__ = None  # NumPy leaves `array @ diagonal` to `__rmatmul__`
+
+    def __check_init__(self) -> None:
+        room = min(self.shape)
+        fits = isinstance(self.values, Array | np.ndarray) and self.values.ndim == 1 and len(self.values) <= room
+        got = getattr(self.values, "shape", type(self.values).__name__)
+        require(fits, "values", f"be a vector of at most {room} entries", got)
 
     @property
     def rank(self) -> int:
@@ -39,11 +47,15 @@ class Diagonal(eqx.Module):
 
     def __matmul__(self, x: Any) -> Any:
         if isinstance(x, Diagonal):
+            require(self.shape[1] == x.shape[0], "a factor", f"have {self.shape[1]} rows", f"shape {x.shape}")
             k = min(self.rank, x.rank)
             return Diagonal(self.values[:k] * x.values[:k], (self.shape[0], x.shape[1]))
+        require(x.ndim == 2 and len(x) == self.shape[1], "a factor", f"have {self.shape[1]} rows", f"shape {x.shape}")
         return jnp.pad(self.values[:, None] * x[: self.rank], ((0, self.shape[0] - self.rank), (0, 0)))
 
     def __rmatmul__(self, x: Any) -> Any:
+        fits = x.ndim == 2 and x.shape[1] == self.shape[0]
+        require(fits, "a factor", f"have {self.shape[0]} columns", f"shape {x.shape}")
         return jnp.pad(x[:, : self.rank] * self.values[None], ((0, 0), (0, self.shape[1] - self.rank)))
 
     def dense(self) -> Float[Array, "rows columns"]:
@@ -70,11 +82,10 @@ def dense(matrix: Matrix) -> Any:
 def top_pair(matrix: Matrix) -> tuple[Array, Array]:
     """The top left and right singular vectors, which derivatives take for constants."""
     if isinstance(matrix, Diagonal):
-        first = jnp.argmax(jnp.abs(matrix.values))
-        rows, columns = matrix.shape
-        return jnp.sign(matrix.values[first]) * (jnp.arange(rows) == first), jnp.where(
-            jnp.arange(columns) == first, 1.0, 0.0
-        )
+        values = jnp.pad(jnp.asarray(matrix.values), (0, 1))  # which may be none
+        first = jnp.argmax(jnp.abs(values))
+        left, right = (jnp.where(jnp.arange(size) == first, 1.0, 0.0) for size in matrix.shape)
+        return jnp.where(values[first] < 0, -1.0, 1.0) * left, right
     x = jax.lax.stop_gradient(jnp.asarray(matrix))
     if x.shape[0] > x.shape[1]:
         return top_pair(x.T)[::-1]
@@ -86,12 +97,23 @@ def top_pair(matrix: Matrix) -> tuple[Array, Array]:
     return left, right / jnp.linalg.norm(right)
 
 
-def right_singular_vectors(matrix: Matrix, count: int) -> Float[Array, "{count} columns"]:
-    """Those of the largest singular values, as rows."""
+def spectral_norm(matrix: Matrix) -> Array:
+    """The largest singular value."""
+    _, right = top_pair(matrix)
+    return jnp.linalg.norm(matrix @ right[:, None])
+
+
+def singular_triplets(
+    matrix: Matrix, count: int
+) -> tuple[Float[Array, "rows {count}"], Float[Array, " {count}"], Float[Array, "{count} columns"]]:
+    """(U, S, V^T) of the largest singular values, at most as many as the smaller dimension."""
     if isinstance(matrix, Diagonal):
-        sizes = jnp.pad(jnp.abs(matrix.values), (0, matrix.shape[1] - matrix.rank))
-        return jax.nn.one_hot(jnp.argsort(-sizes)[:count], matrix.shape[1], dtype=matrix.dtype)
-    return jnp.linalg.svd(matrix, full_matrices=False)[2][:count]
+        order = jnp.argsort(-jnp.abs(matrix.values))[:count]
+        values = matrix.values[order]
+        left, right = (jax.nn.one_hot(order, size, dtype=matrix.dtype) for size in matrix.shape)
+        return (jnp.where(values < 0, -1.0, 1.0)[:, None] * left).T, jnp.abs(values), right
+    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    return u[:, :count], s[:count], vt[:count]
 
 
 def singular_values(matrix: Matrix) -> np.ndarray:
@@ -112,8 +134,9 @@ def gram_schmidt(
 ) -> tuple[Float[Array, "rows columns"], Float[Array, "columns columns"]]:
     """A thin QR factorisation x = Q R by Gram-Schmidt with every column orthogonalised twice (Giraud et al. 2005).
 
-    A column that depends on earlier ones gets zeros in Q and on its diagonal place of R. There is no LAPACK in it: such
-    calls inside a compiled program are slow for many small matrices, and on CPU can wait for each other for ever.
+    A column that depends on earlier ones gets zeros in Q; its diagonal place of R has the size of what is left of it,
+    which is rounding. There is no LAPACK in it: such calls inside a compiled program are slow for many small matrices,
+    and on CPU can wait for each other for ever.
     """
     sizes = jnp.linalg.norm(x, axis=0)
     rounding = x.shape[0] * jnp.finfo(x.dtype).eps
@@ -125,8 +148,8 @@ def gram_schmidt(
             again = q.T @ column
             column, overlap = column - q @ again, overlap + again
         size = jnp.linalg.norm(column)
-        size = jnp.where(size > rounding * sizes[j], size, 0.0)
-        unit = jnp.where(size > 0, column / jnp.where(size > 0, size, 1.0), 0.0)
+        independent = size > rounding * sizes[j]
+        unit = jnp.where(independent, column / jnp.where(independent, size, 1.0), 0.0)
         return q.at[:, j].set(unit), r.at[:, j].set(overlap).at[j, j].set(size)
 
     count = x.shape[1]

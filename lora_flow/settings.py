@@ -27,7 +27,8 @@ class Settings:
     """Every setting of a sweep. Where a flag takes several values, all combinations are run."""
 
     init: tuple[str, ...] = ("gaussian",)
-    """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors)."""
+    """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors),
+    lora-one (balanced factors of one step of full gradient descent)."""
     side: tuple[str, ...] = ("A",)
     """Which factor gaussian draws: A (LoRA's convention, B = 0) or B (the paper's figures, A = 0)."""
     alpha: tuple[float, ...] = (1e-3,)
@@ -68,8 +69,8 @@ class Settings:
     """auto (Tsit5, and where stability limits the step RKC), RKC (Runge-Kutta-Chebyshev, for long stiff runs), Tsit5,
     Dopri5, Dopri8, Bosh3 or Heun. (From Python, any of diffrax's.)"""
     rtol: float = 5e-4
-    """Tolerance, relative to the factors and to the residual. With Tsit5 the default keeps the loss within 0.05
-    decades."""
+    """Tolerance, relative to the factors and to the residual. The default keeps the loss within 0.05 decades, down to
+    1e-24 of its start."""
     max_steps: int = 100_000
     """Solver steps after which a run is given up; its status is then max_steps."""
     batch_size: int = 64

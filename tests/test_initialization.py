@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lora_flow import InputError, aligned_problem, digits_problem, gaussian_init, solve, spectral_init
+from lora_flow import (
+    InputError,
+    SingleLayer,
+    aligned_problem,
+    canonical,
+    digits_problem,
+    gaussian_init,
+    linearised_task,
+    lora_one_init,
+    solve,
+    spectral_init,
+)
 from lora_flow.initialization import check_rank
 
 KEY = jax.random.key(7)
@@ -87,3 +98,64 @@ def test_spectral_needs_the_rank_of_the_shift():
 def test_a_rank_is_an_integer(figure1_problem):
     with pytest.raises(InputError, match=r"rank must be an integer, got 2\.5"):
         check_rank(2.5, figure1_problem.layers)
+
+
+def test_lora_one_is_a_balanced_multiple_of_the_gradients_best_approximation():
+    """B A = gamma P_r(G)/S_1 and A A^T = B^T B (arXiv 2502.01235v3, section 3 and Algorithm 1)."""
+    problem = digits_problem()
+    for adapter, task in zip(lora_one_init(KEY, problem, rank=3, alpha=0.1), linearised_task(problem), strict=True):
+        u, s, vt = np.linalg.svd(task)
+        np.testing.assert_allclose(adapter.b @ adapter.a, 0.01 * (u[:, :3] * s[:3] / s[0]) @ vt[:3], atol=1e-14)
+        np.testing.assert_allclose(adapter.imbalance, 0.0, atol=1e-14)
+
+
+def test_lora_one_leaves_out_directions_that_the_gradient_lacks():
+    shift = np.outer(np.arange(1.0, 6.0), np.arange(2.0, 9.0))
+    ((a, b),) = lora_one_init(KEY, SingleLayer(shift), rank=4, alpha=1.0)
+    np.testing.assert_allclose(b[:, :1] @ a[:1], shift / np.linalg.norm(shift), atol=1e-14)
+    assert not jnp.any(a[1:])
+    assert not jnp.any(b[:, 1:])
+
+
+def test_lora_one_is_the_same_in_canonical_coordinates():
+    problem = aligned_problem(KEY, component=[0, 4], shift_scale=[5.0, 2.0])
+    turned = canonical(problem, rank=2)
+    inner = lora_one_init(KEY, turned.problem, rank=2, alpha=0.3)
+    entered, _ = turned.enter(lora_one_init(KEY, problem, rank=2, alpha=0.3))
+    for one, other in zip(inner, entered, strict=True):
+        np.testing.assert_allclose(np.abs(one.b @ one.a), np.abs(other.b @ other.a), atol=1e-12)
+
+
+def test_a_balanced_single_layer_at_rank_one_is_logistic():
+    """With balanced rank-one factors along a singular pair, p = b a obeys p' = 2 p (sigma - p): the logistic curve."""
+    sigma, t1 = 1.7, 3.0
+    u, v = np.eye(5)[0], np.eye(7)[2]
+    problem = SingleLayer(sigma * np.outer(u, v))
+    start = lora_one_init(KEY, problem, rank=1, alpha=1e-2)
+    ((a, b),) = solve(problem, start, t1=t1, rtol=1e-10).adapters
+    grown = 1e-4 * np.exp(2 * sigma * t1)
+    np.testing.assert_allclose(b @ a, sigma * grown / (sigma - 1e-4 + grown) * np.outer(u, v), atol=1e-8)
+
+
+def test_a_single_layer_with_a_scaling_is_one_with_scaled_factors():
+    """B A -> s B A with the same shift is the flow of sqrt(s)-scaled factors, s times as fast."""
+    shift = np.random.default_rng(0).standard_normal((4, 6))
+    start = gaussian_init(KEY, SingleLayer(shift), rank=2, alpha=0.1)
+    grown = tuple(adapter._replace(a=2 * adapter.a, b=2 * adapter.b) for adapter in start)
+    ((a, b),) = solve(SingleLayer(shift, scaling=4.0), start, t1=0.25, rtol=1e-10).adapters
+    ((a1, b1),) = solve(SingleLayer(shift), grown, t1=1.0, rtol=1e-10).adapters
+    np.testing.assert_allclose(4 * b @ a, b1 @ a1, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("shift", "scaling", "message"),
+    [
+        (np.zeros((2, 3)), 1.0, "shift must have a non-zero entry, got nothing to learn"),
+        (np.ones(3), 1.0, "shift must be a matrix, got shape"),
+        (np.full((2, 2), np.nan), 1.0, "shift must be finite, got entries"),
+        (np.ones((2, 2)), -1.0, "scaling must be positive, got -1.0"),
+    ],
+)
+def test_a_bad_single_layer_is_refused(shift, scaling, message):
+    with pytest.raises(InputError, match=message):
+        SingleLayer(shift, scaling)
