@@ -33,7 +33,7 @@ def in_child(function: str, *arguments: Any, timeout: float) -> Any:
 
 
 def start_jax() -> None:
-    """Double precision, and one CPU device a core for every peer that is written in JAX, as the command line has it."""
+    """Double precision, one CPU device a core and kept programs, for every peer that is written in JAX."""
     from lora_flow import settings
 
     settings.start_jax(settings.Settings())

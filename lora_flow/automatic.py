@@ -79,7 +79,8 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
     not, and back after five more that Tsit5 could have made. Only the one in use is evaluated; under `vmap` both are
     while lanes differ.
 
-    The state must be a vector. The estimated error comes as a `StepError`: use `ResidualController`.
+    The state must be a vector, and the field without jumps (`jump_ts`): the slope at the end of a step is used at the
+    start of the next one. The estimated error comes as a `StepError`: use `ResidualController`.
     """
 
     chebyshev: RungeKuttaChebyshev = RungeKuttaChebyshev()

@@ -155,13 +155,13 @@ def _turn_aligned(problem: Factorization) -> _Turned | None:
         s1, s2, sigma = (np.asarray(matrix.values) for matrix in (problem.w1, problem.w2, problem.shift))
         spanned = max(len(s1), len(sigma)), max(len(s1), len(s2)), max(len(s2), len(sigma))
         return _Turned((None, None, None), spanned, s1, s2, sigma, problem.layers)
-    w1, w2, shift, dtype = _arrays(problem)
-    rounding = 10 * np.sqrt(max(*w1.shape, *w2.shape)) * np.finfo(dtype).eps
+    w1, w2, shift = _arrays(problem)
+    rounding = 10 * np.sqrt(max(*w1.shape, *w2.shape)) * np.finfo(float).eps
     # the singular pairs that the matrices have in common are those of a mixture, whose values in general differ
     pretrained = w2 @ w1
     mixture = pretrained / (np.linalg.norm(pretrained) or 1) + np.sqrt(2) * shift / np.linalg.norm(shift)
     u, values, vt = np.linalg.svd(mixture)
-    k, v = matrix_rank(values.astype(dtype), shift.shape), vt.T.copy()
+    k, v = matrix_rank(values, shift.shape), vt.T.copy()
     sigma = np.abs(np.diag(u.T @ shift @ v)[:k])
     sigma[sigma <= rounding * np.linalg.norm(shift)] = 0.0
     from_w1, from_w2 = w1 @ v[:, :k], w2.T @ u[:, :k]
@@ -172,12 +172,19 @@ def _turn_aligned(problem: Factorization) -> _Turned | None:
     g = _through(np.where(gain1 >= gain2, from_w1, from_w2)[:, order], used[order])
     if g is None:
         return None
-    turned = g.T @ w1 @ v, u.T @ w2 @ g, u.T @ shift @ v
-    for matrix, given in zip(turned, (w1, w2, shift), strict=True):
-        if np.linalg.norm(matrix - np.eye(*matrix.shape) * matrix) > rounding * np.linalg.norm(given):
-            return None
     hidden, shift_rank = int(np.max(np.flatnonzero(used[order]), initial=-1)) + 1, np.count_nonzero(sigma)
-    s1, s2, sigma = (np.diag(matrix)[:size] for matrix, size in zip(turned, (hidden, hidden, shift_rank), strict=True))
+    kept = []
+    for matrix, given, size in (
+        (g.T @ w1 @ v, w1, min(hidden, k)),
+        (u.T @ w2 @ g, w2, min(hidden, k)),
+        (u.T @ shift @ v, shift, shift_rank),
+    ):
+        places = range(size)
+        kept.append(matrix[places, places])
+        matrix[places, places] = 0.0
+        if np.linalg.norm(matrix) > rounding * np.linalg.norm(given):
+            return None
+    s1, s2, sigma = kept
     return _Turned((v, g, u), (k, hidden, k), s1, s2, sigma, problem.layers)
 
 
@@ -193,27 +200,26 @@ def _through(columns: np.ndarray, used: np.ndarray) -> np.ndarray | None:
 
 def _turn(problem: Factorization) -> _Turned:
     """Frames that start with the shift's singular vectors, and go on with what the weights span besides."""
-    w1, w2, shift, dtype = _arrays(problem)
+    w1, w2, shift = _arrays(problem)
     u, sigma, vt = np.linalg.svd(shift, full_matrices=False)
-    k = matrix_rank(sigma.astype(dtype), shift.shape)
-    outputs, inputs = _extended(u[:, :k], w2, dtype), _extended(vt[:k].T, w1.T, dtype)
-    hidden = _extended(np.zeros((len(w1), 0)), np.concatenate([w1, w2.T], axis=1), dtype)
+    k = matrix_rank(sigma, shift.shape)
+    outputs, inputs = _extended(u[:, :k], w2), _extended(vt[:k].T, w1.T)
+    hidden = _extended(np.zeros((len(w1), 0)), np.concatenate([w1, w2.T], axis=1))
     v, g, u = map(_completed, (inputs, hidden, outputs))
     spanned = inputs.shape[1], hidden.shape[1], outputs.shape[1]
     return _Turned((v, g, u), spanned, g.T @ w1 @ v, u.T @ w2 @ g, np.diag(u.T @ shift @ v)[:k], problem.layers)
 
 
-def _arrays(problem: Factorization) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.dtype]:
-    """W1, W2 and the shift in double precision, and the type that they came in."""
-    given = [np.asarray(matrix) for matrix in (problem.w1, problem.w2, problem.shift)]
-    w1, w2, shift = (matrix.astype(np.float64) for matrix in given)
-    return w1, w2, shift, np.result_type(*given)
+def _arrays(problem: Factorization) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W1, W2 and the shift in double precision, whatever they came in: what is small beside the rest is kept."""
+    w1, w2, shift = (np.asarray(matrix, np.float64) for matrix in (problem.w1, problem.w2, problem.shift))
+    return w1, w2, shift
 
 
-def _extended(basis: np.ndarray, matrix: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _extended(basis: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """An orthonormal basis with one of what the matrix's columns span besides."""
     left, sigma, _ = np.linalg.svd(matrix - basis @ (basis.T @ matrix), full_matrices=False)
-    negligible = 10 * max(matrix.shape) * np.finfo(dtype).eps * np.linalg.norm(matrix, 2)
+    negligible = 10 * max(matrix.shape) * np.finfo(float).eps * np.linalg.norm(matrix, 2)
     return np.concatenate([basis, left[:, sigma > negligible]], axis=1)
 
 

@@ -49,9 +49,9 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
 
     - `rtol`: the tolerance, relative to the factor and to the residual.
     - `relative_residual`: maps the state to `||E|| / ||shift||`, a scalar, 1 where nothing is learned.
-    - `growth_rate`: the rate at which small adapters grow at the start, where E is the whole shift. What is still too
-      small for the norms to see grows at about this times ||E|| / ||shift||, and the steps of methods of low order are
-      kept short beside it: in a stabilised method nothing else would.
+    - `growth_bound`: maps the state to a bound on the rate at which anything small grows there. What is still too small
+      for the norms to see limits no other step, and the steps of methods of order 3 and less are kept short beside it:
+      in a stabilised method nothing else would. Not evaluated for methods of higher order.
     - `factors`: maps the state to the PyTree of its factors, where the state is not that PyTree itself.
     - `pid`: turns the scaled error, 1 at the limit, into the next step.
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
@@ -59,7 +59,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
 
     rtol: float | Array
     relative_residual: Callable[[PyTree], Array] = eqx.field(kw_only=True)
-    growth_rate: float | Array = 0.0
+    growth_bound: Callable[[PyTree], Array] = lambda state: jnp.zeros(())
     factors: Callable[[PyTree], PyTree] = lambda state: state
     atol: float = 1e-16
     norm: Norm = optimistix.rms_norm
@@ -107,8 +107,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         error = _largest_relative_norm(*map(self.factors, (y_error, y0, y1))) / tolerance
         rounding = rounding / jnp.maximum(ROUNDING_SHARE * residual, ROUNDING_FLOOR * eps)
         error = jnp.maximum(error, rounding**error_order)  # it grows in proportion to the step
-        growth = jax.lax.stop_gradient((t1 - t0) * self.growth_rate) * residual
-        error = jnp.where(jnp.asarray(error_order) <= 3, jnp.maximum(error, (growth / GROWTH) ** 3), error)
+        error = jnp.maximum(error, self._growth_error(y1, t1 - t0, error_order))
         # a step so long that its stages overflow has no error estimate; the next one must be shorter all the same
         error = jnp.where(jnp.isfinite(error) & jnp.isfinite(residual_of_candidate), error, 1 / tolerance)
         one = jnp.ones(())
@@ -116,6 +115,16 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
             t0, t1, one, one, args, error, error_order, pid_state
         )
         return keep, t0, t1, jump, (pid_state, jnp.where(keep, residual, reached)), result
+
+    def _growth_error(self, state: PyTree, dt: Any, error_order: Any) -> Array:
+        """0 for methods of high order; as a loop, so that under `vmap` lanes that all have one evaluate nothing."""
+
+        def body(carry: tuple[Array, PyTree, Array]) -> tuple[Array, PyTree, Array]:
+            return jnp.array(False), carry[1], jnp.asarray(self.growth_bound(carry[1]), dt.dtype)
+
+        start = jnp.asarray(error_order) <= 3, state, jnp.zeros((), dt.dtype)
+        rate = jax.lax.while_loop(lambda carry: carry[0], body, jax.lax.stop_gradient(start))[2]
+        return (jax.lax.stop_gradient(dt) * rate / GROWTH) ** error_order
 
 
 def _largest_relative_norm(error: PyTree, y0: PyTree, y1: PyTree) -> Array:

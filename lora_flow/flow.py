@@ -20,7 +20,7 @@ from lora_flow.chebyshev import RungeKuttaChebyshev
 from lora_flow.checks import PrecisionWarning, concrete, require, require_choice
 from lora_flow.control import ResidualController
 from lora_flow.observables import Direction, measure, observables, principal_directions
-from lora_flow.problem import HasField, Problem, check_problem
+from lora_flow.problem import HasField, HasGrowthBound, Problem, check_problem
 
 RTOL = 5e-4
 MAX_STEPS = 100_000
@@ -91,7 +91,8 @@ def solve(
     - `solver`: "auto", which is `Tsit5` until stability limits the step, then `RungeKuttaChebyshev`; or the name
       of another in `SOLVERS`; or any diffrax solver.
     - `rtol`: the tolerance of `ResidualController`, relative to the factors and to the residual.
-    - `stepsize_controller`, `dt0`: in place of that controller and of its first step. For gradient descent, use
+    - `stepsize_controller`, `dt0`: in place of that controller and of its first step; "auto" is then Tsit5 throughout,
+      for another controller knows nothing of a change of methods. For gradient descent, use
       `solver=diffrax.Euler(), stepsize_controller=diffrax.ConstantStepSize(), dt0=eta`.
     - `adjoint`: any diffrax adjoint but `BacksolveAdjoint`, which cannot differentiate observables;
       `RecursiveCheckpointAdjoint()`, for reverse mode, by default. Forward mode takes `diffrax.ForwardMode()`.
@@ -288,15 +289,38 @@ def _controller(
     def relative_residual(state: Array) -> Array:
         return jax.lax.stop_gradient(jnp.sqrt(problem.loss(unflatten(state)) / start))
 
-    # with A along the right singular vector of what its layer must learn and B = 0, B grows at that rate
-    seeds = tuple(Adapter(one.right[None], jnp.zeros((one.left.size, 1))) for one in directions)
-    growth_rate = jnp.max(jnp.stack([jnp.linalg.norm(change.b) for change in vector_field(problem)(seeds)]))
     controller = ResidualController(
-        how.rtol, relative_residual=relative_residual, growth_rate=growth_rate, factors=unflatten
+        how.rtol,
+        relative_residual=relative_residual,
+        growth_bound=_growth_bound(problem, directions, unflatten, relative_residual),
+        factors=unflatten,
     )
     if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
         return diffrax.ClipStepSizeController(controller, step_ts=times)
     return controller
+
+
+def _growth_bound(
+    problem: Problem,
+    directions: tuple[Direction, ...],
+    unflatten: Callable[[Array], Adapters],
+    relative_residual: Callable[[Array], Array],
+) -> Callable[[Array], Array]:
+    """The problem's own bound where it knows one, else what grows fastest at the start, in proportion to the residual.
+
+    Steps are not differentiated, nor is the loop that this is evaluated in.
+
+    With A along the right singular vector of what its layer must learn and B = 0, B grows at that rate.
+    """
+    problem, directions = jax.tree.map(
+        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, (problem, directions)
+    )
+    if isinstance(problem, HasGrowthBound):
+        bound = problem.growth_bound()
+        return lambda state: bound(unflatten(state))
+    seeds = tuple(Adapter(one.right[None], jnp.zeros((one.left.size, 1))) for one in directions)
+    fastest = jnp.max(jnp.stack([jnp.linalg.norm(change.b) for change in vector_field(problem)(seeds)]))
+    return lambda state: fastest * relative_residual(state)
 
 
 def _finite(saved: Any) -> Array:

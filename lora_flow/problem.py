@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
@@ -13,7 +13,15 @@ from jaxtyping import Array, ArrayLike, Float
 
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
 from lora_flow.checks import InputError, concrete, require
-from lora_flow.matrices import Diagonal, Matrix, column_norms, dense, singular_values, squared_norm_of_product
+from lora_flow.matrices import (
+    Diagonal,
+    Matrix,
+    column_norms,
+    dense,
+    singular_values,
+    spectral_norm,
+    squared_norm_of_product,
+)
 
 Layers = tuple[tuple[int, int], ...]
 
@@ -37,6 +45,11 @@ class Problem(Protocol):
 @runtime_checkable
 class HasField(Protocol):
     def field(self, adapters: Adapters) -> Adapters: ...
+
+
+@runtime_checkable
+class HasGrowthBound(Protocol):
+    def growth_bound(self) -> Callable[[Adapters], Array]: ...
 
 
 @runtime_checkable
@@ -137,6 +150,26 @@ class Factorization(eqx.Module):
     def linearised_task(self) -> tuple[Matrix, Matrix]:
         """(W2^T shift, shift W1^T): what each layer's adapter learns first, while it is small."""
         return self.w2.T @ self.shift, self.shift @ self.w1.T
+
+    def growth_bound(self) -> Callable[[Adapters], Float[Array, ""]]:
+        """Maps a state to a rate that nothing small outgrows there: the largest ||dL/dW_i||_F, in O(N^2 r).
+
+        What is small in layer i grows by the gradient with respect to its weight: W2'^T E for the first and E W1'^T for
+        the second, with W_i' = W_i + B_i A_i. A `Diagonal` shift is not written out: max ||W_i||_2 ||E||_F then.
+        """
+        if isinstance(self.shift, Diagonal):
+            gain = jnp.maximum(spectral_norm(self.w1), spectral_norm(self.w2))
+            return lambda adapters: gain * jnp.sqrt(2 * self.loss(adapters))
+        task1, task2 = map(dense, self.linearised_task())
+
+        def bound(adapters: Adapters) -> Array:
+            (a1, b1), (a2, b2) = adapters
+            _, x, y = self._factors(adapters)
+            first = task1 - (self.w2.T @ x) @ y + a2.T @ (b2.T @ self.shift - (b2.T @ x) @ y)
+            second = task2 - x @ (y @ self.w1.T) + (self.shift @ a1.T - x @ (y @ a1.T)) @ b1.T
+            return jnp.maximum(jnp.linalg.norm(first), jnp.linalg.norm(second))
+
+        return bound
 
     def spectrum(self) -> dict[str, Any]:
         """The singular values that theory is written in, as plain numbers.
@@ -262,6 +295,9 @@ def _is_symmetric(product: np.ndarray) -> bool:
 
 def _matrix(name: str, value: Any) -> Array | Diagonal:
     if isinstance(value, Diagonal):
+        values = concrete(value.values)
+        lost = 0 if values is None else int(np.sum(~np.isfinite(values)))
+        require(lost == 0, name, "be finite", f"{lost} entries that are NaN or infinite")
         return value
     try:
         require(not np.iscomplexobj(value), name, "be a matrix of real numbers", "complex ones")

@@ -71,6 +71,19 @@ def test_rounding_neither_spoils_a_stiff_plateau_nor_holds_the_step():
     assert np.all(auto["steps"].isel(alpha=slice(1, None)) < 0.3 * true["steps"].isel(alpha=slice(1, None)))
 
 
+@pytest.mark.parametrize("solver", ["auto", "RKC"])
+def test_a_small_mode_that_grows_beside_a_large_stiff_one_is_not_missed(solver):
+    """A shift of 100 along a weak pair is learned first; the rest of it still hides that the other mode grows."""
+    problem = aligned_problem(
+        jax.random.key(0), m=10, n=10, h=20, component=["bottom", "top"], shift_scale=[100.0, 1.0], delta_w=1.0
+    )
+    start = gaussian_init(jax.random.key(0), problem, rank=2, alpha=1e-6, side="B")
+    loss, reference = (
+        solve(problem, start, t1=12.0, saves=121, solver=how).observables["loss"] for how in (solver, "Tsit5")
+    )
+    assert float(jnp.max(jnp.abs(jnp.log10(loss / reference)))) < 0.05
+
+
 def test_lanes_that_differ_are_what_they_are_alone(stiff):
     alphas = jnp.array([1e-1, 1e-3, 1e-5])
 

@@ -34,6 +34,13 @@ def dense_start(problem, rank, scale=0.3):
     return jax.tree.map(jnp.add, *starts)
 
 
+def losing():
+    """Aligned but for one direction that W1 carries and W2 drops."""
+    u, g, v = (np.linalg.qr(np.random.default_rng(i).standard_normal((10, 10)))[0] for i in range(3))
+    s1, s2 = np.linspace(2.0, 1.0, 10), np.append(np.linspace(1.5, 0.7, 9), 0.0)
+    return Factorization(g * s1 @ v.T, u * s2 @ g.T, 5 * np.outer(u[:, 0], v[:, 0]))
+
+
 PROBLEMS = {
     "figure 1": lambda: aligned_problem(KEY),
     "bottom, balanced": lambda: aligned_problem(KEY, component="bottom", delta_w=1.0),
@@ -48,6 +55,10 @@ PROBLEMS = {
     "random": lambda: Factorization(normal(1, 50, 50), normal(2, 50, 50), normal(3, 50, 50)),
     "thin": lambda: Factorization(normal(1, 20, 70), normal(2, 30, 20), normal(3, 30, 70)),
     "low-rank shift": lambda: Factorization(normal(1, 90, 70), normal(2, 80, 90), normal(3, 80, 2) @ normal(4, 2, 70)),
+    "a gain that the product does not see": lambda: Factorization(
+        np.diag(np.linspace(2.0, 1.0, 10)), np.eye(4, 10), np.pad([[5.0]], ((0, 3), (0, 9)))
+    ),
+    "a weight that loses a direction": lambda: losing(),
     "one weight of zero": lambda: Factorization(normal(1, 20, 30), jnp.zeros((30, 20)), normal(3, 30, 30)),
     "both weights zero": lambda: Factorization(jnp.zeros((20, 30)), jnp.zeros((30, 20)), normal(3, 30, 30)),
 }
@@ -183,10 +194,54 @@ def test_top_pairs_of_many_matrices_are_those_of_lapack(shape):
 
 
 def test_the_top_pair_of_nothing_is_a_pair_of_unit_vectors():
-    for vector in top_pair(jnp.zeros((3, 4))):
-        assert np.linalg.norm(vector) == 1
+    for nothing in (jnp.zeros((3, 4)), Diagonal(jnp.zeros(2), (3, 4)), Diagonal(jnp.zeros(0), (3, 4))):
+        for vector in top_pair(nothing):
+            assert float(jnp.linalg.norm(vector)) == 1.0
+
+
+def test_the_top_pair_of_a_diagonal_has_its_sign():
+    left, right = top_pair(Diagonal(jnp.array([1.0, -3.0]), (3, 4)))
+    np.testing.assert_array_equal(left, [0, -1, 0])
+    np.testing.assert_array_equal(right, [0, 1, 0, 0])
 
 
 def test_a_rank_of_nothing_is_refused():
     with pytest.raises(InputError, match="rank must be an integer, at least 1, got 0"):
         canonical(aligned_problem(KEY), rank=0)
+
+
+@pytest.mark.parametrize("rows", [100, 10_000])
+def test_what_is_left_of_a_large_residual_is_not_lost_to_rounding(rows):
+    """u v^T - (u + d w) v^T has the norm d, also where d is below rows eps."""
+    d = 20 * np.finfo(float).eps
+    u, w = np.linalg.qr(np.random.default_rng(0).standard_normal((rows, 2)))[0].T
+    v = jnp.ones((1, 9)) / 3
+    x = jnp.asarray(np.stack([u, -(u + d * w)], axis=1))
+    assert float(squared_norm_of_product(x, jnp.concatenate([v, v]))) == pytest.approx(d**2, rel=0.2)
+
+
+def test_small_parts_of_a_problem_are_kept_in_single_precision():
+    """At rank 1 the loss of an aligned shift ends at half of what its other values square to."""
+    values = np.append(1.0, np.full(99, 5e-6))
+    with jax.enable_x64(False):
+        problem = Factorization(np.eye(100) * 2, np.eye(100), np.diag(values))
+        dataset = sweep(problem, side="B", alpha=1e-2, rank=1, seeds=1, t1=20.0, saves=3, rtol=1e-3, progress=False)
+    assert float(dataset["loss"].isel(time=-1).squeeze()) == pytest.approx(0.5 * 99 * 25e-12, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Diagonal(jnp.ones(4), (3, 5)), "values must be a vector of at most 3 entries, got"),
+        (lambda: Diagonal(jnp.ones(2), (3, 5)) @ jnp.ones((4, 2)), "a factor must have 5 rows, got shape"),
+        (lambda: Diagonal(jnp.ones(2), (3, 5)) @ jnp.ones(5), "a factor must have 5 rows, got shape"),
+        (lambda: jnp.ones((2, 5)) @ Diagonal(jnp.ones(2), (3, 5)), "a factor must have 3 columns, got shape"),
+        (
+            lambda: Factorization(Diagonal(jnp.array([1.0, jnp.nan]), (3, 3)), np.eye(3), np.eye(3)),
+            "w1 must be finite, got 1 entries",
+        ),
+    ],
+)
+def test_diagonals_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
