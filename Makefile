@@ -3,10 +3,10 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
-.PHONY: help figure1 figures theory test test-long lint format docs bench bench-quick bench-gpu clean
+.PHONY: help figure1 figures theory vision test test-long test-interop lint format docs bench bench-quick bench-gpu clean
 
 help:  ## what each target does
-	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 figure1: .venv/core  ## run the main job: sweep, store and draw Figure 1 of the paper
 	$(BIN)/lora-flow figure 1 --out runs/figure1 --overwrite
@@ -18,13 +18,19 @@ figures: figure1  ## run and draw all the experiments
 theory: .venv/core  ## hold every claim of the theory against runs, about two minutes on two cores
 	$(BIN)/lora-flow theory --out runs/theory
 
-test: .venv/dev  ## run the tests
+vision: .venv/vision  ## check the theory on images: a Vision Transformer on the digits, about five minutes on two cores
+	$(BIN)/lora-flow vision --out runs/vision --overwrite
+
+test: .venv/dev .venv/vision  ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-test-long: .venv/dev  ## run the tests that take longest, which `make test` leaves out
+test-long: .venv/dev .venv/vision  ## run the tests that take longest, which `make test` leaves out
 	$(BIN)/python -m pytest -n $(WORKERS) --dist load -m long
 
-lint: .venv/dev  ## check style and types
+test-interop: .venv/dev .venv/vision .venv/interop  ## run the tests against PyTorch's transformers and peft
+	$(BIN)/python -m pytest tests/vision/test_interop.py
+
+lint: .venv/dev .venv/vision  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -48,7 +54,7 @@ bench-gpu: .venv/bench  ## the benchmarks on a GPU, where there is one
 
 clean:  ## remove everything that these targets make
 	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -rf runs/figure1 runs/figure3 runs/figure4 runs/phase runs/beyond runs/theory
+	rm -rf runs/figure1 runs/figure3 runs/figure4 runs/phase runs/beyond runs/theory runs/vision
 
 # One virtual environment; each extra is installed when a target first needs it.
 .venv/core: pyproject.toml constraints.txt
@@ -57,7 +63,7 @@ clean:  ## remove everything that these targets make
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-.venv/dev .venv/docs: .venv/core
+.venv/dev .venv/docs .venv/vision .venv/interop: .venv/core
 	$(PIP) install -c constraints.txt -e '.[$(@F)]'
 	@touch $@
 

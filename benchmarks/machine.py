@@ -12,7 +12,7 @@ import jax
 
 from benchmarks.peers.processes import cores
 
-LIBRARIES = ("jax", "diffrax", "numpy", "scipy", "torch", "torchdiffeq", "torchode")
+LIBRARIES = ("jax", "diffrax", "numpy", "scipy", "torch", "torchdiffeq", "torchode", "transformers", "peft")
 
 
 def describe() -> dict[str, Any]:

@@ -81,7 +81,16 @@ def gradients(job: dict[str, Any]) -> str:
     )
 
 
-TABLES = {"a": race, "b": race, "c": unequal, "d": size, "e": cold, "f": gradients}
+def training(job: dict[str, Any]) -> str:
+    rows = []
+    for name, row in job["rows"].items():
+        ours = job["rows"][f"{name.split(',')[0]}, lora_flow vision"]["median_s"]
+        ratio = f"{row['median_s'] / ours:.2f}"
+        rows.append([name, f"{row['images_per_s']:.0f}", time_of(row), ratio, _s(row["first_s"])])
+    return table(("model and library", "images/s", "seconds a step", "times ours", "first call, s"), rows)
+
+
+TABLES = {"a": race, "b": race, "c": unequal, "d": size, "e": cold, "f": gradients, "g": training}
 
 
 def _s(seconds: float) -> str:

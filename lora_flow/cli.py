@@ -16,6 +16,7 @@ import tyro
 
 from lora_flow.checks import InputError, require, require_choice
 from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
+from vision.settings import VisionSettings
 
 if TYPE_CHECKING:
     from lora_flow.plan import Plan
@@ -68,6 +69,12 @@ class Plot:
     """The run folder."""
 
     def run(self) -> int:
+        from vision.results import is_vision
+
+        if is_vision(Path(self.out)):
+            from vision.command import tell
+
+            return tell(Path(self.out))
         return _draw(self.out)
 
 
@@ -166,7 +173,41 @@ class Theory:
         return 0
 
 
-Command = Sweep | Plot | Figure | Theory
+@dataclasses.dataclass(frozen=True)
+class Vision:
+    """Check the theory on images: a Vision Transformer whose layers carry LoRA, by gradient flow, SGD and Adam.
+
+    Trains from standard deviations .025 ... 1 as in Figures 5, 6 and 7 of Xu et al. (arXiv 2503.06982), with random A,
+    random B, spectral and one-step starts, and says of each claim whether it holds, with its statistic. Results go to a
+    run folder: settings.toml, results.zarr, adapters/, figures/ and report.md. A unit of work is stored as soon as it
+    is done, and checkpoints in between; --resume goes on. The defaults need no network and take a few minutes.
+
+    Images and weights of your own choice:
+    lora-flow vision --data fashion-mnist --weights FOLDER --config vit-base --out runs/vit
+
+    LoRA on other layers, by minibatches:
+    lora-flow vision --layers 'attention/(query|value)|head' --optimizer sgd adam --batch-size 64 --out runs/qv
+    """
+
+    out: str
+    """The run folder."""
+    resume: bool = False
+    """Go on with an unfinished check, with the settings it was started with."""
+    overwrite: bool = False
+    """Replace the folder's check if there is one."""
+    settings: VisionSettings = dataclasses.field(default_factory=VisionSettings)
+
+    def run(self) -> int:
+        try:
+            import flax  # noqa: F401
+        except ImportError as error:
+            raise InputError("vision must have flax installed (pip install 'lora-flow[vision]'), got none") from error
+        from vision.command import check
+
+        return check(Path(self.out), self.settings, self.resume, self.overwrite)
+
+
+Command = Sweep | Plot | Figure | Theory | Vision
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_storage_error(error, command.out), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        stored = "; what was solved is stored, --resume goes on" if isinstance(command, Sweep | Figure) else ""
+        stored = "; what was solved is stored, --resume goes on" if isinstance(command, Sweep | Figure | Vision) else ""
         print(f"lora-flow: interrupted{stored}", file=sys.stderr)
         return 1
 
@@ -195,20 +236,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: list[str]) -> Command:
     """The command; settings come from the defaults, then --config or the resumed run, then flags."""
     command = _tyro(arguments)
-    if isinstance(command, Sweep | Figure):
+    if isinstance(command, Sweep | Figure | Vision):
         require(not (command.resume and command.overwrite), "resume and overwrite", "not be given together", "both")
     if isinstance(command, Sweep) and (command.resume or command.config):
         require(not (command.resume and command.config), "config", "be left out with --resume", command.config)
         settings = _stored(command.out) if command.resume else _read_config(str(command.config))
         command = _tyro(arguments, dataclasses.replace(command, settings=settings))
+    if isinstance(command, Vision) and command.resume:
+        from vision.results import stored_settings
+
+        command = _tyro(arguments, dataclasses.replace(command, settings=stored_settings(Path(command.out))))
     return command
 
 
-def _tyro(arguments: list[str], default: Sweep | None = None) -> Command:
-    """Parses the flags; `default` replaces what sweep starts from."""
-    commands: Any = Sweep | Plot | Figure | Theory
-    if default is not None:
-        commands = Annotated[Sweep, tyro.conf.subcommand(default=default)] | Plot | Figure | Theory
+def _tyro(arguments: list[str], default: Sweep | Vision | None = None) -> Command:
+    """Parses the flags; `default` replaces what a command starts from."""
+    commands: Any = Command
+    if isinstance(default, Sweep):
+        commands = Annotated[Sweep, tyro.conf.subcommand(default=default)] | Plot | Figure | Theory | Vision
+    elif default is not None:
+        commands = Sweep | Plot | Figure | Theory | Annotated[Vision, tyro.conf.subcommand(default=default)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):

@@ -60,7 +60,7 @@ class RunFolder:
         with _new_results(path, plan, dict(settings) | dict(attrs or {})) as new:
             if (path / RESULTS).exists():
                 (path / RESULTS).replace(path / f"{RESULTS}.{uuid.uuid4().hex}.old")
-            _write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
+            write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
             new.replace(path / RESULTS)
         remove_drawn(path)
         _remove_leftovers(path)
@@ -249,7 +249,8 @@ def _chunks(dataset: xr.Dataset, name: Any, batch_size: int) -> tuple[int, ...]:
     return tuple(chunks[dim] for dim in dataset[name].dims)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file in one step, by renaming."""
     partial = path.with_name(f"{path.name}.partial")
     partial.write_text(text)
     partial.replace(path)

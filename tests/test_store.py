@@ -174,7 +174,7 @@ def test_a_finished_lane_whose_values_are_lost_is_solved_again(unbroken, tmp_pat
     assert stored_bytes(out) == stored_bytes(unbroken[0])
 
 
-@pytest.mark.parametrize("moment", ["empty.to_zarr", "_write_atomically", "shutil.rmtree"])
+@pytest.mark.parametrize("moment", ["empty.to_zarr", "write_atomically", "shutil.rmtree"])
 def test_a_failure_while_overwriting_loses_no_run(unbroken, tmp_path, moment, monkeypatch, capsys):
     """The old run stays until the new one is whole beside it; after that the new one can be resumed."""
     out = tmp_path / "run"
@@ -185,8 +185,8 @@ def test_a_failure_while_overwriting_loses_no_run(unbroken, tmp_path, moment, mo
 
     if moment == "empty.to_zarr":
         monkeypatch.setattr(xr.Dataset, "to_zarr", fail)
-    elif moment == "_write_atomically":
-        monkeypatch.setattr("lora_flow.store._write_atomically", fail)
+    elif moment == "write_atomically":
+        monkeypatch.setattr("lora_flow.store.write_atomically", fail)
     else:
         monkeypatch.setattr("lora_flow.store.shutil.rmtree", fail)
     flags = ["--overwrite", "--rank", "1", "--m", "4", "--n", "4", "--h", "5", "--t1", "0.1", "--saves", "2"]

@@ -1,0 +1,392 @@
+"""`lora-flow vision`: what it stores and says, what it refuses, and that being killed changes no bit."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import equinox as eqx
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from safetensors.numpy import load_file
+from small import CONFIG, network
+
+from lora_flow import Adapter, InputError
+from lora_flow.cli import main
+from vision import figures
+from vision.check import build
+from vision.command import check
+from vision.measures import MEASURES
+from vision.results import Unit, load_adapters, load_vision, saved_steps, units
+from vision.settings import INITS, OPTIMIZERS, VisionSettings
+from vision.weights import save_vit
+
+SHALLOW = dataclasses.replace(CONFIG, depth=1)
+QUICK = VisionSettings(limit=60, steps=20, seeds=2, rank=(2,), alpha=(0.05, 0.2, 0.8), sgd_rate=0.02)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "vit"
+    save_vit(network(SHALLOW), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(weights, tmp_path_factory):
+    """A whole check: its folder, its settings, and what it said."""
+    out, settings = tmp_path_factory.mktemp("finished") / "run", dataclasses.replace(QUICK, weights=str(weights))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        assert check(out, settings, resume=False, overwrite=False) == 0
+    return out, settings, said.getvalue()
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures take seconds, and are not what is asked."""
+    monkeypatch.setattr("vision.command.tell", lambda out: 0)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    return shutil.copytree(finished[0], tmp_path / "run")
+
+
+def stored_bytes(out):
+    """Every stored value and adapter byte for byte, through xarray's and safetensors' own readers."""
+    dataset = xr.open_zarr(out / "results.zarr").load()
+    values = {name: dataset[name].values.tobytes() for name in dataset.variables}
+    adapters = {path.name: path.read_bytes() for path in (out / "adapters").iterdir()}
+    return values | adapters
+
+
+def test_a_check_is_a_folder_that_others_can_read(finished):
+    out, settings, _ = finished
+    assert sorted(path.name for path in out.iterdir()) == [
+        "adapters",
+        "checkpoints",
+        "figures",
+        "report.md",
+        "results.zarr",
+        "settings.toml",
+    ]
+    dataset = xr.open_zarr(out / "results.zarr").load()
+    assert dataset["train_loss"].dims == ("optimizer", "init", "alpha", "rank", "seed", "step")
+    assert dict(dataset.sizes) == {"optimizer": 3, "init": 4, "alpha": 4, "rank": 1, "seed": 2, "step": 3}
+    assert (tuple(dataset["optimizer"].values), tuple(dataset["init"].values)) == (OPTIMIZERS, INITS)
+    np.testing.assert_array_equal(dataset["alpha"], [1e-3, 0.05, 0.2, 0.8])
+    np.testing.assert_array_equal(dataset["step"], [0, 10, 20])
+    np.testing.assert_allclose(dataset["time"], [0, 0.2, 0.4])
+    assert set(dataset.data_vars) == {*MEASURES, "status"}
+    assert np.all(dataset["status"] == 0)
+    assert all(np.all(np.isfinite(dataset[name])) for name in MEASURES)
+    assert (dataset.attrs["train_images"], dataset.attrs["test_images"], dataset.attrs["adapted"]) == (60, 60, ["head"])
+    assert dataset.attrs["weights"] == settings.weights
+    assert not any((out / "checkpoints").rglob("*"))
+
+
+def test_a_check_draws_its_figures_and_says_its_verdicts(finished):
+    out, _, said = finished
+    report = (out / "report.md").read_text()
+    for name in ("figure5", "figure6", "figure7", "starts"):
+        assert (out / "figures" / f"{name}.png").stat().st_size > 10_000
+        assert f"figures/{name}.png" in report
+        assert f"{out}/figures/{name}.png" in said
+    assert said.startswith("60 training and 60 test images of digits\nLoRA on head; 12 units of 8 runs\n")
+    verdicts = re.findall(r"^(\S.*): (holds|fails|reversed)$", said, re.MULTILINE)
+    for claim in ("smaller std gives lower train loss: ", "adapters align: ", "spectral gives ", "LoRA-One gives "):
+        assert any(line.startswith(claim) for line, _ in verdicts)
+    for line, verdict in verdicts:
+        assert f"| {verdict} | {line.split(': ')[0]}" in report
+
+
+def test_every_start_has_the_norm_and_the_loss_that_it_promises(finished):
+    """With a head of zeros the loss at B = 0 or A = 0 is log 10; matched starts have norm alpha sqrt(2 16)."""
+    out, _, _ = finished
+    first = load_vision(out).isel(step=0)
+    for init in ("spectral", "lora-one"):
+        norms = first["norm_z"].sel(init=init)
+        np.testing.assert_allclose(norms / norms["alpha"], np.full(norms.shape, np.sqrt(32)), rtol=1e-6)
+    for init in ("gaussian-A", "gaussian-B", "spectral"):
+        np.testing.assert_allclose(first["train_loss"].sel(init=init), np.log(10), rtol=1e-6)
+        np.testing.assert_allclose(first["norm_update"].sel(init=init), 0.0)
+    np.testing.assert_allclose(first["alignment"].sel(init="lora-one"), 0.0, atol=2e-3)  # the root of a single rounding
+    flow, adam = (first["train_loss"].sel(optimizer=name) for name in ("flow", "adam"))
+    np.testing.assert_allclose(flow, adam, rtol=1e-5)
+
+
+def test_sgd_with_a_small_rate_tracks_the_flow(finished):
+    """To 2% of what the loss has fallen by, and what single precision resolves; Adam goes elsewhere."""
+    losses = load_vision(finished[0])["train_loss"]
+    fallen = (losses.isel(step=0) - losses.isel(step=-1)).sel(optimizer="flow")
+    assert np.all(fallen > 0)
+    sgd, adam = (abs(losses.sel(optimizer=name) - losses.sel(optimizer="flow")).max("step") for name in ("sgd", "adam"))
+    assert np.all(sgd < 0.03 * fallen + 2e-6)
+    assert np.all(adam > 0.03 * fallen + 2e-6)
+
+
+def test_stored_adapters_have_the_loss_that_is_stored_for_them(finished):
+    out, settings, _ = finished
+    bench, _ = build(settings)
+    last = load_vision(out)["train_loss"].isel(step=-1)
+    for optimizer in OPTIMIZERS:
+        for init, alpha, seed in (("gaussian-B", 0.8, 1), ("spectral", 1e-3, 0), ("lora-one", 0.2, 1)):
+            lane = {"optimizer": optimizer, "init": init, "alpha": alpha, "rank": 2, "seed": seed}
+            found = load_adapters(out, **lane)
+            assert list(found) == ["head"]
+            assert isinstance(found["head"], Adapter)
+            np.testing.assert_allclose(bench.task.loss((found["head"],)), last.sel(lane), rtol=1e-5)
+    with pytest.raises(InputError, match=r"alpha must be one of 0.001, 0.05, 0.2, 0.8, got 0.3"):
+        load_adapters(out, **(lane | {"alpha": 0.3}))
+
+
+def test_seeds_differ_and_starts_and_optimisers_share_them(finished):
+    """The same A at every scale, and for every optimiser."""
+    dataset = load_vision(finished[0]).isel(step=0, rank=0)
+    norms = dataset["norm_z"].sel(init="gaussian-A")
+    assert np.all(norms.isel(seed=0) != norms.isel(seed=1))
+    scaled = (norms / norms["alpha"]).transpose("seed", ...).values.reshape(2, -1)
+    np.testing.assert_allclose(scaled, np.broadcast_to(scaled[:, :1], scaled.shape), rtol=1e-5)
+
+
+def test_a_second_check_is_identical_bit_by_bit(finished, copied, undrawn):
+    """In the place of another one, as --overwrite asks."""
+    out, settings, _ = finished
+    zarr.open_array(copied / "results.zarr" / "train_loss")[:] = 0.0
+    shutil.rmtree(copied / "adapters")
+    assert check(copied, settings, resume=False, overwrite=True) == 0
+    assert stored_bytes(copied) == stored_bytes(out)
+
+
+def lose(out, unit):
+    """As if a check had been killed before a unit was stored."""
+    (out / "adapters" / f"{unit}.safetensors").unlink()
+    status = zarr.open_array(out / "results.zarr" / "status")
+    status[1, 2] = -1  # sgd, spectral
+    zarr.open_array(out / "results.zarr" / "train_loss")[1, 2] = np.nan
+
+
+def test_an_unfinished_check_is_named_and_gone_on_with(finished, copied, capsys, monkeypatch):
+    lose(copied, "sgd-spectral-rank2-seed-all")
+    with pytest.raises(InputError, match=f"must hold a finished check, got 88 of 96 lanes; .*{copied} --resume"):
+        load_vision(copied)
+    assert main(["plot", str(copied)]) == 2
+    assert_one_line(capsys, "must hold a finished check, got 88 of 96 lanes")
+    with pytest.raises(InputError, match="must hold sgd-spectral-rank2-seed-all, got an unfinished run"):
+        load_adapters(copied, optimizer="sgd", init="spectral", alpha=0.2, rank=2, seed=0)
+    others = zarr.open_array(copied / "results.zarr" / "train_loss")
+    monkeypatch.setattr("vision.command.tell", lambda out: 0)
+    others[0, 0] = 123.0  # done, so not trained again
+    assert main(["vision", "--out", str(copied), "--resume"]) == 0
+    losses = load_vision(copied)["train_loss"]
+    assert np.all(losses[0, 0] == 123.0)
+    others[0, 0] = load_vision(finished[0])["train_loss"][0, 0]
+    assert stored_bytes(copied) == stored_bytes(finished[0])
+
+
+def test_a_finished_check_is_drawn_again(copied, capsys, monkeypatch):
+    """Of the pictures, one."""
+    monkeypatch.setattr(figures, "draw", lambda dataset: {"starts": figures.starts(dataset)})
+    shutil.rmtree(copied / "figures")
+    report = (copied / "report.md").read_text()
+    (copied / "report.md").unlink()
+    assert main(["plot", str(copied)]) == 0
+    assert report.startswith((copied / "report.md").read_text().split("![")[0])
+    assert [path.name for path in (copied / "figures").iterdir()] == ["starts.png"]
+    assert "smaller std gives lower train loss" in capsys.readouterr().out
+
+
+LONG = ["--limit", "40", "--steps", "200", "--seeds", "2", "--rank", "2", "--alpha", "0.1", "0.5", "1"]
+LONG += ["--optimizer", "adam", "sgd", "--init", "gaussian-A"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+def test_killed_at_a_random_moment_and_resumed_it_ends_with_the_same_bits(weights, tmp_path, undrawn):
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    flags = ["vision", "--weights", str(weights), *LONG, "--out"]
+    script = "import sys; from vision import training; training.SECONDS_BETWEEN = 0; "
+    script += "from lora_flow.cli import main; main(sys.argv[1:])"
+    process = subprocess.Popen([sys.executable, "-c", script, *flags, str(out)], stderr=subprocess.DEVNULL)
+    moment = random.Random(2026)
+    unit, target = moment.choice(["adam", "sgd"]), moment.randint(2, 18)
+    kept = out / "checkpoints" / f"{unit}-gaussian-A-rank2-seed-all"
+
+    def reached():
+        return kept.is_dir() and any(path.name.isdigit() and int(path.name) >= target for path in kept.iterdir())
+
+    while not reached() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with pytest.raises(InputError, match="must hold a finished check, got"):
+        load_vision(out)
+    assert main(["vision", "--out", str(out), "--resume"]) == 0
+    assert main([*flags, str(whole)]) == 0
+    assert stored_bytes(out) == stored_bytes(whole)
+    assert not any((out / "checkpoints").rglob("*"))
+
+
+def test_layers_within_the_network_are_trained_by_minibatches(weights, tmp_path, undrawn):
+    """Each of them has adapters, which are stored under its path."""
+    settings = dataclasses.replace(
+        QUICK,
+        weights=str(weights),
+        layers="attention/(query|value)",
+        optimizer=("sgd", "adam"),
+        init=("gaussian-A", "lora-one"),
+        alpha=(0.1, 0.3, 1.0),
+        seeds=1,
+        batch_size=16,
+        sgd_rate=0.5,
+    )
+    assert check(tmp_path / "run", settings, resume=False, overwrite=False) == 0
+    dataset = load_vision(tmp_path / "run")
+    paths = ["blocks/0/attention/query", "blocks/0/attention/value"]
+    assert dataset.attrs["adapted"] == paths
+    losses = dataset["train_loss"].sel(alpha=[0.1, 0.3, 1.0])
+    assert np.all(np.isfinite(losses))
+    assert np.all(losses.isel(step=-1).mean(["seed", "alpha"]) < losses.isel(step=0).mean(["seed", "alpha"]))
+    found = load_adapters(tmp_path / "run", optimizer="adam", init="lora-one", alpha=0.3, rank=2, seed=0)
+    assert list(found) == paths
+    bench, _ = build(settings)
+    stored = dataset["train_loss"].sel(optimizer="adam", init="lora-one", alpha=0.3, rank=2, seed=0, step=20)
+    np.testing.assert_allclose(eqx.filter_jit(bench.task.loss)(tuple(found.values())), stored, rtol=1e-4)
+
+
+def test_units_share_out_all_lanes():
+    alone = VisionSettings(optimizer=("sgd",), init=("gaussian-A",), rank=(2, 4), seeds=3)
+    assert units(alone) == [Unit("sgd", "gaussian-A", rank, (0, 1, 2)) for rank in (2, 4)]
+    inside = dataclasses.replace(alone, layers="all")
+    assert [unit.seeds for unit in units(inside)] == [(0,), (1,), (2,)] * 2
+    names = [unit.name for unit in units(inside)]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("steps", "saved"),
+    [
+        (1, [0, 1]),
+        (25, [0, 10, 20, 25]),
+        (300, [*range(0, 301, 10)]),
+        (450, [*range(0, 301, 10), 400, 450]),
+    ],
+)
+def test_saved_steps_are_tens_to_300_then_hundreds_and_the_last(steps, saved):
+    assert saved_steps(steps).tolist() == saved
+
+
+def assert_one_line(capsys, message):
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert said.startswith("lora-flow: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "minst"], r"data must be 'digits', .*, got 'minst' \(did you mean 'mnist'\?\)"),
+        (["--data", "mnist", "--data-dir", "CUT"], "train-images-idx3-ubyte' must hold 816 bytes .*, got 815"),
+        (["--data", "mnist", "--data-dir", "NONE"], "the data's folder must exist, got"),
+        (["--weights", "NONE"], r"weights must be shipped, a folder, or a name on the hub, got '.*none'"),
+        (["--weights", "EMPTY"], "weights must be a folder with config.json and model.safetensors, got no"),
+        (["--weights", "DAMAGED"], "model.safetensors must be a whole safetensors file, got"),
+        (["--config", "vit-base"], "patch_size of config vit-base must be 16, got 4 in"),
+        (["--config", "vit-huge"], "config must be one of tiny, .*, got vit-huge"),
+        (["--image-size", "10"], r"image_size must be a multiple of patch_size \(4\), got 10"),
+        (["--layers", "all"], "optimizer must be sgd or adam where layers is not 'head', got flow, sgd, adam"),
+        (["--layers", "query", "--optimizer", "flow"], "optimizer must be sgd or adam where layers is not 'head'"),
+        (["--layers", "conv", "--optimizer", "sgd"], "layers must match a layer, such as .*, got 'conv'"),
+        (["--layers", "(", "--optimizer", "sgd"], r"layers must be a regular expression, got '\('"),
+        (["--optimizer", "sgdd"], r"optimizer must be 'flow', 'sgd' or 'adam', got 'sgdd' \(did you mean 'sgd'\?\)"),
+        (["--init", "gaussian"], "init must be 'gaussian-A', .*, got 'gaussian'"),
+        (["--rank", "11"], "rank must lie between 1 and 10 for head, got 11"),
+        (["--rank", "2", "2"], r"rank must name each value once, got \(2, 2\)"),
+        (["--alpha", "0.1", "-1"], r"alpha must be positive and finite, got \(0\.1, -1\.0\)"),
+        (["--aligned-at", "0.05"], "aligned_at must be positive and below alpha, got 0.05"),
+        (["--batch-size", "61", "--optimizer", "sgd"], "batch_size must be at most 60, got 61"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--seeds", "0"], "seeds must be at least 1, got 0"),
+        (["--sgd-rate", "nan"], "sgd_rate must be positive and finite, got nan"),
+        (["--precision", "double"], "precision must be 'single' or 'bfloat16', got 'double'"),
+        (["--resume", "--overwrite"], "resume and overwrite must not be given together"),
+        (["--resume"], "the run folder must exist, got"),
+        (["--alpa", "1"], "alpa"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2_and_writes_nothing(weights, flags, message, tmp_path, capsys):
+    places = {"NONE": tmp_path / "none", "EMPTY": tmp_path / "empty", "CUT": tmp_path / "cut"}
+    places |= {"DAMAGED": tmp_path / "damaged"}
+    write_cut_idx(places["CUT"])
+    places["EMPTY"].mkdir()
+    shutil.copytree(weights, places["DAMAGED"])
+    os.truncate(places["DAMAGED"] / "model.safetensors", 1000)
+    before = sorted(tmp_path.rglob("*"))
+    common = [] if "--weights" in flags else ["--weights", str(weights)]
+    given = [str(places.get(flag, flag)) for flag in flags]
+    assert main(["vision", "--out", str(tmp_path / "out"), "--limit", "60", *common, *given]) == 2
+    assert_one_line(capsys, message)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def write_cut_idx(folder):
+    """MNIST's four files with 50 and 8 images of 4 x 4; the first lacks its last byte."""
+    folder.mkdir()
+    for part, count in (("train", 50), ("t10k", 8)):
+        images = bytes([0, 0, 8, 3, 0, 0, 0, count, 0, 0, 0, 4, 0, 0, 0, 4]) + bytes(16 * count)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(images[: -1 if part == "train" else None])
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, count]) + bytes(count))
+
+
+def test_refuses_to_replace_or_to_go_on_with_what_it_was_not_told_to(copied, tmp_path, capsys):
+    before = stored_bytes(copied)
+    for flags, message in (
+        ([], r"out must be new \(--overwrite replaces it, --resume goes on with it\), got the run"),
+        (
+            ["--resume", "--alpha", "0.3"],
+            r"alpha must be \(0\.05, 0\.2, 0\.8\), as '.*' was started, to resume it, got",
+        ),
+        (["--resume", "--seeds", "3"], "seeds must be 2, as '.*' was started, to resume it, got 3"),
+        (["--overwrite", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["--overwrite", "--weights", str(tmp_path / "none")], "weights must be shipped, a folder"),
+    ):
+        assert main(["vision", "--out", str(copied), *flags]) == 2
+        assert_one_line(capsys, message)
+        assert stored_bytes(copied) == before
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    (tmp_path / "thesis" / "settings.toml").write_text("x = 1")
+    for place, flags, message in (
+        ("thesis", [], "out must be a new folder or one of an image check, got"),
+        ("thesis", ["--overwrite"], "out must be a new folder or one of an image check, got"),
+        ("thesis", ["--resume"], "must be the folder of an image check, got one of another run"),
+        ("thesis/thesis.tex", ["--overwrite"], "out must be a folder, got the file"),
+    ):
+        assert main(["vision", "--out", str(tmp_path / place), *flags]) == 2
+        assert_one_line(capsys, message)
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
+    assert main(["sweep", "--out", str(copied), "--overwrite"]) == 2
+    assert_one_line(capsys, "out must be a new folder or a run folder")
+    assert stored_bytes(copied) == before
+
+
+def test_refuses_to_go_on_with_other_weights_under_the_same_name(weights, copied, capsys):
+    lose(copied, "sgd-spectral-rank2-seed-all")
+    kept = shutil.copytree(weights, weights.parent / "kept")
+    try:
+        save_vit(network(SHALLOW, seed=9), weights)
+        assert main(["vision", "--out", str(copied), "--resume"]) == 2
+        assert_one_line(capsys, "as '.*' was started, to resume it, got")
+    finally:
+        shutil.rmtree(weights)
+        kept.rename(weights)
+    assert sum(len(load_file(path)) for path in (copied / "adapters").iterdir()) == 11 * 2

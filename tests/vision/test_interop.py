@@ -1,0 +1,242 @@
+"""The same weights give the same logits here and in transformers, and the same adapters here and in PEFT."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from lora_flow import Adapter
+from vision.config import ViTConfig
+from vision.lora import Spec, attach, choose, linear_layers
+from vision.model import ViT
+from vision.peft import export_peft, import_peft
+from vision.weights import load_vit, module_name, parameters, save_vit
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+# PEFT asks transformers for a property that transformers has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+CLASSES = 5
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def theirs(kind=transformers.ViTForImageClassification, channels=3, depth=2, seed=0):
+    """A model of transformers with every parameter drawn, so that none can be left out unseen."""
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=depth,
+        num_attention_heads=2,
+        intermediate_size=24,
+        layer_norm_eps=1e-3,
+        image_size=12,
+        patch_size=4,
+        num_channels=channels,
+        num_labels=CLASSES,
+    )
+    return draw(kind(config), seed)
+
+
+def draw(model, seed=0, having=""):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, param in model.named_parameters():
+            if having in name:
+                param.copy_(torch.randn(param.shape, generator=generator) * 0.3 + ("layernorm" in name))
+    return model.eval()
+
+
+def both(folder, **changed):
+    """A model of transformers and what `load_vit` makes of the folder that it saves."""
+    model = theirs(**changed)
+    model.save_pretrained(folder)
+    return model, load_vit(folder).model
+
+
+def images(channels=3, size=12):
+    return np.random.default_rng(0).standard_normal((4, size, size, channels)).astype(np.float32)
+
+
+def run(model, x, **how):
+    """Their output for our images, `(batch, height, width, channels)`."""
+    with torch.no_grad():
+        return model.eval()(torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))), **how)
+
+
+def assert_same_logits(model, vit, x=None, **how):
+    x = images() if x is None else x
+    logits = np.asarray(vit(jnp.asarray(x)))
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, run(model, x, **how).logits.numpy(), rtol=0, atol=1e-5)
+    assert np.ptp(logits, axis=0).min() > 0.01  # the images differ, so equal logits say something
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_checkpoint_of_transformers_has_the_same_tokens_and_logits_here(tmp_path, channels):
+    model, vit = both(tmp_path, channels=channels)
+    x = images(channels)
+    tokens = run(model.vit.embeddings, x).numpy()
+    np.testing.assert_allclose(np.asarray(vit.embedding(jnp.asarray(x))), tokens, rtol=0, atol=1e-5)
+    assert_same_logits(model, vit, x)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_checkpoint_from_here_has_the_same_logits_in_transformers(tmp_path, channels):
+    config = ViTConfig(12, 4, channels, width=16, depth=2, heads=2, hidden=24, classes=CLASSES, eps=1e-3)
+    vit = ViT(config, nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    for param in parameters(vit).values():
+        param[...] = jnp.asarray(0.3 * rng.standard_normal(param.shape), jnp.float32)
+    save_vit(vit, tmp_path)
+    model, told = transformers.ViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(told.values())  # no array is missing, left over or of another shape
+    assert_same_logits(model, vit, images(channels))
+
+
+@pytest.mark.parametrize("size", [8, 20])
+def test_positions_are_interpolated_as_in_transformers(tmp_path, size):
+    model, _ = both(tmp_path)
+    vit = load_vit(tmp_path, image_size=size).model
+    assert_same_logits(model, vit, images(size=size), interpolate_pos_encoding=True)
+
+
+def without_prefix(folder):
+    model = theirs(transformers.ViTModel)
+    model.save_pretrained(folder)
+    assert not any(name.startswith("vit.") for name in load_file(folder / "model.safetensors"))
+    return model
+
+
+def without_classifier(folder):
+    model = theirs()
+    model.save_pretrained(folder)
+    arrays = load_file(folder / "model.safetensors")
+    kept = {name: array for name, array in arrays.items() if "classifier" not in name}
+    assert len(kept) == len(arrays) - 2
+    save_file(kept, folder / "model.safetensors")
+    return model.vit
+
+
+@pytest.mark.parametrize("write", [without_prefix, without_classifier])
+@pytest.mark.parametrize("classes", [None, 7])
+def test_a_checkpoint_without_a_head_has_the_same_features_and_a_new_head(tmp_path, write, classes):
+    model = write(tmp_path)
+    vit = load_vit(tmp_path, classes=classes).model
+    features = run(model, images()).last_hidden_state[:, 0].numpy()
+    np.testing.assert_allclose(np.asarray(vit.features(jnp.asarray(images()))), features, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(vit(jnp.asarray(images()))), np.zeros((4, classes or 1000)))
+
+
+SPECS = {
+    "head": [Spec("head", 3, 0.7)],
+    "one rank and scaling": [Spec("attention/(query|value)", 2), Spec("mlp/(up|down)", 2)],
+    "several ranks and scalings": [
+        Spec("0/attention/query", 1, 2.0),
+        Spec("attention/(query|value)", 4, 0.5),
+        Spec("1/mlp/up", 4, -1.5),
+        Spec("mlp/(up|down)", 3, 0.7),
+        Spec("head", 5, 1 / 3),
+    ],
+    # from 20 names on PEFT shortens them; the one that is left out must stay out
+    "all but one": [Spec("[1-3]/attention/query|attention/(key|value|output)|mlp/(up|down)|head", 2)],
+}
+
+
+def adapters_for(vit, specs, seed=0):
+    """Adapters drawn for the layers that the specs choose, and their scalings."""
+    rng, layers, chosen = np.random.default_rng(seed), linear_layers(vit), choose(vit, specs)
+    adapters = {}
+    for path, spec in chosen.items():
+        shapes = (spec.rank, layers[path].in_features), (layers[path].out_features, spec.rank)
+        adapters[path] = Adapter(*(jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32) for shape in shapes))
+    return adapters, {path: spec.scaling for path, spec in chosen.items()}
+
+
+def carriers(model):
+    """The modules that carry adapters in PEFT, by name."""
+    found = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    return {name.removeprefix("base_model.model."): module for name, module in found.items()}
+
+
+@pytest.mark.parametrize("specs", SPECS.values(), ids=SPECS)
+def test_exported_adapters_have_the_same_logits_in_peft(tmp_path, specs):
+    model, vit = both(tmp_path / "base", depth=4)
+    adapters, scaling = adapters_for(vit, specs)
+    export_peft(tmp_path / "new" / "adapters", adapters, scaling, base="some/vit")
+    before = run(model, images()).logits
+    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "new" / "adapters")
+    attach(vit, adapters, scaling)
+    assert_same_logits(adapted, vit)
+    assert abs(run(adapted, images()).logits - before).max() > 0.1
+    assert len(carriers(adapted)) == len(adapters)
+    assert adapted.peft_config["default"].base_model_name_or_path == "some/vit"
+
+
+def test_one_scaling_is_that_of_every_adapter(tmp_path):
+    model, vit = both(tmp_path / "base")
+    adapters, _ = adapters_for(vit, [Spec("query", 2), Spec("head", 3)])
+    export_peft(tmp_path / "adapters", adapters, 0.5)
+    attach(vit, adapters, 0.5)
+    assert_same_logits(peft.PeftModel.from_pretrained(model, tmp_path / "adapters"), vit)
+
+
+def tree(layers):
+    """Linear layers under their checkpoint's names, which in transformers 4 are those in memory."""
+    root = torch.nn.ModuleDict()
+    for path, layer in layers.items():
+        *parents, name = module_name(path).split(".")
+        at = root
+        for part in parents:
+            if part not in at:
+                at[part] = torch.nn.ModuleDict()
+            at = at[part]
+        at[name] = torch.nn.Linear(layer.in_features, layer.out_features)
+    return root
+
+
+@pytest.mark.parametrize("specs", SPECS.values(), ids=SPECS)
+def test_under_the_names_of_transformers_4_peft_adds_the_same_products_to_the_same_layers(tmp_path, specs):
+    vit = ViT(ViTConfig(12, 4, 3, width=16, depth=4, heads=2, hidden=24, classes=CLASSES), nnx.Rngs(0))
+    adapters, scaling = adapters_for(vit, specs)
+    export_peft(tmp_path, adapters, scaling, transformers=4)
+    found = carriers(peft.PeftModel.from_pretrained(tree(linear_layers(vit)), tmp_path))
+    assert set(found) == {module_name(path) for path in adapters}
+    for path, adapter in adapters.items():
+        added = found[module_name(path)].get_delta_weight("default").detach().numpy()
+        np.testing.assert_allclose(added, scaling[path] * np.asarray(adapter.b @ adapter.a), rtol=0, atol=1e-6)
+
+
+PATTERNS = {"rank_pattern": {r"1\.mlp\.fc1": 1, "o_proj": 2}, "alpha_pattern": {"[qv]_proj": 5, "0.mlp.fc2": 20}}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("patterns", [{}, PATTERNS], ids=["alike", "patterns"])
+def test_adapters_from_peft_have_the_same_logits_here(tmp_path, rslora, patterns):
+    model, vit = both(tmp_path / "base")
+    targets = ["q_proj", "v_proj", "o_proj", "fc1", "fc2", "classifier"]
+    settings = peft.LoraConfig(r=3, lora_alpha=7, lora_dropout=0.5, target_modules=targets, use_rslora=rslora)
+    for name, value in patterns.items():
+        setattr(settings, name, value)
+    adapted = draw(peft.get_peft_model(model, settings), having="lora_B")
+    adapted.save_pretrained(tmp_path / "adapters")
+    adapters, scaling = import_peft(tmp_path / "adapters")
+    assert len(adapters) == 11
+    attach(vit, adapters, scaling)
+    assert_same_logits(adapted, vit)
+
+
+def test_adapters_of_a_model_without_a_head_are_those_of_its_blocks(tmp_path):
+    model = theirs(transformers.ViTModel)
+    model.save_pretrained(tmp_path / "base")
+    vit = load_vit(tmp_path / "base").model
+    settings = peft.LoraConfig(r=2, target_modules=["k_proj", "fc1"])
+    adapted = draw(peft.get_peft_model(model, settings), having="lora_B")
+    adapted.save_pretrained(tmp_path / "adapters")
+    adapters, scaling = import_peft(tmp_path / "adapters")
+    assert set(adapters) == {f"blocks/{block}/{layer}" for block in (0, 1) for layer in ("attention/key", "mlp/up")}
+    attach(vit, adapters, scaling)
+    features = run(adapted, images()).last_hidden_state[:, 0].numpy()
+    np.testing.assert_allclose(np.asarray(vit.features(jnp.asarray(images()))), features, rtol=0, atol=1e-5)

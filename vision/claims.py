@@ -1,0 +1,132 @@
+"""What the paper says of image classifiers, held against a check's results: a verdict and its statistic a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from scipy import stats
+
+HOLDS, FAILS, REVERSED = "holds", "fails", "reversed"
+TREND = 0.7  # mean of Spearman's rho over seeds from which there is one
+BETTER = 0.9  # share of paired runs from which one start is better than another
+ALIGNED = 0.7  # the worst value of equation 215 that is published (Figure 5) is .665
+LABELS = {"flow": "flow", "sgd": "SGD", "adam": "Adam"}
+STARTS = {"gaussian-A": "A random", "gaussian-B": "B random", "spectral": "spectral", "lora-one": "LoRA-One"}
+QUANTITIES = {
+    "train_loss": ("lower", "train loss", 1),
+    "test_loss": ("lower", "test loss", 1),
+    "test_accuracy": ("higher", "test accuracy", -1),
+}
+
+
+class Verdict(NamedTuple):
+    """`time` is the moment that a claim is about; None for a claim about all of them."""
+
+    verdict: str
+    claim: str
+    where: str
+    statistic: str
+    time: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.claim}: {self.where}: {self.statistic}: {self.verdict}"
+
+
+def verdicts(dataset: xr.Dataset) -> list[Verdict]:
+    """One for each claim, optimiser, start, rank and time; `report_steps` are the times."""
+    return [*_orderings(dataset), *_alignments(dataset), *_comparisons(dataset)]
+
+
+def report_steps(dataset: xr.Dataset) -> list[int]:
+    """About a twentieth, a third and all of the steps: 50, 300, 1000 of 1000."""
+    steps = dataset["step"].values
+    wanted = [steps[-1] * share for share in (0.05, 0.3, 1.0)]
+    return sorted({int(steps[np.argmin(np.abs(steps - one))]) for one in wanted} - {0})
+
+
+def moment(dataset: xr.Dataset, optimizer: str, step: int) -> str:
+    """A time as people say it: of the flow T, of the others steps."""
+    if optimizer == "flow":
+        return f"T = {dataset.attrs['sgd_rate'] * step:g}"
+    return f"{step} steps"
+
+
+def rhos(values: xr.DataArray) -> np.ndarray:
+    """Spearman's correlation of alpha with the values for each seed; 0 where the values are all equal."""
+    over = values.transpose("seed", "alpha")
+    return np.array([stats.spearmanr(over["alpha"], one).statistic if np.ptp(one) > 0 else 0.0 for one in over.values])
+
+
+def _orderings(dataset: xr.Dataset) -> Iterator[Verdict]:
+    """Smaller standard deviations end better (section 5.2)."""
+    compared = dataset.sel(alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
+    if compared.sizes["alpha"] < 3:
+        return
+    for optimizer, init, rank, step in _places(compared, [name for name in STARTS if name.startswith("gaussian")]):
+        for name, (better, quantity, sign) in QUANTITIES.items():
+            cell = compared[name].sel({"optimizer": optimizer, "init": init, "rank": rank, "step": step})
+            rho = sign * rhos(cell)
+            agree = int(np.sum(rho > 0))
+            verdict = HOLDS if rho.mean() >= TREND and agree == len(rho) else FAILS
+            if rho.mean() <= -TREND and agree == 0:
+                verdict = REVERSED
+            at = moment(dataset, optimizer, step)
+            where = f"{LABELS[optimizer]} {at}, rank {rank}, {STARTS[init]}"
+            first, last = (float(cell.isel(alpha=place).mean()) for place in (0, -1))
+            low, high = (float(cell["alpha"][place]) for place in (0, -1))
+            statistic = f"rho = {sign * rho.mean():.2f} over {agree} of {len(rho)} seeds, "
+            statistic += f"{first:.3g} at std {low:g}, {last:.3g} at {high:g}"
+            yield Verdict(verdict, f"smaller std gives {better} {quantity}", where, statistic, at)
+
+
+def _alignments(dataset: xr.Dataset) -> Iterator[Verdict]:
+    """Small adapters align with the one-step gradient while they are small (Figure 5)."""
+    early = dataset["alignment"].sel(alpha=dataset.attrs["aligned_at"]).where(dataset["step"] <= 300, drop=True)
+    for optimizer, init, rank in _cells(dataset, ["gaussian-A"]):
+        cell = early.sel({"optimizer": optimizer, "init": init, "rank": rank})
+        least, at = cell.min("step"), cell.idxmin("step")
+        verdict = HOLDS if bool((least < ALIGNED).all()) else FAILS
+        statistic = (
+            f"{float(cell.isel(step=0).mean()):.2f} falls to {float(least.mean()):.2f} near {float(at.mean()):.0f}, "
+            f"{float(cell.isel(step=-1).mean()):.2f} after {int(cell['step'][-1])}"
+        )
+        where = f"{LABELS[optimizer]}, rank {rank}, {STARTS[init]}, std {dataset.attrs['aligned_at']:g}"
+        yield Verdict(verdict, f"adapters align: equation 215 falls below {ALIGNED:g} in every seed", where, statistic)
+
+
+def _comparisons(dataset: xr.Dataset) -> Iterator[Verdict]:
+    """A start along the gradient's directions beats a random one of the same norm."""
+    if "gaussian-A" not in dataset["init"]:
+        return
+    compared = dataset["train_loss"].sel(alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
+    for optimizer, init, rank, step in _places(dataset, ["spectral", "lora-one"]):
+        one, random = (
+            compared.sel({"optimizer": optimizer, "init": name, "rank": rank, "step": step})
+            for name in (init, "gaussian-A")
+        )
+        lower = (one < random).values
+        share = float(lower.mean())
+        verdict = HOLDS if share >= BETTER else REVERSED if share <= 1 - BETTER else FAILS
+        ratio = float((one / random).median())
+        at = moment(dataset, optimizer, step)
+        where = f"{LABELS[optimizer]} {at}, rank {rank}"
+        statistic = f"in {int(lower.sum())} of {lower.size} pairs, median ratio {ratio:.2f}"
+        yield Verdict(verdict, f"{STARTS[init]} gives lower train loss than random A of its norm", where, statistic, at)
+
+
+def _cells(dataset: xr.Dataset, inits: list[str]) -> Iterator[tuple[str, str, int]]:
+    for init in inits:
+        if init in dataset["init"]:
+            for optimizer in dataset["optimizer"].values:
+                for rank in dataset["rank"].values:
+                    yield str(optimizer), init, int(rank)
+
+
+def _places(dataset: xr.Dataset, inits: list[str]) -> Iterator[tuple[str, str, int, int]]:
+    steps: Any = report_steps(dataset)
+    for cell in _cells(dataset, inits):
+        for step in steps:
+            yield *cell, step

@@ -1,0 +1,63 @@
+"""What `lora-flow vision` does: check what it is told, train, draw, and say what holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from lora_flow.checks import require
+from lora_flow.report import table
+from lora_flow.settings import Settings, start_jax
+from vision.results import VisionFolder, check_free, load_vision, stored_settings, units
+from vision.settings import VisionSettings
+
+
+def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) -> int:
+    """Runs a check or goes on with it, and tells; what can be refused is refused before anything is written."""
+    settings.check()
+    if resume:
+        for name, value in dataclasses.asdict(stored_settings(out)).items():
+            got = getattr(settings, name)
+            require(got == value, name, f"be {value}, as '{out}' was started, to resume it", got)
+    else:
+        check_free(out, overwrite)
+    start_jax(Settings(devices=1))
+    from vision.check import build, run
+    from vision.measures import MEASURES
+
+    bench, attrs = build(settings)
+    folder = (VisionFolder.resume if resume else VisionFolder.create)(out, settings, MEASURES, attrs)
+    lanes = len(units(settings)[0].seeds) * len(settings.alphas)
+    print(f"{attrs['train_images']} training and {attrs['test_images']} test images of {attrs['data_name']}")
+    print(f"LoRA on {', '.join(bench.paths)}; {len(units(settings))} units of {lanes} runs", flush=True)
+    run(folder, bench)
+    return tell(out)
+
+
+def tell(out: Path) -> int:
+    """Draws a finished check's pictures, writes its report and prints its verdicts."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from lora_flow.figures import save
+    from vision.claims import moment, report_steps, verdicts
+    from vision.figures import draw
+
+    dataset = load_vision(out)
+    found = verdicts(dataset)
+    pictures = save(draw(dataset), out / "figures")
+    rows = [[one.verdict, one.claim, one.where, one.statistic] for one in found]
+    attrs = dataset.attrs
+    about = (
+        f"{attrs['train_images']} training and {attrs['test_images']} test images of {attrs['data_name']}; LoRA on "
+        f"{', '.join(attrs['adapted'])}; {dataset.sizes['seed']} seeds. SGD with rate {attrs['sgd_rate']:g}, Adam with "
+        f"{attrs['adam_rate']:g}, {attrs['steps']} steps; the flow to T = {attrs['sgd_rate'] * attrs['steps']:g}."
+    )
+    links = [f"![{picture.stem}](figures/{picture.name})" for picture in pictures]
+    parts = ["# LoRA on images: what holds", about, table(["verdict", "claim", "where", "statistic"], rows), *links]
+    (out / "report.md").write_text("\n\n".join(parts) + "\n")
+    last = {moment(dataset, str(optimizer), report_steps(dataset)[-1]) for optimizer in dataset["optimizer"].values}
+    print(*(one for one in found if one.time is None or one.time in last), sep="\n")
+    print(f"{len(found)} verdicts, those at earlier times too: {out / 'report.md'}")
+    print(*(f"picture: {picture}" for picture in pictures), sep="\n")
+    return 0

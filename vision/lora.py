@@ -1,0 +1,193 @@
+"""LoRA on the linear layers of a model: which, how they start, and how they are carried, merged and taken off.
+
+A layer's weight is W, of shape `(out, in)` as in the papers, the transpose of Flax's kernel. A layer's path is that of
+its module: `head`, `blocks/0/attention/query`, `blocks/0/mlp/up`. A pattern is a regular expression that matches the
+end of a path from a slash on: `head`, `attention/(query|value)`, `blocks/[01]/mlp/up`; `all` is every linear layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lora_flow import Adapter
+from lora_flow.checks import InputError, require
+
+ALL = "all"
+
+
+class Spec(NamedTuple):
+    """LoRA of a rank and an output multiplier s (`scaling`) on the layers that match a pattern."""
+
+    pattern: str
+    rank: int
+    scaling: float = 1.0
+
+
+class LoRALinear(nnx.Module):
+    """A linear layer with an adapter: `x -> W x + bias + s B A x`."""
+
+    def __init__(self, base: nnx.Linear, adapter: Adapter, scaling: float = 1.0):
+        shapes = (base.in_features,), (base.out_features,)
+        fits = (adapter.a.shape[1:], adapter.b.shape[:1]) == shapes and adapter.a.shape[0] == adapter.b.shape[1]
+        expected = f"have shapes (rank, {base.in_features}) and ({base.out_features}, rank)"
+        require(fits, "adapter", expected, f"{adapter.a.shape} and {adapter.b.shape}")
+        self.base, self.scaling, self.merged = base, scaling, False
+        self.a, self.b = (nnx.LoRAParam(jnp.asarray(factor, base.param_dtype)) for factor in adapter)
+
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        y = self.base(x)
+        if self.merged:
+            return y
+        a, b = (factor[...].astype(y.dtype) for factor in (self.a, self.b))
+        return y + self.scaling * low_rank_product(x.astype(y.dtype), a, b)
+
+    @property
+    def adapter(self) -> Adapter:
+        return Adapter(self.a[...], self.b[...])
+
+    def fold(self, sign: int) -> None:
+        """Adds (1) the adapter to the kernel, or subtracts it (-1)."""
+        kernel = self.base.kernel
+        kernel[...] = kernel[...] + sign * self.scaling * (self.b[...] @ self.a[...]).T
+        self.merged = sign > 0
+
+
+@jax.custom_vjp
+def low_rank_product(
+    x: Float[Array, "*batch in"], a: Float[Array, "rank in"], b: Float[Array, "out rank"]
+) -> Float[Array, "*batch out"]:
+    """B A x. Its derivative takes products the way round in which no large matrix is turned.
+
+    Otherwise XLA turns the cotangent for B's gradient on CPU, and computes all that it came from once more for that.
+    """
+    return (x @ a.T) @ b.T
+
+
+def _forwards(x: Array, a: Array, b: Array) -> tuple[Array, Any]:
+    inner = x @ a.T
+    return inner @ b.T, (x, inner, a, b)
+
+
+def _backwards(kept: Any, slope: Array) -> tuple[Array, Array, Array]:
+    x, inner, a, b = kept
+    back = slope @ b
+    turned_b = jax.lax.optimization_barrier(_rows(inner).T @ _rows(slope))  # XLA would turn the factors instead
+    return back @ a, _rows(back).T @ _rows(x), turned_b.T
+
+
+def _rows(x: Float[Array, "*batch width"]) -> Float[Array, "count width"]:
+    return x.reshape(-1, x.shape[-1])
+
+
+low_rank_product.defvjp(_forwards, _backwards)
+
+
+def linear_layers(model: nnx.Module) -> dict[str, nnx.Linear]:
+    """Every linear layer by its path, also below an adapter; in the order of the paths' components."""
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, nnx.Linear):
+            found["/".join(str(part) for part in path if part != "base")] = module
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def choose(model: nnx.Module, specs: Iterable[Spec]) -> dict[str, Spec]:
+    """The layers that carry LoRA, each with the first of the specs that it matches.
+
+    **Raises:** `InputError` for a spec that matches no layer, a bad pattern, or a rank above a layer's dimensions.
+    """
+    layers, specs = linear_layers(model), tuple(specs)
+    chosen: dict[str, Spec] = {}
+    for spec in specs:
+        matched = [path for path in layers if _matches(spec.pattern, path)]
+        require(matched, "layers", f"match a layer, such as {', '.join(list(layers)[-3:])}", repr(spec.pattern))
+        for path in matched:
+            chosen.setdefault(path, spec)
+    for path, spec in chosen.items():
+        largest = min(layers[path].in_features, layers[path].out_features)
+        require(1 <= spec.rank <= largest, "rank", f"lie between 1 and {largest} for {path}", spec.rank)
+    return {path: chosen[path] for path in layers if path in chosen}
+
+
+def attach(model: nnx.Module, adapters: Mapping[str, Adapter], scaling: float | Mapping[str, float] = 1.0) -> None:
+    """Puts adapters on layers, in place; `scaling` is one s for all of them or one for each path.
+
+    **Raises:** `InputError` for a path without a linear layer or with an adapter, or for shapes that do not match.
+    """
+    layers = linear_layers(model)
+    for path, adapter in adapters.items():
+        require(path in layers, "adapters", f"name layers of the model, {', '.join(layers)}", path)
+        parent, name = _parent(model, path)
+        require(isinstance(getattr(parent, name), nnx.Linear), path, "have no adapter yet", "one that has")
+        given = not isinstance(scaling, Mapping) or path in scaling
+        require(given, "scaling", "be given for every adapter", f"none for {path}")
+        s = scaling[path] if isinstance(scaling, Mapping) else scaling
+        setattr(parent, name, LoRALinear(layers[path], adapter, s))
+
+
+def detach(model: nnx.Module) -> dict[str, Adapter]:
+    """Takes all adapters off, in place, and returns them; kernels stay as they are, merged or not."""
+    adapters = adapters_of(model)
+    for path in adapters:
+        parent, name = _parent(model, path)
+        setattr(parent, name, getattr(parent, name).base)
+    return adapters
+
+
+def merge(model: nnx.Module) -> None:
+    """Adds every adapter to its kernel, in place: the model computes the same, as fast as without adapters."""
+    for layer in _carriers(model).values():
+        require(not layer.merged, "model", "have adapters that are not merged", "merged ones")
+        layer.fold(1)
+
+
+def unmerge(model: nnx.Module) -> None:
+    """Takes merged adapters out of their kernels again, in place, to rounding."""
+    for layer in _carriers(model).values():
+        require(layer.merged, "model", "have merged adapters", "ones that are not")
+        layer.fold(-1)
+
+
+def adapters_of(model: nnx.Module) -> dict[str, Adapter]:
+    """The adapters by path."""
+    return {path: layer.adapter for path, layer in _carriers(model).items()}
+
+
+def scalings_of(model: nnx.Module) -> dict[str, float]:
+    """The output multipliers s by path."""
+    return {path: layer.scaling for path, layer in _carriers(model).items()}
+
+
+def _carriers(model: nnx.Module) -> dict[str, LoRALinear]:
+    found = {
+        "/".join(map(str, path)): module for path, module in nnx.iter_modules(model) if isinstance(module, LoRALinear)
+    }
+    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+
+def _matches(pattern: str, path: str) -> bool:
+    if pattern == ALL:
+        return True
+    try:
+        return re.search(rf"(^|/)({pattern})$", path) is not None
+    except re.error as error:
+        raise InputError(f"layers must be a regular expression, got {pattern!r}: {error}") from error
+
+
+def _order(path: str) -> tuple[tuple[int, str], ...]:
+    """Blocks by number, the head last."""
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in path.split("/"))
+
+
+def _parent(model: nnx.Module, path: str) -> tuple[nnx.Module, str]:
+    *parts, name = path.split("/")
+    for part in parts:
+        model = model[int(part)] if part.isdigit() else getattr(model, part)  # type: ignore[index]
+    return model, name

@@ -1,0 +1,146 @@
+"""Fine-tuning a classifier by LoRA as a `lora_flow.Problem`: the mean cross-entropy over data, of the adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from lora_flow import Adapter, Adapters, zero_adapters
+from lora_flow.checks import require
+from lora_flow.problem import Layers
+from vision.lora import attach, linear_layers
+from vision.model import ViT
+
+CHUNK = 256  # images that pass through a network together
+
+
+class Classification(eqx.Module):
+    """The mean cross-entropy of `logits(adapters, inputs)`: the base of the two tasks below."""
+
+    inputs: Float[Array, "count ..."]
+    labels: Int[Array, " count"]
+
+    @property
+    def layers(self) -> Layers:
+        raise NotImplementedError
+
+    def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]:
+        raise NotImplementedError
+
+    def loss(self, adapters: Adapters) -> Float[Array, ""]:
+        return cross_entropy(self.logits(adapters, self.inputs), self.labels)
+
+    def batch_loss(self, adapters: Adapters, chosen: Int[Array, " batch"]) -> Float[Array, ""]:
+        """The loss over some of the data."""
+        return cross_entropy(self.logits(adapters, self.inputs[chosen]), self.labels[chosen])
+
+    def evaluate(self, adapters: Adapters, inputs: Array, labels: Int[Array, " count"]) -> tuple[Array, Array]:
+        """The mean cross-entropy and the accuracy on other data."""
+        logits = self.logits(adapters, inputs)
+        return cross_entropy(logits, labels), jnp.mean(logits.argmax(-1) == labels)
+
+
+class HeadTask(Classification):
+    """LoRA on the head alone: softmax regression on features that are computed once.
+
+    `inputs` are features `(count, width)`, `weight` is `(classes, width)` and `bias` `(classes,)`; logits are
+    `(W + s B A) phi + bias` (arXiv 2503.06982, section 5.2).
+    """
+
+    weight: Float[Array, "classes width"]
+    bias: Float[Array, " classes"]
+    scaling: Float[Array, ""]
+
+    def __init__(
+        self,
+        features: ArrayLike,
+        labels: ArrayLike,
+        weight: ArrayLike,
+        bias: ArrayLike,
+        scaling: float = 1.0,
+        dtype: Any = float,
+    ):
+        self.inputs, self.labels = jnp.asarray(features, dtype), jnp.asarray(labels, jnp.int32)
+        self.weight, self.bias, self.scaling = (jnp.asarray(one, dtype) for one in (weight, bias, scaling))
+        classes, width = self.weight.shape
+        require(self.inputs.shape == (len(self.labels), width), "features", f"have {width} columns", self.inputs.shape)
+        require(self.bias.shape == (classes,), "bias", f"have shape {(classes,)}", self.bias.shape)
+
+    @property
+    def layers(self) -> Layers:
+        return (self.weight.shape,)  # type: ignore[return-value]
+
+    def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]:
+        ((a, b),) = adapters
+        weight = self.weight + self.scaling * (b @ a)
+        return inputs @ weight.astype(inputs.dtype).T + self.bias[None]
+
+    def linearised_task(self) -> tuple[Float[Array, "classes width"]]:
+        """s times minus the one-step full gradient, `-dL/dW = (1/N) sum_j (y_j - softmax(W phi_j + bias)) phi_j^T`."""
+        logits = self.inputs @ self.weight.T + self.bias[None]
+        missed = jax.nn.one_hot(self.labels, len(self.weight), dtype=logits.dtype) - jax.nn.softmax(logits)
+        return (self.scaling * missed.T @ self.inputs / len(self.labels),)
+
+
+class NetworkTask(Classification):
+    """LoRA on any linear layers of a model: `inputs` are images, `(count, size, size, channels)`."""
+
+    frozen: Any
+    graph: Any = eqx.field(static=True)
+    paths: tuple[str, ...] = eqx.field(static=True)
+    shapes: Layers = eqx.field(static=True)
+
+    def __init__(self, model: ViT, images: ArrayLike, labels: ArrayLike, scaling: Mapping[str, float]):
+        """`scaling` names the layers that carry an adapter, with their output multipliers; `model` is left as it is."""
+        self.inputs, self.labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+        found = linear_layers(model)
+        unknown = sorted(set(scaling) - set(found))
+        require(not unknown, "scaling", f"name layers of the model, {', '.join(found)}", ", ".join(unknown))
+        self.paths = tuple(scaling)
+        self.shapes = tuple((found[path].out_features, found[path].in_features) for path in scaling)
+        carrier = nnx.clone(model)
+        attach(carrier, dict(zip(self.paths, zero_adapters(self.shapes, rank=1), strict=True)), scaling)
+        graph, _, frozen = nnx.split(carrier, nnx.LoRAParam, ...)  # type: ignore[misc]
+        self.graph, self.frozen = graph, frozen
+
+    @property
+    def layers(self) -> Layers:
+        return self.shapes
+
+    def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]:
+        def one(image: Array) -> Array:
+            return self.model(adapters)(image[None])[0]
+
+        if len(inputs) > CHUNK:
+            return jax.lax.map(one, inputs, batch_size=CHUNK)
+        return self.model(adapters)(inputs)
+
+    def linearised_task(self) -> tuple[Float[Array, "out in"], ...]:
+        """s times minus the one-step full gradient of every layer's weight.
+
+        With A = 0 and B = I the gradient with respect to A is that with respect to the weight.
+        """
+        starts = tuple(Adapter(jnp.zeros(shape), jnp.eye(shape[0])) for shape in self.shapes)
+        return tuple(-slope.a for slope in jax.grad(self.loss)(starts))
+
+    def model(self, adapters: Adapters) -> ViT:
+        """The network with these adapters."""
+        state: Any = {}
+        for path, adapter in zip(self.paths, adapters, strict=True):
+            *parents, name = (int(part) if part.isdigit() else part for part in path.split("/"))
+            place = state
+            for part in parents:
+                place = place.setdefault(part, {})
+            place[name] = {"a": nnx.LoRAParam(adapter.a), "b": nnx.LoRAParam(adapter.b)}
+        return nnx.merge(self.graph, nnx.State(state), self.frozen)
+
+
+def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
