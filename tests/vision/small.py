@@ -1,5 +1,6 @@
 """A network that trains in a test, with entries so large that each of its parts shows in the logits."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,6 +14,7 @@ from vision.lora import linear_layers
 from vision.model import ViT
 
 CONFIG = ViTConfig(8, 4, 3, width=16, depth=2, heads=2, hidden=32, eps=1e-3)
+SHALLOW = dataclasses.replace(CONFIG, depth=1)
 
 
 def network(config=CONFIG, seed=0, dtype=jnp.float32):

@@ -18,7 +18,7 @@ import pytest
 import xarray as xr
 import zarr
 from safetensors.numpy import load_file
-from small import CONFIG, network
+from small import SHALLOW, network
 
 from lora_flow import Adapter, InputError
 from lora_flow.cli import main
@@ -30,7 +30,6 @@ from vision.results import Unit, load_adapters, load_vision, saved_steps, units
 from vision.settings import INITS, OPTIMIZERS, VisionSettings
 from vision.weights import save_vit
 
-SHALLOW = dataclasses.replace(CONFIG, depth=1)
 QUICK = VisionSettings(limit=60, steps=20, seeds=2, rank=(2,), alpha=(0.05, 0.2, 0.8), sgd_rate=0.02)
 
 

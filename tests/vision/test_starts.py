@@ -1,5 +1,7 @@
 """Starts are the simulator's own, matched in norm; and what is measured of adapters, literally as it is defined."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,9 @@ misaligned = jax.jit(misalignment)
 
 def starts(name, rank=2, alpha=ALPHA, gradients=GRADIENTS):
     return start(name, KEY, gradients, rank=rank, alpha=alpha)
+
+
+compiled = functools.partial(jax.jit, static_argnums=(0, 1))(starts)
 
 
 def svd(matrix):
@@ -49,7 +54,7 @@ def test_matched_starts_have_the_root_mean_square_norm_of_a_gaussian_a(name):
     """E ||A||_F^2 = alpha^2 rank in; theirs is that in every draw and every layer, whatever the gradient's size."""
     scaled = tuple(1e-3 * gradient for gradient in GRADIENTS)
     for gradients in (GRADIENTS, scaled):
-        for (_, n_in), adapter in zip(LAYERS, starts(name, rank=3, gradients=gradients), strict=True):
+        for (_, n_in), adapter in zip(LAYERS, compiled(name, 3, ALPHA, gradients), strict=True):
             np.testing.assert_allclose(norm(adapter), ALPHA * np.sqrt(3 * n_in), rtol=1e-12)
             np.testing.assert_allclose(norm(adapter), np.linalg.norm(adapter.stacked), rtol=1e-12)
 
@@ -64,12 +69,13 @@ def test_the_root_mean_square_norm_of_a_gaussian_a_is_alpha_root_rank_in():
 
 @pytest.mark.parametrize("name", list(STARTS))
 def test_alpha_only_scales_a_start(name):
-    for small, large in zip(starts(name), starts(name, alpha=100 * ALPHA), strict=True):
-        np.testing.assert_allclose(100 * small.stacked, large.stacked, rtol=1e-12)
+    for small, large in zip(*(compiled(name, 3, alpha, GRADIENTS) for alpha in (ALPHA, 100 * ALPHA)), strict=True):
+        np.testing.assert_allclose(100 * small.a, large.a, rtol=1e-12)
+        np.testing.assert_allclose(100 * small.b, large.b, rtol=1e-12)
 
 
 def test_spectral_rows_lie_along_the_gradients_right_singular_vectors_and_b_is_zero():
-    for gradient, (a, b) in zip(GRADIENTS, starts("spectral", rank=3), strict=True):
+    for gradient, (a, b) in zip(GRADIENTS, compiled("spectral", 3, ALPHA, GRADIENTS), strict=True):
         overlaps = np.abs(np.asarray(a) @ svd(gradient)[2][:, :3])
         np.testing.assert_allclose(overlaps, np.diag(np.linalg.norm(a, axis=1)), atol=1e-15)
         assert np.all(np.diag(overlaps) > 1e-4)
@@ -85,7 +91,8 @@ def test_spectral_takes_the_first_directions_of_a_gradient_in_single_precision_t
 
 def test_lora_one_starts_are_aligned_balanced_and_along_the_gradient():
     """Their update is a multiple of the best approximation of the negative gradient, so that the loss falls at once."""
-    for gradient, adapter, aim in zip(GRADIENTS, starts("lora-one", 3), targets(GRADIENTS, 3), strict=True):
+    found = compiled("lora-one", 3, ALPHA, GRADIENTS)
+    for gradient, adapter, aim in zip(GRADIENTS, found, targets(GRADIENTS, 3), strict=True):
         u, s, v = svd(gradient)
         best = (u[:, :3] * s[:3]) @ v[:, :3].T
         update = np.asarray(adapter.b @ adapter.a)

@@ -1,5 +1,6 @@
 """Lanes trained at once are each trained alone, step by step; an interrupted training ends with the same bits."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,15 +48,24 @@ def lane(starts, index):
     return jax.tree.map(lambda leaf: leaf[index], starts)
 
 
+@eqx.filter_jit
+def loss(task, adapters, chosen=None):
+    return task.loss(adapters) if chosen is None else task.batch_loss(adapters, chosen)
+
+
+@eqx.filter_jit
+def slope(task, adapters, chosen=None):
+    return jax.grad(lambda adapters: loss(task, adapters, chosen))(adapters)
+
+
 def one_by_one(task, adapters, optimizer, chosen=None):
     """A plain loop over the steps of one lane: its losses, and twice the sums of its A."""
     state, seen = optimizer.init(adapters), {}
-    slope, batch_slope = jax.jit(jax.grad(task.loss)), jax.jit(jax.grad(task.batch_loss))
     for step in range(SAVES[-1] + 1):
         if step in SAVES:
-            seen[step] = float(task.loss(adapters)), 2 * float(adapters[0].a.sum())
+            seen[step] = float(loss(task, adapters)), 2 * float(adapters[0].a.sum())
         if step < SAVES[-1]:
-            gradient = slope(adapters) if chosen is None else batch_slope(adapters, chosen[step])
+            gradient = slope(task, adapters, None if chosen is None else chosen[step])
             updates, state = optimizer.update(gradient, state, adapters)
             adapters = optax.apply_updates(adapters, updates)
     return np.array(list(seen.values())).T
@@ -84,7 +94,7 @@ def test_each_lane_takes_the_steps_of_a_plain_loop(task, starts, batches, optimi
 def test_a_step_of_sgd_is_the_rate_times_the_gradient(task, starts):
     (final,), _ = trained(task, starts, saves=np.array([1]))
     for index in range(LANES):
-        ((a, b),) = jax.grad(task.loss)(lane(starts, index))
+        ((a, b),) = slope(task, lane(starts, index))
         np.testing.assert_allclose(final.a[index], starts[0].a[index] - 0.5 * a, atol=1e-14)
         np.testing.assert_allclose(final.b[index], starts[0].b[index] - 0.5 * b, atol=1e-14)
 
