@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from lora_flow.adapter import Adapter, Adapters
@@ -27,7 +28,7 @@ class SingleLayer(eqx.Module):
         self.shift, self.scaling = jnp.asarray(shift, float), jnp.asarray(scaling, float)
         require(self.shift.ndim == 2, "shift", "be a matrix", f"shape {self.shift.shape}")
         values, s = concrete(self.shift), concrete(self.scaling)
-        finite = values is None or bool(jnp.isfinite(values).all())
+        finite = values is None or bool(np.isfinite(values).all())
         require(finite, "shift", "be finite", "entries that are NaN or infinite")
         require(values is None or values.any(), "shift", "have a non-zero entry", "nothing to learn")
         require(s is None or s > 0, "scaling", "be positive", scaling)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from tqdm import tqdm
 from lora_flow import Adapters, solve
 from lora_flow.checks import require
 from vision.config import CONFIGS
-from vision.data import Dataset, epochs, load_dataset, prepare
+from vision.data import epochs, load_dataset, prepare
 from vision.lora import Spec, choose
 from vision.measures import measure, targets
 from vision.model import DTYPE, ViT
@@ -49,79 +51,91 @@ def build(settings: VisionSettings) -> tuple[Bench, dict[str, Any]]:
     **Raises:** `InputError` for data, weights, layers or ranks that are missing, damaged or do not fit.
     """
     data = load_dataset(settings.data, settings.data_dir or None)
-    weights = load_weights(settings, len(data.classes))
+    weights = base_model(settings, len(data.classes))
     model = weights.model
-    chosen = {rank: tuple(choose(model, [Spec(settings.layers, rank, settings.scaling)])) for rank in settings.rank}
-    paths = chosen[settings.rank[0]]
-    train_images, test_images = images_of(data, weights, settings)
-    train_labels, test_labels = (split.labels[: settings.limit or None] for split in (data.train, data.test))
-    require(
-        settings.batch_size <= len(train_labels), "batch_size", f"be at most {len(train_labels)}", settings.batch_size
+    for rank in settings.rank:
+        paths = tuple(choose(model, [Spec(settings.layers, rank, settings.scaling)]))
+    end = settings.limit or None
+    train_labels, test_labels = (split.labels[:end] for split in (data.train, data.test))
+    most = len(train_labels)
+    require(settings.batch_size <= most, "batch_size", f"be at most {most}, the training images", settings.batch_size)
+    ready = functools.partial(
+        prepare, size=model.config.image_size, channels=model.config.channels, mean=weights.mean, std=weights.std
     )
+    train_images, test_images = (split.images[:end] for split in (data.train, data.test))
     if settings.layers == HEAD:
         head = parameters(model)
         kernel, bias = (np.asarray(head[f"head/{name}"][...]) for name in ("kernel", "bias"))
-        inputs, held_out = (features_of(model, images) for images in (train_images, test_images))
+        inputs, held_out = (features_of(model, images, ready) for images in (train_images, test_images))
         task: Classification = HeadTask(inputs, train_labels, kernel.T, bias, settings.scaling, dtype=DTYPE)
     else:
-        task = NetworkTask(model, train_images, train_labels, dict.fromkeys(paths, settings.scaling))
-        held_out = jnp.asarray(test_images)
+        _check_room(len(train_images) + len(test_images), model)
+        task = NetworkTask(model, ready(train_images), train_labels, dict.fromkeys(paths, settings.scaling))
+        held_out = jnp.asarray(ready(test_images))
     gradients = jax.jit(lambda task: task.linearised_task())(task)
+    flat = [path for path, one in zip(paths, gradients, strict=True) if not np.any(np.asarray(one))]
+    require(not flat, "layers", "have a one-step gradient that is not zero", ", ".join(flat))
     bench = Bench(task, (held_out, jnp.asarray(test_labels, jnp.int32)), paths, gradients)
     attrs = {
         "data_name": data.name,
         "train_images": len(train_labels),
         "test_images": len(test_labels),
         "adapted": list(paths),
-        "gradient_singular_values": np.linalg.svd(np.asarray(gradients[0]), compute_uv=False)[:10].tolist(),
+        "classes": len(data.classes),
+        "gradient_norms": [float(np.linalg.norm(np.asarray(one), 2)) for one in gradients],
         "digest": _digest(bench),
         "jax_version": jax.__version__,
     }
     return bench, attrs
 
 
-def load_weights(settings: VisionSettings, classes: int) -> Pretrained:
-    """The pretrained model with a head for so many classes.
+def base_model(settings: VisionSettings, classes: int) -> Pretrained:
+    """The frozen model that carries the adapters, with a new head for so many classes.
 
-    **Raises:** `InputError` where there is none, or it is not of the config that was asked for.
+    The head is zero where LoRA is on the head alone. Behind a zero head no other layer has a gradient: with others its
+    weights are drawn with standard deviation 0.02, always the same.
+
+    **Raises:** `InputError` where there are no such weights, or they are not of the config that was asked for.
     """
-    local = settings.weights == "shipped" or Path(settings.weights).is_dir()
-    if not local:
-        named = settings.weights.count("/") == 1 and not settings.weights.startswith((".", "/", "~"))
-        require(named, "weights", "be shipped, a folder, or a name on the hub", f"'{settings.weights}'")
-    folder = SHIPPED if settings.weights == "shipped" else Path(settings.weights) if local else fetch(settings.weights)
+    named = Path(settings.weights).expanduser()
+    if settings.weights == "shipped" or named.is_dir():
+        folder = SHIPPED if settings.weights == "shipped" else named
+    else:
+        on_hub = settings.weights.count("/") == 1 and not settings.weights.startswith((".", "/", "~"))
+        require(on_hub, "weights", "be shipped, a folder, or a name on the hub", f"'{settings.weights}'")
+        folder = fetch(settings.weights)
     dtype = jnp.bfloat16 if settings.precision == "bfloat16" else DTYPE
     weights = load_vit(folder, image_size=settings.image_size or None, classes=classes, dtype=dtype)
     if settings.config:
-        require(settings.config in CONFIGS, "config", f"be one of {', '.join(CONFIGS)}", settings.config)
         expected, found = CONFIGS[settings.config], weights.model.config
         for name in ("patch_size", "channels", "width", "depth", "heads", "hidden"):
+            same = getattr(found, name) == getattr(expected, name)
             got = f"{getattr(found, name)} in '{folder}'; --weights names others"
-            require(getattr(found, name) == getattr(expected, name), f"{name} of config {settings.config}",
-                    f"be {getattr(expected, name)}", got)  # fmt: skip
+            require(same, f"{name} of config {settings.config}", f"be {getattr(expected, name)}", got)
+    if settings.layers != HEAD:
+        kernel = parameters(weights.model)["head/kernel"]
+        kernel[...] = 0.02 * jax.random.truncated_normal(jax.random.key(0), -2.0, 2.0, kernel.shape, DTYPE)
     return weights
 
 
-def images_of(data: Dataset, weights: Pretrained, settings: VisionSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Training and test images as the model takes them."""
-    config, end = weights.model.config, settings.limit or None
-    train_images, test_images = (
-        prepare(split.images[:end], config.image_size, config.channels, weights.mean, weights.std)
-        for split in (data.train, data.test)
-    )
-    return train_images, test_images
-
-
-def features_of(model: ViT, images: np.ndarray) -> Array:
-    """What the head sees, `(count, width)`, for all images."""
+def features_of(model: ViT, images: np.ndarray, ready: Callable[[np.ndarray], np.ndarray]) -> Array:
+    """What the head sees, `(count, width)`, for images that `ready` makes fit for the model, some at a time."""
     graph, state = nnx.split(model)
 
     @jax.jit
     def features(state: Any, images: Array) -> Array:
         return nnx.merge(graph, state).features(images).astype(DTYPE)
 
-    parts = [features(state, images[i : i + FEATURES_AT_ONCE]) for i in range(0, len(images), FEATURES_AT_ONCE)]
-    return jnp.concatenate(parts)
+    parts = [images[first : first + FEATURES_AT_ONCE] for first in range(0, len(images), FEATURES_AT_ONCE)]
+    return jnp.concatenate([features(state, ready(part)) for part in parts])
+
+
+def _check_room(count: int, model: ViT) -> None:
+    """Images pass through the network at every step, and so must fit into memory as the model takes them."""
+    config = model.config
+    needed = count * config.image_size**2 * config.channels * 4 / 1e9
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    require(needed < room / 2, "limit", f"leave images that fit into half of {room:.0f} GB", f"{needed:.0f} GB of them")
 
 
 def run(folder: VisionFolder, bench: Bench, progress: bool = True) -> None:
@@ -176,19 +190,15 @@ def flow(bench: Bench, settings: VisionSettings, unit: Unit) -> tuple[Adapters, 
     for first in range(0, len(settings.alphas) * together, together):
         chosen = jax.tree.map(lambda leaf, first=first: leaf[first : first + together], starts)
         parts.append(jax.tree.map(np.asarray, _flow(task, chosen, jnp.asarray(times), (shared, aims))))
-    status = np.concatenate([part[2] for part in parts])
-    require(not status.any(), "the flow", f"reach t = {times[-1]:g}", f"a run that failed, in {unit.name}")
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part[:2] for part in parts))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
 @eqx.filter_jit
-def _flow(
-    task: Classification, starts: Adapters, times: Array, shared: Any
-) -> tuple[Adapters, dict[str, Array], Array]:
-    def one(begin: Adapters) -> tuple[Adapters, dict[str, Array], Array]:
+def _flow(task: Classification, starts: Adapters, times: Array, shared: Any) -> tuple[Adapters, dict[str, Array]]:
+    def one(begin: Adapters) -> tuple[Adapters, dict[str, Array]]:
         solved = solve(task, begin, t1=times[-1], saves=times, save_adapters=True, adjoint=diffrax.ForwardMode())
         seen = jax.lax.map(lambda state: _look(task, state, shared), solved.history)
-        return solved.adapters, seen, solved.status
+        return solved.adapters, seen  # NaN at times that were not reached
 
     return jax.vmap(one)(starts)
 
@@ -224,5 +234,5 @@ def _lanes(settings: VisionSettings, unit: Unit) -> list[tuple[float, int]]:
 def _digest(bench: Bench) -> str:
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves((bench.task, bench.test)):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(np.ascontiguousarray(leaf).data.cast("B"))
     return digest.hexdigest()[:16]

@@ -8,6 +8,7 @@ shifted at random, and a part of them is replaced by outlines, so that strokes a
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vision.check import features_of
 from vision.config import CONFIGS, ViTConfig
 from vision.data import epochs, load_dataset, prepare
 from vision.model import DTYPE, ViT
@@ -121,12 +123,8 @@ def linear_probe(model: ViT, name: str = "digits") -> float:
     from sklearn.preprocessing import StandardScaler
 
     data, config = load_dataset(name), model.config
-    graph, state = nnx.split(model)
-    features = jax.jit(lambda images: nnx.merge(graph, state).features(images))
-    train, test = (
-        np.asarray(features(prepare(split.images, config.image_size, config.channels, 0.5, 0.5)))
-        for split in (data.train, data.test)
-    )
+    ready = functools.partial(prepare, size=config.image_size, channels=config.channels, mean=0.5, std=0.5)
+    train, test = (np.asarray(features_of(model, split.images, ready)) for split in (data.train, data.test))
     scale = StandardScaler().fit(train)
     probe = LogisticRegression(C=0.1, max_iter=2000).fit(scale.transform(train), data.train.labels)
     return float(probe.score(scale.transform(test), data.test.labels))

@@ -24,6 +24,7 @@ from vision.settings import HEAD, VisionSettings, from_table
 
 DIMS = ("optimizer", "init", "alpha", "rank", "seed", "step")
 ADAPTERS, CHECKPOINTS = "adapters", "checkpoints"
+DONE, DIVERGED = 1, 2  # not 0, which is what an array reads where a part of it is missing
 
 
 class Unit(NamedTuple):
@@ -64,8 +65,12 @@ class VisionFolder:
     def create(cls, path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> Any:
         """A new folder with nothing trained yet, in place of an old one; `check_free` says whether it may be."""
         path.mkdir(parents=True, exist_ok=True)
-        for old in (RESULTS, ADAPTERS, CHECKPOINTS, "figures"):
-            shutil.rmtree(path / old, ignore_errors=True)
+        old = path / f"{RESULTS}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if (path / RESULTS).exists():
+            (path / RESULTS).replace(old)  # in one step: one that is half deleted must not be gone on with
+        for name in (old.name, ADAPTERS, CHECKPOINTS, "figures"):
+            shutil.rmtree(path / name, ignore_errors=True)
         (path / "report.md").unlink(missing_ok=True)
         write_atomically(path / SETTINGS, tomli_w.dumps({"vision": dataclasses.asdict(settings)}))
         _empty(settings, measures, attrs).to_zarr(
@@ -91,7 +96,9 @@ class VisionFolder:
 
     def pending(self) -> list[Unit]:
         status = self._arrays["status"][:]
-        return [unit for unit in units(self.settings) if np.any(status[self._block(unit)] == PENDING)]
+        return [
+            unit for unit in units(self.settings) if not np.all(np.isin(status[self._block(unit)], (DONE, DIVERGED)))
+        ]
 
     def checkpoints(self, unit: Unit) -> Path:
         return self.path / CHECKPOINTS / unit.name
@@ -106,7 +113,8 @@ class VisionFolder:
         block = self._block(unit)
         for name, values in seen.items():
             self._arrays[name][block] = values[None, None, :, None]
-        self._arrays["status"][block] = np.zeros_like(self._arrays["status"][block])
+        finite = np.all([np.isfinite(values).all(-1) for values in seen.values()], axis=0)
+        self._arrays["status"][block] = np.where(finite, DONE, DIVERGED)[None, None, :, None]
         shutil.rmtree(self.checkpoints(unit), ignore_errors=True)
 
     def _block(self, unit: Unit) -> tuple[slice, ...]:
@@ -156,7 +164,7 @@ def load_vision(path: str | Path) -> xr.Dataset:
     path = Path(path)
     stored_settings(path)
     dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
-    pending = int((dataset["status"] == PENDING).sum())
+    pending = int((~dataset["status"].isin([DONE, DIVERGED])).sum())
     hint = f"finish it with: lora-flow vision --out {path} --resume"
     total = dataset["status"].size
     require(not pending, f"'{path}'", "hold a finished check", f"{total - pending} of {total} lanes; {hint}")
@@ -202,7 +210,7 @@ def _empty(settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping
     }
     shape = tuple(len(coords[dim]) for dim in DIMS)
     values = {name: (DIMS, np.full(shape, np.nan), {"long_name": told}) for name, told in measures.items()}
-    flags = {"flag_values": [PENDING, 0], "flag_meanings": "not_run done"}
+    flags = {"flag_values": [PENDING, DONE, DIVERGED], "flag_meanings": "not_run done diverged"}
     status = {"status": (DIMS[:-1], np.full(shape[:-1], PENDING, np.int8), flags)}
     return xr.Dataset(values | status, coords=coords, attrs=dataclasses.asdict(settings) | dict(attrs))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_flow.checks import require, require_choice
+from vision.config import CONFIGS
 
 OPTIMIZERS = ("flow", "sgd", "adam")
 INITS = ("gaussian-A", "gaussian-B", "spectral", "lora-one")
@@ -65,6 +66,7 @@ class VisionSettings:
         """**Raises:** `InputError` for what can be seen to be wrong without the data and the weights."""
         require_choice("data", self.data, DATA)
         require_choice("precision", self.precision, PRECISIONS)
+        require_choice("config", self.config, ("", *CONFIGS))
         for name, choices in (("optimizer", OPTIMIZERS), ("init", INITS)):
             for one in getattr(self, name):
                 require_choice(name, one, choices)

@@ -42,6 +42,7 @@ def start(name: str, key: Array, task: tuple[Array, ...], *, rank: int, alpha: f
     scheme = STARTS[name]
 
     def one(key: Array, gradient: Float[Array, "out in"]) -> Adapter:
+        gradient = gradient.astype(float)  # what rounding leaves of other directions is none to learn
         layer = SingleLayer(best_approximation(gradient, rank) if scheme.matched else gradient)
         (adapter,) = initialize(scheme.scheme, key, layer, rank=rank, alpha=1.0, side=scheme.side)
         size = jnp.sqrt(rank * gradient.shape[1]) / norm(adapter) if scheme.matched else 1.0

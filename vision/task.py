@@ -119,7 +119,7 @@ class NetworkTask(Classification):
             return self.model(adapters)(image[None])[0]
 
         if len(inputs) > CHUNK:
-            return jax.lax.map(one, inputs, batch_size=CHUNK)
+            return jax.lax.map(jax.checkpoint(one), inputs, batch_size=CHUNK)  # keeping no chunk's activations
         return self.model(adapters)(inputs)
 
     def linearised_task(self) -> tuple[Float[Array, "out in"], ...]:

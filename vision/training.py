@@ -61,7 +61,9 @@ def train(
         stepped(done)
         for index in range(first, len(saves)):
             number = int(saves[index])
-            lanes, values = _advance(task, optimizer, lanes, done, number, batches, look, shared)
+            lanes, values = _advance(
+                task, optimizer, lanes, np.asarray(done), np.asarray(number), batches, look, shared
+            )  # arrays: an integer would be part of the program, and every call compiled
             for name, value in values.items():
                 seen[name][:, index] = value
             stepped(number - done)

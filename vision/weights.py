@@ -87,11 +87,18 @@ def load_vit(
     size, count = image_size or config.image_size, classes or config.classes
     wanted = ViTConfig(**{**vars(config), "image_size": size, "classes": count})
     model = ViT(wanted, nnx.Rngs(0), dtype)
-    found = {path: _take(arrays, path, entry, folder) for path, entry in layout(config).items()}
-    found["embedding/positions"] = resample(found["embedding/positions"], wanted.patches)
-    if classes is not None or found["head/kernel"] is None:
-        found |= {"head/kernel": np.zeros((config.width, count)), "head/bias": np.zeros(count)}
-    _fill(model, found, folder)
+    new_head = classes is not None or not {"classifier.weight", "classifier.bias"} & set(arrays)
+    weights = parameters(model)
+    shapes = {path: param.shape for path, param in weights.items()}
+    shapes["embedding/positions"] = config.tokens, config.width
+    for path, entry in layout(config).items():
+        if new_head and path.startswith("head/"):
+            found = np.zeros(shapes[path])
+        else:
+            found = _take(arrays, shapes[path], entry, folder)
+        if path == "embedding/positions":
+            found = resample(found, wanted.patches)
+        weights[path][...] = jnp.asarray(found, DTYPE)
     normalised = folder / "preprocessor_config.json"
     how = _read_json(normalised) if normalised.is_file() else {}
     return Pretrained(model, how.get("image_mean", 0.5), how.get("image_std", 0.5))
@@ -189,34 +196,32 @@ def _config(stored: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path)
     require(stored.get("hidden_act", "gelu") == "gelu", where, "have hidden_act gelu", stored.get("hidden_act"))
     missing = [theirs for theirs in KEYS.values() if theirs not in stored]
     require(not missing, where, f"hold {', '.join(KEYS.values())}", f"no {', '.join(missing)}")
+    values = {ours: _size(stored[theirs], theirs, where) for ours, theirs in KEYS.items()}
     head = arrays.get("classifier.bias")
-    values = {ours: stored[theirs] for ours, theirs in KEYS.items()}
-    for name in ("image_size", "patch_size"):  # transformers takes pairs too
-        sides = set(np.atleast_1d(values[name]).tolist())
-        require(len(sides) == 1, f"{name} in {where}", "be one number, or the same twice", values[name])
-        values[name] = sides.pop()
-    return ViTConfig(**values, classes=1000 if head is None else len(head))
+    return ViTConfig(**values, classes=1000 if head is None or head.ndim != 1 else len(head))
 
 
-def _take(arrays: dict[str, np.ndarray], path: str, entry: _Entry, folder: Path) -> Any:
-    """One array as ours, under its name or without the prefix that a model without a head lacks; None for no head."""
-    array = arrays.get(entry.name, arrays.get(entry.name.removeprefix("vit.")))
-    if array is None and path.startswith("head/"):
-        return None
-    where = str(folder / "model.safetensors")
+def _size(value: Any, name: str, where: str) -> Any:
+    """A number of the config; transformers takes the sides of images and patches as pairs too."""
+    if isinstance(value, list) and len(set(map(str, value))) == 1:
+        value = value[0]
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if name == "layer_norm_eps":
+        require((number or isinstance(value, float)) and value > 0, where, f"have a positive number as {name}", value)
+    else:
+        require(number and value > 0, where, f"have a positive integer as {name}", value)
+    return value
+
+
+def _take(arrays: dict[str, np.ndarray], shape: tuple[int, ...], entry: _Entry, folder: Path) -> np.ndarray:
+    """One array as ours, of the shape that it has there, under its name or without a prefix that models may lack."""
+    array, where = arrays.get(entry.name, arrays.get(entry.name.removeprefix("vit."))), folder / "model.safetensors"
     if array is None:
         raise InputError(f"{where} must hold {entry.name}, got {len(arrays)} other arrays")
-    try:
-        return entry.ours(np.asarray(array, np.float32))
-    except (ValueError, IndexError) as error:
-        raise InputError(f"{entry.name} in {where} must have the shape of its config, got {array.shape}") from error
-
-
-def _fill(model: ViT, found: dict[str, np.ndarray], folder: Path) -> None:
-    for path, param in parameters(model).items():
-        same = found[path].shape == param.shape
-        require(same, f"{path} of '{folder}'", f"have shape {param.shape}, as its config says", found[path].shape)
-        param[...] = jnp.asarray(found[path], DTYPE)
+    stored = entry.theirs(np.broadcast_to(np.float32(0), shape)).shape
+    must = f"have shape {stored}, as its config says"
+    require(array.shape == stored, f"{entry.name} in {where}", must, array.shape)
+    return entry.ours(np.asarray(array, np.float32))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -23,12 +23,16 @@ from small import SHALLOW, network
 from lora_flow import Adapter, InputError
 from lora_flow.cli import main
 from vision import figures
-from vision.check import build
+from vision.check import base_model, build, starts_of
 from vision.command import check
+from vision.data import load_dataset, prepare
+from vision.export import export
+from vision.lora import attach
 from vision.measures import MEASURES
-from vision.results import Unit, load_adapters, load_vision, saved_steps, units
+from vision.peft import import_peft
+from vision.results import DONE, Unit, load_adapters, load_vision, saved_steps, units
 from vision.settings import INITS, OPTIMIZERS, VisionSettings
-from vision.weights import save_vit
+from vision.weights import load_vit, save_vit
 
 QUICK = VisionSettings(limit=60, steps=20, seeds=2, rank=(2,), alpha=(0.05, 0.2, 0.8), sgd_rate=0.02)
 
@@ -86,7 +90,7 @@ def test_a_check_is_a_folder_that_others_can_read(finished):
     np.testing.assert_array_equal(dataset["step"], [0, 10, 20])
     np.testing.assert_allclose(dataset["time"], [0, 0.2, 0.4])
     assert set(dataset.data_vars) == {*MEASURES, "status"}
-    assert np.all(dataset["status"] == 0)
+    assert np.all(dataset["status"] == DONE)
     assert all(np.all(np.isfinite(dataset[name])) for name in MEASURES)
     assert (dataset.attrs["train_images"], dataset.attrs["test_images"], dataset.attrs["adapted"]) == (60, 60, ["head"])
     assert dataset.attrs["weights"] == settings.weights
@@ -300,7 +304,7 @@ def assert_one_line(capsys, message):
         (["--weights", "EMPTY"], "weights must be a folder with config.json and model.safetensors, got no"),
         (["--weights", "DAMAGED"], "model.safetensors must be a whole safetensors file, got"),
         (["--config", "vit-base"], "patch_size of config vit-base must be 16, got 4 in"),
-        (["--config", "vit-huge"], "config must be one of tiny, .*, got vit-huge"),
+        (["--config", "vit-huge"], "config must be .*'tiny', 'small', .*, got 'vit-huge'"),
         (["--image-size", "10"], r"image_size must be a multiple of patch_size \(4\), got 10"),
         (["--layers", "all"], "optimizer must be sgd or adam where layers is not 'head', got flow, sgd, adam"),
         (["--layers", "query", "--optimizer", "flow"], "optimizer must be sgd or adam where layers is not 'head'"),
@@ -312,7 +316,7 @@ def assert_one_line(capsys, message):
         (["--rank", "2", "2"], r"rank must name each value once, got \(2, 2\)"),
         (["--alpha", "0.1", "-1"], r"alpha must be positive and finite, got \(0\.1, -1\.0\)"),
         (["--aligned-at", "0.05"], "aligned_at must be positive and below alpha, got 0.05"),
-        (["--batch-size", "61", "--optimizer", "sgd"], "batch_size must be at most 60, got 61"),
+        (["--batch-size", "61", "--optimizer", "sgd"], "batch_size must be at most 60, the training images, got 61"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
         (["--sgd-rate", "nan"], "sgd_rate must be positive and finite, got nan"),
@@ -389,3 +393,34 @@ def test_refuses_to_go_on_with_other_weights_under_the_same_name(weights, copied
         shutil.rmtree(weights)
         kept.rename(weights)
     assert sum(len(load_file(path)) for path in (copied / "adapters").iterdir()) == 11 * 2
+
+
+@pytest.mark.parametrize("layers", ["attention/(query|value)", "attention/(query|value)|head", "all"])
+def test_behind_a_new_head_every_layer_has_a_gradient_to_start_from(weights, layers):
+    settings = VisionSettings(
+        weights=str(weights), limit=30, layers=layers, optimizer=("sgd",), rank=(2,), alpha=(0.1,)
+    )
+    bench, attrs = build(settings)
+    assert min(attrs["gradient_norms"]) > 0
+    for init in INITS:
+        for adapter in starts_of(bench, settings, Unit("sgd", init, 2, (0, 1))):
+            assert np.all(np.isfinite(adapter.a))
+            assert np.all(np.isfinite(adapter.b))
+            assert np.any(adapter.a) or np.any(adapter.b)
+
+
+def test_what_is_exported_classifies_as_the_lane_did(finished, tmp_path):
+    """The frozen model that was trained, not the checkpoint that it came from: its head is another one."""
+    out, settings, _ = finished
+    lane = {"optimizer": "adam", "init": "gaussian-A", "alpha": 0.2, "rank": 2, "seed": 1}
+    base, adapters = export(out, tmp_path / "torch", **lane)
+    model = load_vit(base).model
+    attach(model, *import_peft(adapters))
+    bench, _ = build(settings)
+    images = prepare(load_dataset("digits").test.images[:60], 8, model.config.channels, 0.5, 0.5)
+    expected = load_vision(out).sel(lane).isel(step=-1)
+    accuracy = np.mean(np.asarray(model(images)).argmax(-1) == np.asarray(bench.test[1]))
+    assert accuracy == pytest.approx(float(expected["test_accuracy"]), abs=1e-6)
+    assert not np.any(base_model(settings, 10).model.head.kernel[...])
+    with pytest.raises(InputError, match="folder must be new, got"):
+        export(out, tmp_path / "torch", **lane)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,18 @@ from small import CONFIG, adapters, images, logits, network, shapes
 
 from lora_flow import Adapter, InputError
 from vision.config import CONFIGS
-from vision.lora import Spec, adapters_of, attach, choose, detach, linear_layers, merge, scalings_of, unmerge
+from vision.lora import (
+    Spec,
+    adapters_of,
+    attach,
+    choose,
+    detach,
+    linear_layers,
+    low_rank_product,
+    merge,
+    scalings_of,
+    unmerge,
+)
 
 LAYERS = ("attention/key", "attention/output", "attention/query", "attention/value", "mlp/down", "mlp/up")
 PATHS = (*(f"blocks/{block}/{layer}" for block in (0, 1) for layer in LAYERS), "head")
@@ -53,6 +65,26 @@ def test_an_adapter_is_the_update_of_the_weight_by_s_b_a():
     adapted = logits(carrier(), x)
     np.testing.assert_allclose(adapted, logits(updated, x), atol=2e-5)
     assert jnp.abs(adapted - before).max() > 1
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
+def test_the_product_with_low_rank_factors_has_the_derivatives_of_the_product(batch):
+    """Also for lanes with factors of their own."""
+    rng = np.random.default_rng(0)
+    x, a, b = (jnp.asarray(rng.standard_normal((3, *shape))) for shape in ((*batch, 6), (2, 6), (4, 2)))
+    slope = jnp.asarray(rng.standard_normal((3, *batch, 4)))
+
+    def derivatives(product):
+        def lane(x, a, b, slope):
+            value, pull = jax.vjp(product, x, a, b)
+            return value, *pull(slope)
+
+        return jax.jit(jax.vmap(lane))(x, a, b, slope)
+
+    for found, expected in zip(
+        derivatives(low_rank_product), derivatives(lambda x, a, b: (x @ a.T) @ b.T), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-13)
 
 
 def test_merging_changes_no_logit_and_unmerging_gives_the_weights_back():

@@ -16,7 +16,7 @@ from vision.starts import STARTS, norm, start
 from vision.task import Classification
 
 KEY, ALPHA = jax.random.key(5), 0.03
-LAYERS = ((4, 6), (7, 5))
+LAYERS = ((4, 6), (4, 6))
 GRADIENTS = tuple(jnp.asarray(np.random.default_rng(i).standard_normal(shape)) for i, shape in enumerate(LAYERS))
 
 misaligned = jax.jit(misalignment)

@@ -187,7 +187,7 @@ def described(**other):
         (described(patch_size=None), "config.json must hold image_size, .*, got no patch_size"),
         (described(hidden_size="16"), "config.json must have a positive integer as hidden_size, got 16"),
         (described(patch_size=0), "config.json must have a positive integer as patch_size, got 0"),
-        (described(patch_size=[4, 4]), r"config.json must have a positive integer as patch_size, got \[4, 4\]"),
+        (described(patch_size=[4, 8]), r"config.json must have a positive integer as patch_size, got \[4, 8\]"),
         (described(layer_norm_eps="small"), "config.json must have a positive number as layer_norm_eps, got small"),
         (described(num_attention_heads=3), r"width must be a multiple of heads \(3\), got 16"),
         (described(image_size=10), r"image_size must be a multiple of patch_size \(4\), got 10"),
