@@ -134,7 +134,7 @@ def _diverged(*cells: xr.DataArray) -> str:
     """How many runs have a value that is not finite, in words; "" for none."""
     lost = 0
     for cell in cells:
-        bad = ~np.isfinite(cell)
+        bad = ~xr.apply_ufunc(np.isfinite, cell)
         runs = bad.any("step") if "step" in bad.dims else bad
         lost += int(runs.sum())
     return f"{lost} runs diverged" if lost else ""
