@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from lora_flow.report import log10, mean_and_std, problem_dims, show
 from lora_flow.timeline import phases
 
-LINE_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--"}
+LINE_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -192,7 +192,7 @@ def _until(values: xr.DataArray, until: float | None) -> xr.DataArray:
 
 def _random_inits(dataset: xr.Dataset) -> Sequence[str]:
     inits = [str(name) for name in dataset["init"].values]
-    return [name for name in inits if name != "spectral"] or inits
+    return [name for name in inits if name == "gaussian"] or inits
 
 
 def _alpha_colours(dataset: xr.Dataset) -> list[tuple[float, Any]]:

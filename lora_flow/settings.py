@@ -27,12 +27,13 @@ class Settings:
     """Every setting of a sweep. Where a flag takes several values, all combinations are run."""
 
     init: tuple[str, ...] = ("gaussian",)
-    """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors),
-    lora-one (balanced factors of one step of full gradient descent)."""
+    """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors; needs
+    a rank of at least the shift's), lora-one (balanced factors of one step of full gradient descent; draws nothing)."""
     side: tuple[str, ...] = ("A",)
     """Which factor gaussian draws: A (LoRA's convention, B = 0) or B (the paper's figures, A = 0)."""
     alpha: tuple[float, ...] = (1e-3,)
-    """Initialisation scales: the standard deviation of the random factor's entries."""
+    """Initialisation scales: the standard deviation of the random factor's entries; of lora-one, the size of both
+    factors."""
     rank: tuple[int, ...] = (4,)
     """LoRA ranks, from 1 to the smallest layer dimension."""
     seeds: int = 1

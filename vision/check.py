@@ -102,7 +102,7 @@ def base_model(settings: VisionSettings, classes: int) -> Pretrained:
         folder = SHIPPED if settings.weights == "shipped" else named
     else:
         on_hub = settings.weights.count("/") == 1 and not settings.weights.startswith((".", "/", "~"))
-        require(on_hub, "weights", "be shipped, a folder, or a name on the hub", f"'{settings.weights}'")
+        require(on_hub, "weights", "be shipped, a folder that exists, or a name on the hub", f"'{settings.weights}'")
         folder = fetch(settings.weights)
     dtype = jnp.bfloat16 if settings.precision == "bfloat16" else DTYPE
     weights = load_vit(folder, image_size=settings.image_size or None, classes=classes, dtype=dtype)

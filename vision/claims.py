@@ -80,7 +80,7 @@ def _orderings(dataset: xr.Dataset) -> Iterator[Verdict]:
                 verdict = REVERSED
             first, last = (float(cell.isel(alpha=place).mean()) for place in (0, -1))
             low, high = (float(cell["alpha"][place]) for place in (0, -1))
-            statistic = f"rho = {sign * rho.mean():.2f} over {agree} of {len(rho)} seeds, "
+            statistic = f"rho = {sign * rho.mean():.2f}, as claimed in {agree} of {len(rho)} seeds, "
             statistic += f"{first:.3g} at std {low:g}, {last:.3g} at {high:g}"
             yield Verdict(verdict, claim, where, statistic, at)
 
@@ -97,10 +97,9 @@ def _alignments(dataset: xr.Dataset) -> Iterator[Verdict]:
             continue
         least, at = cell.min("step"), cell.idxmin("step")
         verdict = HOLDS if bool((least < ALIGNED).all()) else FAILS
-        statistic = (
-            f"{float(cell.isel(step=0).mean()):.2f} falls to {float(least.mean()):.2f} near {float(at.mean()):.0f}, "
-            f"{float(cell.isel(step=-1).mean()):.2f} after {int(cell['step'][-1])}"
-        )
+        first, low, last = (float(one.mean()) for one in (cell.isel(step=0), least, cell.isel(step=-1)))
+        statistic = f"{first:.2f} falls to {low:.2f} near step {float(at.mean()):.0f}, {last:.2f} after "
+        statistic += str(int(cell["step"][-1]))
         yield Verdict(verdict, claim, where, statistic)
 
 

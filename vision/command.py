@@ -54,10 +54,12 @@ def tell(out: Path) -> int:
         f"{attrs['adam_rate']:g}, {attrs['steps']} steps; the flow to T = {attrs['sgd_rate'] * attrs['steps']:g}."
     )
     links = [f"![{picture.stem}](figures/{picture.name})" for picture in pictures]
+    about += " rho is Spearman's correlation of the standard deviation with the quantity, mean over seeds."
     parts = ["# LoRA on images: what holds", about, table(["verdict", "claim", "where", "statistic"], rows), *links]
     (out / "report.md").write_text("\n\n".join(parts) + "\n")
     last = {moment(dataset, str(optimizer), report_steps(dataset)[-1]) for optimizer in dataset["optimizer"].values}
     print(*(one for one in found if one.time is None or one.time in last), sep="\n")
-    print(f"{len(found)} verdicts, those at earlier times too: {out / 'report.md'}")
+    print(f"rho is Spearman's correlation of the std with the quantity; {len(found)} verdicts: {out / 'report.md'}")
+    print(f"results: {out / 'results.zarr'} (vision.results.load_vision), final adapters: {out / 'adapters'}")
     print(*(f"picture: {picture}" for picture in pictures), sep="\n")
     return 0

@@ -72,7 +72,7 @@ def starts(dataset: xr.Dataset) -> Figure:
         lambda rank, optimizer, ax: plot_starts(one.sel(rank=rank), optimizer, ax),
     )
     figure.suptitle(
-        rf"Starts at equal norm, that of A with std {alpha:g} (B random: std {alpha:g})", x=0.02, ha="left", fontsize=9
+        f"Four starts: A and B random with std {alpha:g}, the others at A's norm", x=0.02, ha="left", fontsize=9
     )
     return figure
 

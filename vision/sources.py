@@ -80,7 +80,7 @@ def locate(name: str, folder: str | Path | None = None) -> dict[str, Path]:
     if folder is None:
         return _locate_by_itself(name)
     place = Path(folder).expanduser()
-    require(place.is_dir(), "the data's folder", "exist", f"'{place}'")
+    require(place.is_dir(), "data_dir", "be a folder that exists", f"'{place}'")
     found, missing = _search(name, place)
     hint = "put it there, plain or gzipped, or name no folder to have it downloaded"
     require(not missing, f"'{place}'", f"hold the files of {name}", f"no '{''.join(missing[:1])}'; {hint}")

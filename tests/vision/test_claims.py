@@ -145,7 +145,7 @@ def test_adapters_align_where_every_seed_falls_below(lowest, verdict):
     curve = np.array([[1.0, low, 0.9] for low in lowest])[None, None]
     one = only(verdicts(results(alignment=curve)), ALIGNED)
     assert one.verdict == verdict
-    assert one.statistic == f"1.00 falls to {np.mean(lowest):.2f} near 10, 0.90 after 20"
+    assert one.statistic == f"1.00 falls to {np.mean(lowest):.2f} near step 10, 0.90 after 20"
     assert one.where == "SGD, rank 2, A random, std 0.001"
 
 

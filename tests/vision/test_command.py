@@ -30,7 +30,16 @@ from vision.export import export
 from vision.lora import attach
 from vision.measures import MEASURES
 from vision.peft import import_peft
-from vision.results import DONE, Unit, load_adapters, load_vision, saved_steps, units
+from vision.results import (
+    DIVERGED,
+    DONE,
+    Unit,
+    VisionFolder,
+    load_adapters,
+    load_vision,
+    saved_steps,
+    units,
+)
 from vision.settings import INITS, OPTIMIZERS, VisionSettings
 from vision.weights import load_vit, save_vit
 
@@ -265,6 +274,18 @@ def test_layers_within_the_network_are_trained_by_minibatches(weights, tmp_path,
     np.testing.assert_allclose(eqx.filter_jit(bench.task.loss)(tuple(found.values())), stored, rtol=1e-4)
 
 
+def test_a_run_that_diverged_is_stored_with_a_status_of_its_own(tmp_path):
+    settings = dataclasses.replace(QUICK, optimizer=("sgd",), init=("gaussian-A",))
+    folder, (unit,) = VisionFolder.create(tmp_path / "run", settings, MEASURES, {}), units(settings)
+    seen = {name: np.ones((4, 2, 3)) for name in MEASURES}
+    seen["norm_z"] = np.where(np.arange(24).reshape(4, 2, 3) == 23, np.inf, 1.0)
+    assert folder.pending() == [unit]
+    folder.write(unit, seen, {"head": Adapter(np.ones((4, 2, 2, 5)), np.ones((4, 2, 3, 2)))})
+    assert not folder.pending()
+    expected = [[DONE, DONE], [DONE, DONE], [DONE, DONE], [DONE, DIVERGED]]
+    np.testing.assert_array_equal(load_vision(tmp_path / "run")["status"][0, 0, :, 0], expected)
+
+
 def test_units_share_out_all_lanes():
     alone = VisionSettings(optimizer=("sgd",), init=("gaussian-A",), rank=(2, 4), seeds=3)
     assert units(alone) == [Unit("sgd", "gaussian-A", rank, (0, 1, 2)) for rank in (2, 4)]
@@ -299,7 +320,7 @@ def assert_one_line(capsys, message):
     [
         (["--data", "minst"], r"data must be 'digits', .*, got 'minst' \(did you mean 'mnist'\?\)"),
         (["--data", "mnist", "--data-dir", "CUT"], "train-images-idx3-ubyte' must hold 816 bytes .*, got 815"),
-        (["--data", "mnist", "--data-dir", "NONE"], "the data's folder must exist, got"),
+        (["--data", "mnist", "--data-dir", "NONE"], "data_dir must be a folder that exists, got"),
         (["--weights", "NONE"], r"weights must be shipped, a folder, or a name on the hub, got '.*none'"),
         (["--weights", "EMPTY"], "weights must be a folder with config.json and model.safetensors, got no"),
         (["--weights", "DAMAGED"], "model.safetensors must be a whole safetensors file, got"),

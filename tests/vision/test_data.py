@@ -184,7 +184,7 @@ def test_a_given_folder_is_never_filled_by_a_download(tmp_path, monkeypatch):
     (tmp_path / IDX[3]).unlink()
     with pytest.raises(InputError, match=f"'{tmp_path}' must hold the files of mnist, got no '{IDX[3]}'; put it there"):
         load_dataset("mnist", tmp_path)
-    with pytest.raises(InputError, match=f"the data's folder must exist, got '{tmp_path}/none'"):
+    with pytest.raises(InputError, match=f"data_dir must be a folder that exists, got '{tmp_path}/none'"):
         load_dataset("cifar10", tmp_path / "none")
     with pytest.raises(InputError, match=r"dataset must be 'digits', .*, got 'minst' \(did you mean 'mnist'"):
         load_dataset("minst", tmp_path)
