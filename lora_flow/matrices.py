@@ -105,7 +105,7 @@ def spectral_norm(matrix: Matrix) -> Array:
 
 def singular_triplets(
     matrix: Matrix, count: int
-) -> tuple[Float[Array, "rows {count}"], Float[Array, " {count}"], Float[Array, "{count} columns"]]:
+) -> tuple[Float[Array, "rows k"], Float[Array, " k"], Float[Array, "k columns"]]:
     """(U, S, V^T) of the largest singular values, at most as many as the smaller dimension."""
     if isinstance(matrix, Diagonal):
         order = jnp.argsort(-jnp.abs(matrix.values))[:count]

@@ -207,14 +207,15 @@ def starts_of(bench: Bench, settings: VisionSettings, unit: Unit) -> Adapters:
     """The adapters of a unit's lanes, `(lanes, ...)`: alphas, and for each of them seeds."""
     alphas, seeds = map(np.array, zip(*_lanes(settings, unit), strict=True))
 
-    @jax.jit
-    def draw(alphas: Array, seeds: Array, gradients: tuple[Array, ...]) -> Adapters:
-        def one(alpha: Array, seed: Array) -> Adapters:
-            return start(unit.init, jax.random.key(seed), gradients, rank=unit.rank, alpha=alpha)
+    return _draw(unit.init, unit.rank, alphas, seeds, bench.gradients)
 
-        return jax.vmap(one)(alphas, seeds)
 
-    return draw(alphas, seeds, bench.gradients)
+@eqx.filter_jit
+def _draw(init: str, rank: int, alphas: Any, seeds: Any, gradients: tuple[Array, ...]) -> Adapters:
+    def one(alpha: Array, seed: Array) -> Adapters:
+        return start(init, jax.random.key(seed), gradients, rank=rank, alpha=alpha)
+
+    return jax.vmap(one)(alphas, seeds)
 
 
 def _look(task: Classification, adapters: Adapters, shared: Any) -> dict[str, Array]:
