@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, Float, Int, PyTree
 
-GROWTH = 0.2  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong
+GROWTH = 0.1  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong
 
 ROUNDING_SHARE = 0.03  # of the residual, that rounding may make of it
 ROUNDING_FLOOR = 50.0  # in eps: below a relative residual of 3e-13, a relative loss of 1e-25, rounding may show

@@ -60,6 +60,7 @@ def test_where_stability_binds_it_is_right_and_takes_a_tenth_of_the_steps(stiff)
     assert auto.stats["num_steps"] < 0.1 * tsit5.stats["num_steps"]
 
 
+@pytest.mark.long
 def test_rounding_neither_spoils_a_stiff_plateau_nor_holds_the_step():
     """Relative losses down to 1e-27, where the slope is rounding and dt rho would like to be 10^4."""
     problem = aligned_problem(jax.random.key(0), shift_scale=100.0)

@@ -156,6 +156,7 @@ class TestGradients:
         problem = Factorization(w1=w1, w2=w2, shift=shift)
         return jnp.log(solve(problem, adapters, t1=1.0, saves=3, rtol=1e-9, adjoint=adjoint).observables["loss"][-1])
 
+    @pytest.mark.long
     def test_with_respect_to_weights_shift_and_adapters(self):
         values = [self.problem.w1, self.problem.w2, self.problem.shift, self.start]
         gradients = jax.grad(self.log_loss, argnums=(0, 1, 2, 3))(*values)
