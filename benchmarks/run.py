@@ -27,7 +27,7 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, help="which jobs; all unless given, a to d with --gpu")
-    parser.add_argument("--quick", action="store_true", help="smaller tasks and fewer rounds, under 3 minutes")
+    parser.add_argument("--quick", action="store_true", help="smaller tasks, fewer peers and fewer rounds")
     parser.add_argument("--gpu", action="store_true", help="on a GPU, or one line where there is none")
     parser.add_argument("--out", type=Path, help="the results; benchmarks/results/{cpu,gpu,quick}.json unless given")
     arguments = parser.parse_args()

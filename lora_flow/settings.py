@@ -71,7 +71,7 @@ class Settings:
     Dopri5, Dopri8, Bosh3 or Heun. (From Python, any of diffrax's.)"""
     rtol: float = 5e-4
     """Tolerance, relative to the factors and to the residual. The default keeps the loss within 0.05 decades, down to
-    1e-24 of its start."""
+    1e-24."""
     max_steps: int = 100_000
     """Solver steps after which a run is given up; its status is then max_steps."""
     batch_size: int = 64

@@ -55,7 +55,7 @@ def saved_steps(steps: int) -> np.ndarray:
 
 
 class VisionFolder:
-    """One run's folder. `open` makes it or goes on with it; `load_vision` reads a finished one."""
+    """One run's folder. `create` makes it, `resume` goes on with it; `load_vision` reads a finished one."""
 
     def __init__(self, path: Path, settings: VisionSettings):
         self.path, self.settings = path, settings
