@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from lora_flow.adapter import Adapters
-from lora_flow.flow import vector_field
 from lora_flow.observables import Direction, principal_directions
-from lora_flow.problem import Factorization, Problem, matrix_rank
+from lora_flow.offset import Offset
+from lora_flow.problem import Factorization, Problem, matrix_rank, vector_field
 
 
 def analyse(problem: Problem, adapters: Adapters) -> dict[str, np.ndarray]:
@@ -41,7 +41,11 @@ def analyse(problem: Problem, adapters: Adapters) -> dict[str, np.ndarray]:
     finite: Any = jax.tree.unflatten(jax.tree.structure(adapters), kept)  # of NumPy's arrays
     directions = jax.tree.map(np.asarray, principal_directions(problem))
     named = _of_the_flow(problem, finite, directions) | _alignment(finite, directions)
-    if isinstance(problem, Factorization):
+    if isinstance(problem, Offset) and isinstance(problem.problem, Factorization):
+        joined = _of_the_update(problem.problem, jax.tree.map(np.asarray, problem.joined(finite)))
+        count = min(*problem.problem.shift.shape, 2 * adapters[0].rank)
+        named |= joined | {"update_singular_values": joined["update_singular_values"][..., :count]}
+    elif isinstance(problem, Factorization):
         named |= _of_the_update(problem, finite)
     for values in named.values():
         values[~reached] = np.nan

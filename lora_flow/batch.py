@@ -18,6 +18,7 @@ from lora_flow.compiling import jit_once
 from lora_flow.flow import Integrator, Trajectory, solve_lane
 from lora_flow.initialization import initialize
 from lora_flow.observables import Direction
+from lora_flow.offset import offset_where
 
 Setting = tuple[Any, tuple[Direction, ...]]  # a problem, or several stacked, and its principal directions
 
@@ -32,27 +33,35 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[...
     """A function that solves one batch on each device: each runs a loop of its own, none waits for another's steps.
 
     `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
+    `shifted` says which lanes have their weights offset by their start; None where no lane has.
     `threads` says whether CPU devices may share out one product to several; it changes the rounding.
     """
     mesh, lanes = lane_sharding(devices).mesh, PartitionSpec("lanes")
 
     def solve_round(
-        settings: Setting, which: Array | None, start: Adapters, t1: Array, times: Array, integrator: Integrator
+        settings: Setting,
+        which: Array | None,
+        shifted: Array | None,
+        start: Adapters,
+        t1: Array,
+        times: Array,
+        integrator: Integrator,
     ) -> Trajectory:
         arrays, rest = eqx.partition((settings, t1, times, integrator), eqx.is_array)
 
-        def solve_batch(arrays: Any, which: Array | None, start: Adapters) -> Trajectory:
+        def solve_batch(arrays: Any, which: Array | None, shifted: Array | None, start: Adapters) -> Trajectory:
             settings, t1, times, integrator = eqx.combine(arrays, rest)
 
-            def lane(index: Array | None, adapters: Adapters) -> Trajectory:
+            def lane(index: Array | None, shifted: Array | None, adapters: Adapters) -> Trajectory:
                 problem, directions = _pick(settings, index)
+                problem = offset_where(shifted, problem, adapters)
                 return solve_lane(problem, adapters, directions, t1, times, integrator)
 
-            return jax.vmap(lane)(which, start)
+            return jax.vmap(lane)(which, shifted, start)
 
-        return jax.shard_map(
-            solve_batch, mesh=mesh, in_specs=(PartitionSpec(), lanes, lanes), out_specs=lanes, check_vma=False
-        )(arrays, which, start)
+        specs = PartitionSpec(), lanes, lanes, lanes
+        batched = jax.shard_map(solve_batch, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
+        return batched(arrays, which, shifted, start)
 
     options = {"xla_cpu_multi_thread_eigen": threads} if devices[0].platform == "cpu" else None
     jit: Any = eqx.filter_jit  # whose overloads leave out what it passes on to jax.jit

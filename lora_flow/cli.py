@@ -174,6 +174,27 @@ class Theory:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inits:
+    """List the initialisations: formula, what each asks for, and whether it offsets the frozen weights.
+
+    alpha multiplies both factors; G = -dL/dW = U S V^T is the negative gradient at the pretrained weight W, s the
+    scaling, r the rank. Those marked "offset" freeze W - s B A, so that the function does not change at t = 0.
+
+    For example: lora-flow inits
+    """
+
+    def run(self) -> int:
+        start_jax(Settings())
+        from lora_flow.initialization import INITIALIZATIONS
+
+        width = max(map(len, INITIALIZATIONS))
+        for name, scheme in INITIALIZATIONS.items():
+            asks = f"; asks for {scheme.asks}" if scheme.asks else ""
+            print(f"{name:{width}}  {scheme.about}{asks}{'; offset' if scheme.offset else ''}")
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Vision:
     """Check the theory on images: a Vision Transformer whose layers carry LoRA, by gradient flow, SGD and Adam.
 
@@ -207,7 +228,7 @@ class Vision:
         return check(Path(self.out), self.settings, self.resume, self.overwrite)
 
 
-Command = Sweep | Plot | Figure | Theory | Vision
+Command = Sweep | Plot | Figure | Theory | Inits | Vision
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lora-flow: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(_storage_error(error, command.out), file=sys.stderr)
+        print(_storage_error(error, getattr(command, "out", "standard output")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         stored = "; what was solved is stored, --resume goes on" if isinstance(command, Sweep | Figure | Vision) else ""
@@ -253,9 +274,9 @@ def _tyro(arguments: list[str], default: Sweep | Vision | None = None) -> Comman
     """Parses the flags; `default` replaces what a command starts from."""
     commands: Any = Command
     if isinstance(default, Sweep):
-        commands = Annotated[Sweep, tyro.conf.subcommand(default=default)] | Plot | Figure | Theory | Vision
+        commands = Annotated[Sweep, tyro.conf.subcommand(default=default)] | Plot | Figure | Theory | Inits | Vision
     elif default is not None:
-        commands = Sweep | Plot | Figure | Theory | Annotated[Vision, tyro.conf.subcommand(default=default)]
+        commands = Sweep | Plot | Figure | Theory | Inits | Annotated[Vision, tyro.conf.subcommand(default=default)]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -300,7 +321,7 @@ def _draw(out: str) -> int:
     mpl.use("Agg")
     from lora_flow.experiments import EXPERIMENTS
     from lora_flow.figures import save, save_figures
-    from lora_flow.report import about, failed, final_values, report
+    from lora_flow.report import about, failed, final_values, report, warnings
     from lora_flow.store import load_figure
     from lora_flow.theory.predictions import predictions
 
@@ -320,9 +341,10 @@ def _draw(out: str) -> int:
     else:
         pictures, notes = save_figures(datasets[""], folder, "sweep"), ""
     links = [str(picture.relative_to(out)) for picture in pictures]
-    told = {run: [about(one), final_values(one), predictions(one)] for run, one in datasets.items()}
+    told = {run: [about(one), final_values(one), warnings(one), predictions(one)] for run, one in datasets.items()}
     (Path(out) / "report.md").write_text(report(told, links, notes))
     print(notes or final_values(datasets[""]))
+    print(*filter(None, map(warnings, datasets.values())), sep="\n")
     print(*(f"picture: {picture}" for picture in pictures), f"report: {Path(out) / 'report.md'}", sep="\n")
     ended = failed(datasets.values())
     total = sum(dataset["status"].size for dataset in datasets.values())

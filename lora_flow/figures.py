@@ -108,7 +108,7 @@ def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
 def _phases_end(spans: xr.Dataset, t1: float) -> float:
     """A time by which all the phases can be seen."""
     ends = [1.4 * float(spans["t_plateau"]), 4 * float(spans["t1"])]
-    return min([t1, *(max(end, 4 * float(spans["t1"])) for end in ends if np.isfinite(end))])
+    return min([t1, *(max(end, 4 * float(spans["t1"])) for end in ends if end > 0)])
 
 
 def band(values: xr.DataArray, ax: Axes, **style: Any) -> None:

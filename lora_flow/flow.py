@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
 from lora_flow.automatic import Automatic
 from lora_flow.chebyshev import RungeKuttaChebyshev
 from lora_flow.checks import PrecisionWarning, concrete, require, require_choice
 from lora_flow.control import ResidualController
-from lora_flow.observables import Direction, measure, observables, principal_directions
-from lora_flow.problem import HasField, HasGrowthBound, Problem, check_problem
+from lora_flow.flows import Flow, Plain, parse_flow
+from lora_flow.observables import Direction, Measurement, measure, observables, principal_directions
+from lora_flow.offset import Offset
+from lora_flow.problem import HasGrowthBound, Problem, check_problem, vector_field
 
 RTOL = 5e-4
 MAX_STEPS = 100_000
@@ -69,6 +71,7 @@ def solve(
     *,
     t1: float | Array,
     saves: int | ArrayLike | Sequence[float] = 101,
+    flow: Flow | str = "plain",
     solver: diffrax.AbstractSolver | str = "auto",
     rtol: float | Array = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
@@ -88,6 +91,8 @@ def solve(
     - `adapters`: the start, a tuple with one `Adapter(a, b)` for each layer.
     - `t1`: the end, in gradient-flow time (n steps of gradient descent with step eta reach t = n eta).
     - `saves`: a number of equally spaced times, 0 and t1 included, or the times themselves.
+    - `flow`: what becomes of the negative gradient, one of `lora_flow.flows`: `ScaledGD(damping)` for instance; or its
+      name and number, "scaled:1e-3". "plain" is gradient flow, the equations above.
     - `solver`: "auto", which is `Tsit5` until stability limits the step, then `RungeKuttaChebyshev`; or the name
       of another in `SOLVERS`; or any diffrax solver.
     - `rtol`: the tolerance of `ResidualController`, relative to the factors and to the residual.
@@ -104,8 +109,11 @@ def solve(
     """
     check_problem(problem)
     times = save_times(t1, saves)
-    adapters = _check_adapters(problem, adapters)
+    adapters = check_adapters(problem, adapters)
+    driven = parse_flow(flow) if isinstance(flow, str) else flow
+    driven.check_start(adapters)
     how = integrator(
+        flow=driven,
         solver=solver,
         rtol=rtol,
         stepsize_controller=stepsize_controller,
@@ -151,6 +159,7 @@ def save_times(
 class Integrator(eqx.Module):
     """How to step and what to keep, checked; arrays for what may change without recompiling."""
 
+    flow: Flow
     solver: diffrax.AbstractSolver
     rtol: Array
     stepsize_controller: diffrax.AbstractStepSizeController | None
@@ -163,6 +172,7 @@ class Integrator(eqx.Module):
 def integrator(
     *,
     adjoint: diffrax.AbstractAdjoint,
+    flow: Flow = Plain(),  # noqa: B008  (it holds nothing that changes)
     solver: diffrax.AbstractSolver | str = "auto",
     rtol: float | Array = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
@@ -177,7 +187,11 @@ def integrator(
     tolerance, first = concrete(rtol), None if dt0 is None else concrete(dt0)
     require(tolerance is None or 0 < tolerance < 1, "rtol", "lie between 0 and 1", rtol)
     require(first is None or (np.isfinite(first) and first > 0), "dt0", "be positive", dt0)
-    solver = _named(solver, adjoint, own_control=stepsize_controller is None) if isinstance(solver, str) else solver
+    plain = isinstance(flow, Plain)
+    if isinstance(solver, str):
+        solver = _named(solver, adjoint, own_control=stepsize_controller is None, plain=plain)
+    stabilised = isinstance(solver, RungeKuttaChebyshev | Automatic)
+    require(plain or not stabilised, "solver", "be of another kind than RKC for a flow that is not plain", "RKC")
     if stepsize_controller is None:
         require(
             isinstance(solver, diffrax.AbstractAdaptiveSolver),
@@ -194,17 +208,19 @@ def integrator(
             stacklevel=3,
         )
     start = None if dt0 is None else jnp.asarray(dt0)
-    return Integrator(solver, jnp.asarray(rtol, float), stepsize_controller, start, adjoint, max_steps, save_adapters)
+    return Integrator(
+        flow, solver, jnp.asarray(rtol, float), stepsize_controller, start, adjoint, max_steps, save_adapters
+    )
 
 
-def _named(name: str, adjoint: diffrax.AbstractAdjoint, own_control: bool) -> diffrax.AbstractSolver:
+def _named(name: str, adjoint: diffrax.AbstractAdjoint, own_control: bool, plain: bool) -> diffrax.AbstractSolver:
     require_choice("solver", name, SOLVERS, "or a diffrax solver")
     kind: Any = "lax" if isinstance(adjoint, diffrax.ForwardMode) else "checkpointed"
     if name == "RKC":
         return RungeKuttaChebyshev(scan_kind=kind, tell_rounding=own_control)
     if name != "auto":
         return getattr(diffrax, name)()
-    return Automatic(RungeKuttaChebyshev(scan_kind=kind)) if own_control else diffrax.Tsit5()
+    return Automatic(RungeKuttaChebyshev(scan_kind=kind)) if own_control and plain else diffrax.Tsit5()
 
 
 def solve_lane(
@@ -217,7 +233,7 @@ def solve_lane(
 ) -> Trajectory:
     """One lane, unchecked and not compiled: the part of `solve` that is written once and batched from outside."""
     state, unflatten = ravel_pytree(adapters)  # one array: the solver's sums are then one operation each
-    field = vector_field(problem)
+    field = velocity(problem, how.flow)
 
     def look(state: Array) -> Any:
         seen = unflatten(state)
@@ -241,26 +257,30 @@ def solve_lane(
             throw=False,
         )
         saved, final = solution.ys
-        reached = _finite(saved)
-        saved = _where(reached, saved, 0.0)
+        reached = finite(saved)
+        saved = where(reached, saved, 0.0)
         loss, measurements = jax.vmap(look)(saved) if afterwards else saved
-    named = {
-        name: jnp.where(reached, values, jnp.nan)
-        for name, values in {"loss": loss, **observables(measurements)}.items()
-    }
+    named = observed(loss, measurements, reached, how.flow)
     ok = solution.result == diffrax.RESULTS.successful
     stopped = solution.result == diffrax.RESULTS.max_steps_reached
     status = jnp.where(ok & jnp.all(reached), 0, jnp.where(stopped, 1, 2))
     stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
-    history = jax.vmap(unflatten)(_where(reached, saved, jnp.nan)) if how.save_adapters else None
+    history = jax.vmap(unflatten)(where(reached, saved, jnp.nan)) if how.save_adapters else None
     return Trajectory(times, named, unflatten(final[0]), status, stats, history)
 
 
-def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:
-    """The problem's own field where it has one, else -grad of its loss."""
-    if isinstance(problem, HasField):
-        return problem.field
-    return lambda adapters: jax.tree.map(jnp.negative, jax.grad(problem.loss)(adapters))
+def observed(
+    loss: Array, measurements: tuple[Measurement, ...], reached: Bool[Array, " time"], flow: Flow
+) -> dict[str, Float[Array, " time"]]:
+    """The observables of a trajectory by name, NaN where it did not come."""
+    named = {"loss": loss, **observables(measurements, flow.conserves)}
+    return {name: jnp.where(reached, values, jnp.nan) for name, values in named.items()}
+
+
+def velocity(problem: Problem, flow: Flow) -> Callable[[Adapters], Adapters]:
+    """The right-hand side: what the flow makes of the problem's negative gradient."""
+    field = vector_field(problem)
+    return lambda adapters: flow(field(adapters), adapters)
 
 
 @eqx.filter_jit
@@ -284,15 +304,19 @@ def _controller(
 ) -> diffrax.AbstractStepSizeController:
     if how.stepsize_controller is not None:
         return how.stepsize_controller
+    seen = unflatten
+    if isinstance(problem, Offset):  # progress is measured on the problem that it stands for
+        joined, problem = problem.joined, problem.problem
+        seen = lambda state: joined(unflatten(state))  # noqa: E731
     start = problem.loss(zero_adapters(problem.layers, rank=1))
 
     def relative_residual(state: Array) -> Array:
-        return jax.lax.stop_gradient(jnp.sqrt(problem.loss(unflatten(state)) / start))
+        return jax.lax.stop_gradient(jnp.sqrt(problem.loss(seen(state)) / start))
 
     controller = ResidualController(
         how.rtol,
         relative_residual=relative_residual,
-        growth_bound=_growth_bound(problem, directions, unflatten, relative_residual),
+        growth_bound=_growth_bound(problem, directions, seen, relative_residual),
         factors=unflatten,
     )
     if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
@@ -323,20 +347,20 @@ def _growth_bound(
     return lambda state: fastest * relative_residual(state)
 
 
-def _finite(saved: Any) -> Array:
+def finite(saved: Any) -> Array:
     """At which times everything is finite: diffrax leaves infinities where a failed run did not come."""
     leaves = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(saved)]
     return jnp.all(jnp.stack(leaves), axis=0)
 
 
-def _where(reached: Array, saved: Any, otherwise: float) -> Any:
+def where(reached: Array, saved: Any, otherwise: float) -> Any:
     """Another value in place of what was saved at times that were not reached."""
     return jax.tree.map(
         lambda leaf: jnp.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 1)), leaf, otherwise), saved
     )
 
 
-def _check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:
+def check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:
     layers = problem.layers
     require(
         len(adapters) == len(layers), "adapters", f"hold one Adapter for each of {len(layers)} layers", len(adapters)

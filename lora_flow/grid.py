@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,9 +12,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
+from lora_flow.adapter import Adapters
 from lora_flow.checks import InputError, require, require_choice
-from lora_flow.initialization import INITIALIZATIONS, SIDES, check_alpha, check_rank
+from lora_flow.flows import Flow
+from lora_flow.initialization import INITIALIZATIONS, SIDES, check_alpha, check_rank, initialize
 from lora_flow.labels import LANE_DIMS
 from lora_flow.problem import Problem, check_problem, task_rank
 
@@ -95,7 +99,24 @@ class Grid:
             needed, smallest = max(map(task_rank, problems.members)), min(grid.rank)
             must = f"be at least {needed}, the rank of the shift, for init spectral"
             require(smallest >= needed, "rank", must, smallest)
+        for name in set(grid.init) - {"gaussian", "spectral"}:
+            for r in grid.rank:  # what a scheme asks of the problem is refused while it is traced
+                jax.eval_shape(functools.partial(grid._draw_one, problems, name, r), jax.random.key(0))
         return grid
+
+    def check_starts(self, problems: Problems, flow: Flow) -> None:
+        """Raises where the flow is not defined at a start: a draw of every scheme and rank is tried."""
+        if flow.always_defined:
+            return
+        for name in self.init:
+            for r in self.rank:
+                try:
+                    flow.check_start(self._draw_one(problems, name, r, jax.random.key(0)))
+                except InputError as error:
+                    raise InputError(f"{error} (init {name}, rank {r})") from None
+
+    def _draw_one(self, problems: Problems, name: str, rank: int, key: Array) -> Adapters:
+        return initialize(name, key, problems.members[0], rank=rank, alpha=self.alpha[0], side=self.side[0])
 
     @property
     def axes(self) -> dict[str, Sequence[Any]]:

@@ -62,5 +62,7 @@ _ABOUT = {
     "loss_signal": "part of the loss along the shift's singular vectors",
     "loss_rest": "part of the loss across the shift's singular vectors",
     "steps": "solver steps, rejected ones included",
+    "dead_directions": "directions of the rank that are zero in both factors and never move, over all layers",
+    "loss_floor": "least loss of any adapters of that rank from that start's frozen weights",
     "status": "how the lane ended",
 }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lora_flow.checks import require
+from lora_flow.checks import InputError, concrete, require
 
 WRITTEN_OUT = 1024  # the largest dimension at which matrices are made, and decomposed, without being asked for
 
@@ -72,6 +72,28 @@ class Diagonal(eqx.Module):
 
 
 Matrix = Array | np.ndarray | Diagonal
+
+
+def as_matrix(name: str, value: Any) -> Array | Diagonal:
+    """The value as a finite matrix of JAX's default floating-point type, or `InputError` under that name."""
+    if isinstance(value, Diagonal):
+        values = concrete(value.values)
+        lost = 0 if values is None else int(np.sum(~np.isfinite(values)))
+        require(lost == 0, name, "be finite", f"{lost} entries that are NaN or infinite")
+        return value
+    try:
+        require(not np.iscomplexobj(value), name, "be a matrix of real numbers", "complex ones")
+        array = jnp.asarray(value, dtype=float)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name} must be a matrix of real numbers, got {type(value).__name__}") from error
+    require(array.ndim == 2, name, "be a matrix", f"shape {array.shape}")
+    require(array.size > 0, name, "have at least one entry", f"shape {array.shape}")
+    values = concrete(array)
+    bad = 0 if values is None else int(np.sum(~np.isfinite(values)))
+    require(bad == 0, name, "be finite", f"{bad} entries that are NaN or infinite")
+    return array
 
 
 def dense(matrix: Matrix) -> Any:
@@ -156,6 +178,25 @@ def gram_schmidt(
     return jax.lax.fori_loop(0, count, orthogonalise, (jnp.zeros_like(x), jnp.zeros((count, count), x.dtype)))
 
 
+def solve_gram(x: Float[Array, "rows columns"], y: Float[Array, "columns k"]) -> Float[Array, "columns k"]:
+    """z with x^T x z = y and 0 in the places of columns of x that depend on earlier ones; without LAPACK."""
+    _, r = gram_schmidt(x)
+    size = jnp.diagonal(r)
+    independent = size > x.shape[0] * jnp.finfo(x.dtype).eps * jnp.linalg.norm(x, axis=0)
+    inverse = jnp.where(independent, 1 / jnp.where(independent, size, 1.0), 0.0)
+    count = len(size)
+
+    def down(j: Any, z: Array) -> Array:  # R^T z = y
+        return z.at[j].set(inverse[j] * (y[j] - r[:, j] @ z))
+
+    def up(i: Any, z: Array) -> Array:  # R z = the z of before
+        j = count - 1 - i
+        above = jnp.where(jnp.arange(count) > j, r[j], 0.0)
+        return z.at[j].set(inverse[j] * (z[j] - above @ z))
+
+    return jax.lax.fori_loop(0, count, up, jax.lax.fori_loop(0, count, down, jnp.zeros_like(y)))
+
+
 @jax.custom_jvp
 def squared_norm_of_product(x: Float[Array, "m k"], y: Float[Array, "k n"]) -> Float[Array, ""]:
     """||x y||_F^2 from the triangular factors of x and y^T, in O((m + n) k^2).
@@ -217,3 +258,8 @@ def _product(power: Float[Array, "n n *batch"]) -> Float[Array, "n n *batch"]:
 def positive(values: Array) -> Array:
     """The values to divide by, 1 in place of 0: what is divided is then 0 as well."""
     return jnp.where(values > 0, values, 1.0)
+
+
+def root(values: Array) -> Array:
+    """The square root, with a derivative of zero at zero."""
+    return jnp.where(values > 0, jnp.sqrt(positive(values)), 0.0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.matrices import dominant, positive, top_eigenvectors, top_pair
+from lora_flow.matrices import dominant, positive, root, top_eigenvectors, top_pair
 from lora_flow.problem import Problem, linearised_task
 
 
@@ -65,7 +65,9 @@ def measure(adapters: Adapters, directions: tuple[Direction, ...]) -> tuple[Meas
     return tuple(map(one, adapters, directions))
 
 
-def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array, " time"]]:
+def observables(
+    measurements: tuple[Measurement, ...], conserved: float | Float[Array, ""] = 1.0
+) -> dict[str, Float[Array, " time"]]:
     """Named observables over time, from measurements whose leading axis is time.
 
     For layer i, with (l, r) its principal direction and gamma_i = (l; r)/sqrt(2):
@@ -78,8 +80,9 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
     - `norm_b1a1`, ...: the spectral norms of the products B_i A_i; their ratio says which adapter is selected.
     - `norm_along1`, `norm_across1`, ...: ||gamma_i^T Z_i|| and the Frobenius norm of the rest of Z_i.
     - `overlap_1`, ...: l^T B_i A_i r, which the paper's T1 is read from.
-    - `drift`: the largest over layers of ||C_i(t) - C_i(0)||_F / ||Z_i(t)||^2, with C_i = A_i A_i^T - B_i^T B_i.
-      Gradient flow conserves C_i, so this is an error of the integration.
+    - `drift`: the largest over layers of ||C_i(t) - C_i(0)||_F / ||Z_i(t)||^2, with
+      C_i = `conserved` A_i A_i^T - B_i^T B_i. Gradient flow conserves C_i with 1, LoRA+ with its ratio, so this is an
+      error of the integration; NaN where `conserved` is, for flows without such a quantity.
     """
     measurements = _padded(measurements)
     grams = jnp.stack([m.across + m.along[..., :, None] * m.along[..., None, :] for m in measurements])
@@ -96,15 +99,15 @@ def observables(measurements: tuple[Measurement, ...]) -> dict[str, Float[Array,
         total = cosine2 + sine2
         named["alignment_error" if i == 1 else f"alignment_error_{i}"] = sine2 / total / (1 + jnp.sqrt(cosine2 / total))
         named[f"norm_z{i}"] = jnp.sqrt(squared_norm)
-        named[f"norm_b{i}a{i}"] = _root(share * _trace(measured.gram_b) * _trace(measured.gram_a))
-        named[f"norm_along{i}"] = _root(jnp.sum(measured.along**2, axis=-1))
-        named[f"norm_across{i}"] = _root(_trace(measured.across))
+        named[f"norm_b{i}a{i}"] = root(share * _trace(measured.gram_b) * _trace(measured.gram_a))
+        named[f"norm_along{i}"] = root(jnp.sum(measured.along**2, axis=-1))
+        named[f"norm_across{i}"] = root(_trace(measured.across))
         named[f"overlap_{i}"] = jnp.einsum("...i,...i->...", measured.left, measured.right)
-        imbalance = measured.gram_a - measured.gram_b
+        imbalance = conserved * measured.gram_a - measured.gram_b
         change = jnp.sum((imbalance - imbalance[..., :1, :, :]) ** 2, axis=(-2, -1))
         moved = (change > 0) & (squared_norm > 0)
         drift = jnp.sqrt(jnp.where(moved, change, 1.0)) / jnp.where(moved, squared_norm, 1.0)
-        drifts.append(jnp.where(moved, drift, 0.0))
+        drifts.append(jnp.where(jnp.isnan(conserved), jnp.nan, jnp.where(moved, drift, 0.0)))
     named["drift"] = jnp.max(jnp.stack(drifts), axis=0)
     return named
 
@@ -156,8 +159,3 @@ def _trace(matrices: Matrices) -> Float[Array, "*time"]:
 
 def _over_its_trace(grams: Matrices) -> Matrices:
     return grams / positive(_trace(grams))[..., None, None]
-
-
-def _root(values: Array) -> Array:
-    """The square root, with a derivative of zero at zero."""
-    return jnp.where(values > 0, jnp.sqrt(positive(values)), 0.0)

@@ -25,8 +25,11 @@ from lora_flow.batch import draw, lane_sharding, round_solver
 from lora_flow.canonical import Canonical, canonical_all
 from lora_flow.checks import require
 from lora_flow.flow import Integrator, integrator, save_times
+from lora_flow.flows import Flow, parse_flow
 from lora_flow.grid import Grid, Problems, stack
+from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.labels import PENDING, label
+from lora_flow.lanes import Values, detail_values, start_values
 from lora_flow.matrices import WRITTEN_OUT, Diagonal
 from lora_flow.observables import Measurement, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, on_host
@@ -34,8 +37,6 @@ from lora_flow.problem import Factorization, Problem, fastest_rate, on_host
 BATCH_SIZE = 64
 THREADED = 256  # the dimension above which a product is worth the threads of a CPU
 PRICE_OF_A_STEP = 16  # in lanes: what a batch's steps take beyond what is in proportion to its size
-
-Values = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """The size of the result, without making it."""
-        return self.grid.size * (5 + 8 * sum(int(np.prod(shape)) for shape in self._shapes.values()))
+        return self.grid.size * (17 + 8 * sum(int(np.prod(shape)) for shape in self._shapes.values()))
 
     def empty(self) -> xr.Dataset:
         """The result before any lane has run: NaN everywhere, and status -1."""
@@ -93,7 +94,12 @@ class Plan:
         over_time = {
             name: ((*dims, *modes[: len(own)]), np.full((*shape, *own), np.nan)) for name, own in self._shapes.items()
         }
-        lanes = {"status": np.full(shape, PENDING, np.int8), "steps": np.zeros(shape, np.int32)}
+        lanes = {
+            "status": np.full(shape, PENDING, np.int8),
+            "steps": np.zeros(shape, np.int32),
+            "dead_directions": np.zeros(shape, np.int32),
+            "loss_floor": np.full(shape, np.nan),
+        }
         dataset = xr.Dataset(
             over_time | {name: (dims, values) for name, values in lanes.items()},
             coords={dim: list(values) for dim, values in axes.items()} | {"time": self.times} | self._gains(),
@@ -118,14 +124,14 @@ class Plan:
             bar.set_description("compiling")
             for first in range(0, len(pending), len(devices)):
                 lanes = [self.batches[i] for i in pending[first : first + len(devices)]]
-                which, start, bases = self._start(lanes, len(devices))
-                which, start = jax.device_put((which, start), lane_sharding(tuple(devices)))
-                solved = on_host(solve_round(settings, which, start, t1, times, self.integrator))
+                which, shifted, start, bases = self._start(lanes, len(devices))
+                placed = jax.device_put((which, shifted, start), lane_sharding(tuple(devices)))
+                solved = on_host(solve_round(settings, *placed, t1, times, self.integrator))
                 bar.set_description("solving")
                 for device, numbers in enumerate(lanes):
                     offset = device * self.batch_size
                     part = slice(offset, offset + len(numbers))
-                    mine = jax.tree.map(lambda leaf, part=part: leaf[part], (solved, bases))
+                    mine = jax.tree.map(lambda leaf, part=part: leaf[part], (solved, start, bases))
                     yield numbers, self._values(numbers, *mine)
                     bar.update(len(numbers))
 
@@ -144,8 +150,8 @@ class Plan:
         turned = canonical_all(members, rank=max(self.grid.rank))
         return stack(turned) if self.problems.axes else turned[0]
 
-    def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, Any, Any]:
-        """Problem indices, initial adapters and their bases of one round, `(devices * batch_size, ...)`.
+    def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, np.ndarray | None, Any, Any]:
+        """Problem indices, whose weights are offset, initial adapters and their bases, `(devices * batch_size, ...)`.
 
         Places without a lane repeat the last one.
         """
@@ -170,22 +176,22 @@ class Plan:
         back = np.argsort(places)
         leaves = [np.concatenate(part)[back] for part in zip(*parts, strict=True)]
         start, bases = jax.tree.unflatten(jax.tree.structure(drawn), leaves)
-        return (which if self.problems.axes else None), start, bases
+        shifted = np.asarray([INITIALIZATIONS[lane["init"]].offset for lane in coordinates])
+        any_shifted = any(INITIALIZATIONS[init].offset for init in self.grid.init)
+        return (which if self.problems.axes else None), (shifted if any_shifted else None), start, bases
 
-    def _values(self, numbers: np.ndarray, solved: Any, bases: Any) -> Values:
-        """What is stored of one batch; the details are worked out here, one problem at a time."""
+    def _values(self, numbers: np.ndarray, solved: Any, start: Any, bases: Any) -> Values:
+        """What is stored of one batch."""
+        which = self.grid.problem_of(numbers)
+        problems, lanes = [self.problems.members[i] for i in which], [self.grid.lane(number) for number in numbers]
         values = solved.observables | {"status": solved.status, "steps": solved.stats["num_steps"]}
+        values |= start_values(problems, lanes, start)  # which no change of coordinates alters
         if solved.history is None:
             return values
-        which = self.grid.problem_of(numbers)
-        history = solved.history if bases is None else self._back(solved.history, bases, which)
-        details: Values = {}
-        for index in np.unique(which):
-            mine = np.flatnonzero(which == index)
-            adapters = jax.tree.map(lambda leaf, mine=mine: leaf[mine], history)
-            for name, array in analyse(self.problems.members[index], adapters).items():
-                details.setdefault(name, np.empty((len(numbers), *array.shape[1:])))[mine] = array
-        return values | details
+        start, history = jax.tree.map(lambda leaf: leaf[:, None], start), solved.history
+        if bases is not None:
+            start, history = self._back(start, bases, which), self._back(history, bases, which)
+        return values | detail_values(problems, lanes, jax.tree.map(lambda leaf: leaf[:, 0], start), history)
 
     def _back(self, history: Any, bases: Any, which: np.ndarray) -> Adapters:
         """The adapters over time, `(lane, time, ...)`, in the coordinates of the problem that was given."""
@@ -233,6 +239,7 @@ class Plan:
             side
             | {
                 "t1": self.t1,
+                "flow": str(self.integrator.flow),
                 "solver": type(self.integrator.solver).__name__,
                 "rtol": float(self.integrator.rtol),
                 "max_steps": self.integrator.max_steps,
@@ -259,6 +266,7 @@ def plan_sweep(
     seeds: int | ArrayLike | Sequence[int],
     t1: float,
     saves: int | ArrayLike | Sequence[float],
+    flow: Flow | str,
     solver: diffrax.AbstractSolver | str,
     rtol: float,
     max_steps: int,
@@ -275,8 +283,14 @@ def plan_sweep(
     devices = devices or here
     times = np.asarray(save_times(t1, saves))
     how = integrator(
-        adjoint=diffrax.ForwardMode(), solver=solver, rtol=rtol, max_steps=max_steps, save_adapters=details
+        flow=parse_flow(flow) if isinstance(flow, str) else flow,
+        adjoint=diffrax.ForwardMode(),
+        solver=solver,
+        rtol=rtol,
+        max_steps=max_steps,
+        save_adapters=details,
     )
+    grid.check_starts(problems, how.flow)
     return Plan(problems, grid, float(t1), times, how, batch_size, devices)
 
 

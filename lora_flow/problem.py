@@ -16,6 +16,7 @@ from lora_flow.checks import InputError, concrete, require
 from lora_flow.matrices import (
     Diagonal,
     Matrix,
+    as_matrix,
     column_norms,
     dense,
     singular_values,
@@ -32,7 +33,8 @@ class Problem(Protocol):
 
     `layers` holds the `(out, in)` shape of each adapted layer, and `loss` maps a tuple of adapters,
     one for each layer, to a scalar that is at least 0. The flow is then `-jax.grad(loss)`; a problem
-    that knows a faster way to it offers `field(adapters)`, and `linearised_task()` likewise. An object that is not
+    that knows a faster way to it offers `field(adapters)`, and `linearised_task()` likewise; `weights`, `layer_inputs`
+    and `scaling`, LoRA's output multiplier, are what some initialisations are made from. An object that is not
     a PyTree must be hashable, and must not change once it has been solved: the compiled program keeps its arrays.
     """
 
@@ -55,6 +57,11 @@ class HasGrowthBound(Protocol):
 @runtime_checkable
 class HasLinearisedTask(Protocol):
     def linearised_task(self) -> tuple[Matrix, ...]: ...
+
+
+@runtime_checkable
+class HasLowestLoss(Protocol):
+    def lowest_loss(self, rank: int, frozen: np.ndarray | None = None) -> float: ...
 
 
 class Factorization(eqx.Module):
@@ -83,15 +90,15 @@ class Factorization(eqx.Module):
         shift: ArrayLike | Sequence[Any] | Diagonal | None = None,
         target: ArrayLike | Sequence[Any] | None = None,
     ):
-        self.w1, self.w2 = _matrix("w1", w1), _matrix("w2", w2)
+        self.w1, self.w2 = as_matrix("w1", w1), as_matrix("w2", w2)
         (h, n), (m, h2) = self.w1.shape, self.w2.shape
         require(h == h2, "w2", f"have as many columns as w1 has rows ({h})", f"shape {(m, h2)}")
         require((shift is None) != (target is None), "shift or target", "be given, and not both", _given(shift, target))
         if shift is not None:
-            self.shift = _matrix("shift", shift)
+            self.shift = as_matrix("shift", shift)
             require(self.shift.shape == (m, n), "shift", f"have shape {(m, n)}", self.shift.shape)
         else:
-            goal = _matrix("target", target)
+            goal = as_matrix("target", target)
             require(goal.shape == (m, n), "target", f"have shape {(m, n)}", goal.shape)
             self.shift = dense(goal) - dense(self.w2 @ self.w1)
         entries = [concrete(leaf) for leaf in jax.tree.leaves(self.shift)]
@@ -102,6 +109,16 @@ class Factorization(eqx.Module):
     def layers(self) -> Layers:
         (h, n), m = self.w1.shape, self.w2.shape[0]
         return (h, n), (m, h)
+
+    @property
+    def weights(self) -> tuple[Matrix, Matrix]:
+        """The frozen weights by layer."""
+        return self.w1, self.w2
+
+    @property
+    def layer_inputs(self) -> tuple[None, Matrix]:
+        """What each layer is fed with by white inputs, a row a sample: white inputs, then the columns of W1."""
+        return None, self.w1.T
 
     def update(self, adapters: Adapters) -> Float[Array, "m n"]:
         """F = W2 B1 A1 + B2 A2 W1 + B2 A2 B1 A1, by thin products in O((mh + hn + mn) r)."""
@@ -243,6 +260,13 @@ def check_problem(problem: Problem) -> None:
         raise InputError(f"problem must {must}, got an unhashable {type(problem).__name__}") from None
 
 
+def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:
+    """The problem's own field where it has one, else -grad of its loss."""
+    if isinstance(problem, HasField):
+        return problem.field
+    return lambda adapters: jax.tree.map(jnp.negative, jax.grad(problem.loss)(adapters))
+
+
 def linearised_task(problem: Problem) -> tuple[Matrix, ...]:
     """-dL/dW_i at the start, one `(out, in)` matrix a layer: what each adapter learns while small.
 
@@ -259,6 +283,11 @@ def linearised_task(problem: Problem) -> tuple[Matrix, ...]:
         return -jax.grad(problem.loss)(tuple(start))[index].a
 
     return tuple(map(task, range(len(problem.layers))))
+
+
+def scaling_of(problem: Problem) -> Float[Array, ""]:
+    """s, LoRA's output multiplier: the problem's, or 1."""
+    return jnp.asarray(getattr(problem, "scaling", 1.0), float)
 
 
 def on_host(tree: Any) -> Any:
@@ -291,27 +320,6 @@ def _non_zero(singular_values: np.ndarray, shape: tuple[int, ...]) -> list[float
 def _is_symmetric(product: np.ndarray) -> bool:
     tolerance = np.sqrt(np.finfo(product.dtype).eps) * np.linalg.norm(product)
     return product.shape[0] == product.shape[1] and bool(np.linalg.norm(product - product.T) <= tolerance)
-
-
-def _matrix(name: str, value: Any) -> Array | Diagonal:
-    if isinstance(value, Diagonal):
-        values = concrete(value.values)
-        lost = 0 if values is None else int(np.sum(~np.isfinite(values)))
-        require(lost == 0, name, "be finite", f"{lost} entries that are NaN or infinite")
-        return value
-    try:
-        require(not np.iscomplexobj(value), name, "be a matrix of real numbers", "complex ones")
-        array = jnp.asarray(value, dtype=float)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} must be a matrix of real numbers, got {type(value).__name__}") from error
-    require(array.ndim == 2, name, "be a matrix", f"shape {array.shape}")
-    require(array.size > 0, name, "have at least one entry", f"shape {array.shape}")
-    values = concrete(array)
-    bad = 0 if values is None else int(np.sum(~np.isfinite(values)))
-    require(bad == 0, name, "be finite", f"{bad} entries that are NaN or infinite")
-    return array
 
 
 def _given(shift: Any, target: Any) -> str:

@@ -36,6 +36,8 @@ def final_values(dataset: xr.Dataset) -> str:
     varied = problem_dims(dataset)
     header = [*varied, "init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
     header += ["norm Z1", "norm Z2", "steps", "done"]
+    floors = bool(dataset["loss_floor"].notnull().any())
+    header += ["lowest log10 loss"] if floors else []
     rows = []
     for coordinates, cell in cells(dataset):
         last = cell.isel(time=-1)
@@ -52,9 +54,26 @@ def final_values(dataset: xr.Dataset) -> str:
                 _spread(last["norm_z2"], 3) if "norm_z2" in last else "",
                 f"{int(cell['steps'].min())}-{int(cell['steps'].max())}",
                 f"{int((cell['status'] == 0).sum())} of {cell.sizes['seed']}",
+                *([_floor(cell["loss_floor"])] if floors else []),
             ]
         )
     return table(header, rows)
+
+
+def warnings(dataset: xr.Dataset) -> str:
+    """What a start makes impossible, a line each: directions that never move, and losses that cannot be reached."""
+    lines = []
+    for coordinates, cell in cells(dataset):
+        where = ", ".join(f"{name} {show(value)}" for name, value in coordinates.items() if dataset.sizes[name] > 1)
+        where = where or str(coordinates["init"])
+        dead, floor = int(cell["dead_directions"].max()), float(cell["loss_floor"].mean())
+        layers = len(dataset.attrs["layers"])
+        if dead:
+            of = f"{layers * coordinates['rank']} directions" + (f" of the {layers} layers" if layers > 1 else "")
+            lines.append(f"- {where}: {dead} of {of} are dead: zero in both factors, they never move.")
+        if floor > 0:
+            lines.append(f"- {where}: no loss below {floor:.3g} can be reached at this rank from this start.")
+    return "\n".join(lines)
 
 
 def problem_dims(dataset: xr.Dataset) -> list[str]:
@@ -110,6 +129,11 @@ def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
             if code != 0 and count:
                 counts[meaning] = counts.get(meaning, 0) + count
     return counts
+
+
+def _floor(floors: xr.DataArray) -> str:
+    mean = float(floors.mean())
+    return "0" if mean == 0 else f"{np.log10(mean):.2f}" if mean > 0 else ""
 
 
 def _spread(values: xr.DataArray, digits: int) -> str:

@@ -27,13 +27,14 @@ class Settings:
     """Every setting of a sweep. Where a flag takes several values, all combinations are run."""
 
     init: tuple[str, ...] = ("gaussian",)
-    """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors; needs
-    a rank of at least the shift's), lora-one (balanced factors of one step of full gradient descent; draws nothing)."""
+    """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors),
+    lora-one (balanced factors of one gradient step), orthogonal, lora-one-theory, lora-ga, lora-ga-peft, gora, pissa,
+    milora, olora, loram, eva. `lora-flow inits` has the formulas and what each asks for."""
     side: tuple[str, ...] = ("A",)
     """Which factor gaussian draws: A (LoRA's convention, B = 0) or B (the paper's figures, A = 0)."""
     alpha: tuple[float, ...] = (1e-3,)
-    """Initialisation scales: the standard deviation of the random factor's entries; of lora-one, the size of both
-    factors."""
+    """Initialisation scales: the standard deviation of gaussian's entries; for the others both factors are multiplied
+    by it (1 is then their source's size)."""
     rank: tuple[int, ...] = (4,)
     """LoRA ranks, from 1 to the smallest layer dimension."""
     seeds: int = 1
@@ -66,6 +67,10 @@ class Settings:
     """Turn the shift's singular vectors away from the pretrained weights' by this many degrees, 0 to 90."""
     noise: tuple[float, ...] = (0.0,)
     """Noise in each pretrained weight, relative to the weight's norm; the target stays, the shift takes it up."""
+    flow: str = "plain"
+    """What drives the adapters: plain (gradient flow), lora-plus:RATIO (B learns that many times as fast as A),
+    scaled[:DAMPING] (each factor preconditioned by the other), lora-pro[:DAMPING] (the gradient's tangent part), or
+    shrink-a:RATE (A decays at that rate)."""
     solver: str = "auto"
     """auto (Tsit5, and where stability limits the step RKC), RKC (Runge-Kutta-Chebyshev, for long stiff runs), Tsit5,
     Dopri5, Dopri8, Bosh3 or Heun. (From Python, any of diffrax's.)"""
@@ -193,6 +198,7 @@ def build_plan(settings: Settings) -> Plan:
                 seeds=settings.seeds,
                 t1=settings.t1,
                 saves=save_times(settings.t1, settings.saves, settings.spacing),
+                flow=settings.flow,
                 solver=settings.solver,
                 rtol=settings.rtol,
                 max_steps=settings.max_steps,

@@ -1,54 +1,259 @@
-"""One adapted layer by itself."""
+"""One adapted layer by itself: a matrix to learn, a regression on data, a classification."""
 
 from __future__ import annotations
 
+import abc
+from typing import Any
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import concrete, require
-from lora_flow.problem import Layers
+from lora_flow.checks import concrete, require, require_choice
+from lora_flow.matrices import as_matrix, dense, spectral_norm
+from lora_flow.problem import Layers, matrix_rank
+
+ACTIVATIONS = ("linear", "relu")
 
 
-class SingleLayer(eqx.Module):
+class AdaptedLayer(eqx.Module):
+    """LoRA on one layer: a loss of the change `s B A` of its weight, with s LoRA's output multiplier, `scaling`."""
+
+    scaling: eqx.AbstractVar[Float[Array, ""]]
+    weight: eqx.AbstractVar[Float[Array, "out in"] | None]
+
+    @property
+    @abc.abstractmethod
+    def layers(self) -> Layers: ...
+
+    @abc.abstractmethod
+    def loss_of(self, change: Float[Array, "out in"]) -> Float[Array, ""]:
+        """The loss with the layer's weight changed by `change`."""
+
+    @abc.abstractmethod
+    def descent_of(self, change: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        """Minus the gradient of that."""
+
+    @property
+    def weights(self) -> tuple[Float[Array, "out in"], ...] | None:
+        """The pretrained weight, for the initialisations that are made from it; None where it is not known."""
+        return None if self.weight is None else (self.weight,)
+
+    def loss(self, adapters: Adapters) -> Float[Array, ""]:
+        return self.loss_of(self._change(adapters))
+
+    def product_descent(self, adapters: Adapters) -> Float[Array, "out in"]:
+        """-dL/d(B A)."""
+        return self.scaling * self.descent_of(self._change(adapters))
+
+    def field(self, adapters: Adapters) -> Adapters:
+        """The gradient flow's right-hand side, B^T D and D A^T with D = -dL/d(B A)."""
+        ((a, b),) = adapters
+        descent = self.product_descent(adapters)
+        return (Adapter(b.T @ descent, descent @ a.T),)
+
+    def linearised_task(self) -> tuple[Float[Array, "out in"]]:
+        return (self.scaling * self.descent_of(jnp.zeros(self.layers[0])),)
+
+    def _change(self, adapters: Adapters) -> Float[Array, "out in"]:
+        ((a, b),) = adapters
+        return self.scaling * (b @ a)
+
+
+class SingleLayer(AdaptedLayer):
     r"""LoRA on one linear layer: `1/2 ||shift - s B A||_F^2`, with `shift` of shape `(out, in)`.
 
     The scaling s is LoRA's output multiplier. With the negative gradient of a network's layer as its shift this is what
-    that layer's adapter learns first, while it is small.
+    that layer's adapter learns first, while it is small. The pretrained `weight`, `(out, in)`, is only needed for
+    initialisations that are made from it.
 
     **Raises:** `InputError` unless the shift is a finite matrix that is not zero, and the scaling is positive.
     """
 
     shift: Float[Array, "out in"]
     scaling: Float[Array, ""]
+    weight: Float[Array, "out in"] | None
 
-    def __init__(self, shift: ArrayLike, scaling: float | Array = 1.0):
-        self.shift, self.scaling = jnp.asarray(shift, float), jnp.asarray(scaling, float)
-        require(self.shift.ndim == 2, "shift", "be a matrix", f"shape {self.shift.shape}")
-        values, s = concrete(self.shift), concrete(self.scaling)
-        finite = values is None or bool(np.isfinite(values).all())
-        require(finite, "shift", "be finite", "entries that are NaN or infinite")
-        require(values is None or values.any(), "shift", "have a non-zero entry", "nothing to learn")
-        require(s is None or s > 0, "scaling", "be positive", scaling)
+    def __init__(self, shift: ArrayLike, scaling: float | Array = 1.0, weight: ArrayLike | None = None):
+        self.shift, self.scaling = _shift(shift), _scaling(scaling)
+        self.weight = None if weight is None else _weight(weight, self.shift.shape)
 
     @property
     def layers(self) -> Layers:
         return (self.shift.shape,)  # type: ignore[return-value]
 
-    def loss(self, adapters: Adapters) -> Float[Array, ""]:
-        return 0.5 * jnp.sum(self._residual(adapters) ** 2)
+    def loss_of(self, change: Float[Array, "out in"]) -> Float[Array, ""]:
+        return 0.5 * jnp.sum((self.shift - change) ** 2)
 
-    def field(self, adapters: Adapters) -> Adapters:
-        """The gradient flow's right-hand side, `s B^T E` and `s E A^T` with E the residual."""
-        ((a, b),) = adapters
-        residual = self.scaling * self._residual(adapters)
-        return (Adapter(b.T @ residual, residual @ a.T),)
+    def descent_of(self, change: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        return self.shift - change
 
-    def linearised_task(self) -> tuple[Float[Array, "out in"]]:
-        return (self.scaling * self.shift,)
+    def smoothness(self) -> Float[Array, ""]:
+        """The Lipschitz constant of dL/d(B A)."""
+        return self.scaling**2
 
-    def _residual(self, adapters: Adapters) -> Float[Array, "out in"]:
-        ((a, b),) = adapters
-        return self.shift - self.scaling * (b @ a)
+    def lowest_loss(self, rank: int, frozen: np.ndarray | None = None) -> float:
+        """The least loss at a rank: half the squared norm of what Eckart and Young's approximation leaves.
+
+        `frozen` is `s B_0 A_0` where the frozen weight is `W_0 - s B_0 A_0`.
+        """
+        return _tail(np.asarray(self.shift) + (0.0 if frozen is None else frozen), rank)
+
+
+class Regression(AdaptedLayer):
+    r"""LoRA on one layer of data: `1/(2 N) ||f(X (W + s B A)^T) - f(X (W + shift)^T)||_F^2`, f linear or ReLU.
+
+    The setting of LoRA-One (arXiv 2502.01235, section 2): N samples, the rows of X, and labels without noise from a
+    weight that differs from the pretrained one by `shift`.
+
+    **Arguments:** `inputs` X of shape `(N, in)`, `shift` of shape `(out, in)`, the pretrained `weight` of the same
+    shape, which a linear layer can do without, `activation` "linear" or "relu", and the `scaling` s.
+
+    **Raises:** `InputError` for shapes that do not match, entries that are not finite, or a shift of zero.
+    """
+
+    features: Float[Array, "samples in"]  # X/sqrt(N), or for a linear layer with N > in its triangular factor
+    shift: Float[Array, "out in"]
+    weight: Float[Array, "out in"] | None
+    scaling: Float[Array, ""]
+    activation: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        inputs: ArrayLike,
+        shift: ArrayLike,
+        weight: ArrayLike | None = None,
+        activation: str = "linear",
+        scaling: float | Array = 1.0,
+    ):
+        require_choice("activation", activation, ACTIVATIONS)
+        self.shift, self.scaling, self.activation = _shift(shift), _scaling(scaling), activation
+        require(weight is not None or activation == "linear", "weight", "be given for a layer with an activation", None)
+        self.weight = None if weight is None else _weight(weight, self.shift.shape)
+        features = _inputs(inputs, self.shift.shape[1]) / np.sqrt(len(inputs))  # type: ignore[arg-type]
+        thin = activation == "linear" and features.shape[0] > features.shape[1]
+        self.features = jnp.linalg.qr(features)[1] if thin else features
+
+    @property
+    def layers(self) -> Layers:
+        return (self.shift.shape,)  # type: ignore[return-value]
+
+    @property
+    def layer_inputs(self) -> tuple[Float[Array, "samples in"]]:
+        """What the layer is fed with, up to a rotation of the samples and their number."""
+        return (self.features,)
+
+    def loss_of(self, change: Float[Array, "out in"]) -> Float[Array, ""]:
+        return 0.5 * jnp.sum(self._residual(change)[0] ** 2)
+
+    def descent_of(self, change: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        residual, slope = self._residual(change)
+        return (residual * slope).T @ self.features
+
+    def smoothness(self) -> Float[Array, ""]:
+        """The Lipschitz constant of dL/d(B A), of a linear layer: s^2 times the largest eigenvalue of X^T X/N."""
+        require(self.activation == "linear", "activation", "be 'linear' for a smooth loss", repr(self.activation))
+        return (self.scaling * spectral_norm(self.features)) ** 2
+
+    def lowest_loss(self, rank: int, frozen: np.ndarray | None = None) -> float:
+        """As for `SingleLayer`, of a linear layer; NaN with an activation, where it is not known."""
+        if self.activation != "linear":
+            return float("nan")
+        shift = np.asarray(self.shift) + (0.0 if frozen is None else frozen)
+        return _tail(shift @ np.asarray(self.features).T, rank)
+
+    def _residual(self, change: Float[Array, "out in"]) -> tuple[Array, Array]:
+        """What the outputs lack, `(samples, out)`, and the activation's derivative there."""
+        missing = self.features @ (self.shift - change).T
+        if self.weight is None or self.activation == "linear":
+            return missing, jnp.ones_like(missing)
+        # where both are active their difference is what a linear layer lacks, to the last digit
+        now = self.features @ (self.weight + change).T
+        goal = self.features @ (self.weight + self.shift).T
+        both = (now > 0) & (goal > 0)
+        return jnp.where(both, missing, jax.nn.relu(goal) - jax.nn.relu(now)), jnp.where(now > 0, 1.0, 0.0)
+
+
+class SoftmaxRegression(AdaptedLayer):
+    r"""LoRA on a linear classifier: the mean cross-entropy of `softmax(X (W + s B A)^T)`.
+
+    A loss that is smooth in the weight and bounded below, but not quadratic; its least value is not 0.
+
+    **Arguments:** `inputs` X of shape `(N, in)`, `labels` of shape `(N,)`, integers from 0, the pretrained `weight` of
+    shape `(out, in)` with a row for each class, and the `scaling` s.
+
+    **Raises:** `InputError` for shapes that do not match, entries that are not finite, or labels beyond the classes.
+    """
+
+    inputs: Float[Array, "samples in"]
+    labels: Int[Array, " samples"]
+    weight: Float[Array, "out in"]
+    scaling: Float[Array, ""]
+
+    def __init__(self, inputs: ArrayLike, labels: ArrayLike, weight: ArrayLike, scaling: float | Array = 1.0):
+        self.weight, self.scaling = dense(as_matrix("weight", weight)), _scaling(scaling)
+        classes, features = self.weight.shape
+        self.inputs, self.labels = _inputs(inputs, features), jnp.asarray(labels)
+        fits = self.labels.shape == self.inputs.shape[:1] and jnp.issubdtype(self.labels.dtype, jnp.integer)
+        must = f"be {len(self.inputs)} integers, one a sample"
+        require(fits, "labels", must, f"shape {self.labels.shape} of {self.labels.dtype}")
+        known = concrete(self.labels)
+        inside = known is None or (known.min() >= 0 and known.max() < classes)
+        require(inside, "labels", f"lie between 0 and {classes - 1}, the last class", known)
+
+    @property
+    def layers(self) -> Layers:
+        return (self.weight.shape,)  # type: ignore[return-value]
+
+    @property
+    def layer_inputs(self) -> tuple[Float[Array, "samples in"]]:
+        return (self.inputs,)
+
+    def loss_of(self, change: Float[Array, "out in"]) -> Float[Array, ""]:
+        logarithms = jax.nn.log_softmax(self._logits(change))
+        return -jnp.mean(jnp.take_along_axis(logarithms, self.labels[:, None], axis=1))
+
+    def descent_of(self, change: Float[Array, "out in"]) -> Float[Array, "out in"]:
+        wanted = jax.nn.one_hot(self.labels, len(self.weight), dtype=self.weight.dtype)
+        return (wanted - jax.nn.softmax(self._logits(change))).T @ self.inputs / len(self.inputs)
+
+    def smoothness(self) -> Float[Array, ""]:
+        """A Lipschitz constant of dL/d(B A): s^2 ||X||_2^2/(2 N), since the softmax has derivatives up to 1/2."""
+        return (self.scaling * spectral_norm(self.inputs)) ** 2 / (2 * len(self.inputs))
+
+    def _logits(self, change: Float[Array, "out in"]) -> Float[Array, "samples out"]:
+        return self.inputs @ (self.weight + change).T
+
+
+def _shift(value: ArrayLike) -> Array:
+    shift = dense(as_matrix("shift", value))
+    values = concrete(shift)
+    require(values is None or values.any(), "shift", "have a non-zero entry", "nothing to learn")
+    return shift
+
+
+def _weight(value: ArrayLike, shape: tuple[int, ...]) -> Array:
+    weight = dense(as_matrix("weight", value))
+    require(weight.shape == shape, "weight", f"have the shift's shape {shape}", weight.shape)
+    return weight
+
+
+def _inputs(value: ArrayLike, width: int) -> Array:
+    inputs = dense(as_matrix("inputs", value))
+    require(inputs.shape[1] == width, "inputs", f"have {width} columns, as the weight has", f"shape {inputs.shape}")
+    return inputs
+
+
+def _scaling(value: Any) -> Array:
+    scaling = jnp.asarray(value, float)
+    known = concrete(scaling)
+    require(known is None or known > 0, "scaling", "be positive", value)
+    return scaling
+
+
+def _tail(matrix: np.ndarray, rank: int) -> float:
+    sigma = np.linalg.svd(matrix, compute_uv=False)
+    return 0.5 * float(np.sum(sigma[rank : matrix_rank(sigma, matrix.shape)] ** 2))

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import ArrayLike
 
 from lora_flow.flow import MAX_STEPS, RTOL
+from lora_flow.flows import Flow
 from lora_flow.plan import BATCH_SIZE, plan_sweep
 from lora_flow.problem import Problem
 
@@ -24,6 +25,7 @@ def sweep(
     seeds: int | ArrayLike | Sequence[int] = 1,
     t1: float,
     saves: int | ArrayLike | Sequence[float] = 101,
+    flow: Flow | str = "plain",
     solver: diffrax.AbstractSolver | str = "auto",
     rtol: float = RTOL,
     max_steps: int = MAX_STEPS,
@@ -44,7 +46,7 @@ def sweep(
     - `init`, `side`, `alpha`, `rank`: one value or several; names from `INITIALIZATIONS`, "A" or "B", positive
       scales, ranks. `side` says which factor a one-sided initialisation draws.
     - `seeds`: a number of seeds, from 0, or the seeds themselves.
-    - `t1`, `saves`, `solver`, `rtol`, `max_steps`: as for `solve`.
+    - `t1`, `saves`, `flow`, `solver`, `rtol`, `max_steps`: as for `solve`.
     - `batch_size`: the most lanes that one device steps together.
     - `devices`: over how many of JAX's devices batches are spread; 0 for all.
     - `details`: also what `analyse` computes from the adapters at every saved time: singular values of the update,
@@ -52,8 +54,9 @@ def sweep(
     - `progress`: show a progress bar with the time left, where standard error is a terminal.
 
     **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha where there are
-    several), the variables of `Trajectory.observables`, and `status` (see its flag attributes) and `steps`
-    without `time`.
+    several), the variables of `Trajectory.observables`, and without `time` `status` (see its flag attributes), `steps`,
+    `dead_directions` and `loss_floor` (see `lora_flow.lanes.start_values`). Initialisations that offset the frozen
+    weights by their start (`Scheme.offset`) are solved on `Offset(problem, start)`.
 
     **Raises:** `InputError` for bad arguments. A lane that fails is a status, never an exception.
     """
@@ -66,6 +69,7 @@ def sweep(
         seeds=seeds,
         t1=t1,
         saves=saves,
+        flow=flow,
         solver=solver,
         rtol=rtol,
         max_steps=max_steps,

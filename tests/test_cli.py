@@ -55,7 +55,7 @@ def test_help_teaches_in_under_a_second_and_without_jax(command):
         ),
         (
             ["sweep", "--out", "OUT", "--init", "spektral"],
-            "init must be 'gaussian', 'spectral' or 'lora-one', got 'spektral' (did you mean",
+            "got 'spektral' (did you mean 'spectral'?)",
         ),
         (["sweep", "--out", "OUT", "--side", "C"], "side must be 'A' or 'B', got 'C'"),
         (["sweep", "--out", "OUT", "--solver", "Tsit6"], "got 'Tsit6' (did you mean 'Tsit5'?)"),

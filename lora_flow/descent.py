@@ -1,0 +1,227 @@
+"""Gradient descent beside the flow: a problem, adapters and a step in, a trajectory out."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from lora_flow.adapter import Adapters
+from lora_flow.checks import concrete, require, require_choice
+from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, velocity, where
+from lora_flow.flows import Flow, parse_flow
+from lora_flow.observables import measure, principal_directions
+from lora_flow.problem import Problem, check_problem
+from lora_flow.single import AdaptedLayer
+
+ORDERS = ("simultaneous", "A first", "B first")
+
+
+class StepRule(eqx.Module):
+    """A step size for every iteration, from the problem and the adapters."""
+
+    @abc.abstractmethod
+    def size(self, problem: Any, adapters: Adapters) -> Float[Array, ""]: ...
+
+    def check(self, problem: Problem) -> None:
+        """Raises where the rule is not defined for a problem."""
+
+
+class MuKlabjan(StepRule):
+    r"""The step size under which gradient descent on LoRA's factors converges whatever they are (arXiv 2512.18248, 3.4):
+
+        eta_t = min{1/(4 sqrt(2) L (||V_t||_F^2 + ||grad l(B_t A_t)||_F)), 1},   V = [B; A^T],
+
+    for a loss l of `B A` whose gradient is L-Lipschitz. Then `J(V_{t+1}) <= J(V_t) - eta_t/4 ||grad J(V_t)||_F^2`.
+
+    **Arguments:** `smoothness` L; the problem's own, of `SingleLayer`, a linear `Regression` or `SoftmaxRegression`,
+    where it is left out.
+    """
+
+    smoothness: Float[Array, ""] | None
+
+    def __init__(self, smoothness: float | Array | None = None):
+        known = None if smoothness is None else concrete(smoothness)
+        require(known is None or (np.isfinite(known) and known > 0), "smoothness", "be positive", smoothness)
+        self.smoothness = None if smoothness is None else jnp.asarray(smoothness, float)
+
+    def check(self, problem: Problem) -> None:
+        must = "adapt one layer (SingleLayer, Regression or SoftmaxRegression) for the step rule MuKlabjan"
+        require(isinstance(problem, AdaptedLayer), "problem", must, type(problem).__name__)
+
+    def size(self, problem: Any, adapters: Adapters) -> Float[Array, ""]:
+        smoothness = problem.smoothness() if self.smoothness is None else self.smoothness
+        squared_norm = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(adapters))
+        slope = jnp.linalg.norm(problem.product_descent(adapters))
+        return jnp.minimum(1 / (4 * jnp.sqrt(2.0) * smoothness * (squared_norm + slope)), 1.0)
+
+
+class Descent(Trajectory):
+    """What `descend` returns: a `Trajectory` over `iterations`, `(time,)`.
+
+    `times` are the sums of the step sizes so far, which gradient flow's time corresponds to; with an optimiser of
+    optax, which has no such thing, the iterations. The observable "step_size" is that of the next iteration.
+    """
+
+    iterations: Int[Array, " time"] = eqx.field(kw_only=True)
+
+    def __str__(self) -> str:
+        if self.times.ndim > 1:
+            return super().__str__()
+        loss = self.observables["loss"]
+        return (
+            f"Descent of {int(self.iterations[-1])} iterations to t = {float(self.times[-1]):g}: "
+            f"{STATUS[int(self.status)]}, rank {self.adapters[0].rank}; "
+            f"loss {float(loss[0]):.4g} -> {float(loss[-1]):.4g}"
+        )
+
+
+Step = float | Array | StepRule | optax.GradientTransformation
+
+
+def descend(
+    problem: Problem,
+    adapters: Adapters,
+    *,
+    steps: int,
+    step: Step,
+    saves: int | ArrayLike | Sequence[int] = 101,
+    order: str = "simultaneous",
+    flow: Flow | str = "plain",
+    save_adapters: bool = False,
+) -> Descent:
+    r"""Trains the adapters by gradient descent, `A_i <- A_i - eta dL/dA_i` and `B_i <- B_i - eta dL/dB_i`.
+
+    Differentiable in reverse mode with respect to the adapters, the problem's arrays and a constant step size; `jit` and
+    `vmap` apply.
+
+    **Arguments:**
+
+    - `problem`, `adapters`, `flow`, `save_adapters`: as for `solve`; `flow="scaled:1e-3"` is ScaledGD with damping.
+    - `steps`: the number of iterations.
+    - `step`: a constant step size eta; or a rule for it, `MuKlabjan()`; or any optimiser of optax, which then sees what
+      the flow makes of the gradient.
+    - `saves`: a number of iterations, equally spaced, 0 and the last included, or the iterations themselves.
+    - `order`: "simultaneous"; or "A first", where the gradient of B is taken with the new A, or "B first". With an
+      optimiser of optax the A of all layers and the B of all layers then have one each.
+
+    **Raises:** `InputError` for bad arguments. A run that diverges is status 2, and NaN in what is observed after.
+    """
+    check_problem(problem)
+    require(isinstance(steps, (int, np.integer)) and steps >= 1, "steps", "be an integer, at least 1", steps)
+    require_choice("order", order, ORDERS)
+    adapters = check_adapters(problem, adapters)
+    iterations = _iterations(int(steps), saves)
+    driven = parse_flow(flow) if isinstance(flow, str) else flow
+    driven.check_start(adapters)
+    if isinstance(step, StepRule):
+        step.check(problem)
+    elif not isinstance(step, optax.GradientTransformation):
+        known = concrete(step)
+        must = "be a positive number, a StepRule or an optax.GradientTransformation"
+        require(known is None or (known.ndim == 0 and np.isfinite(known) and known > 0), "step", must, step)
+        step = jnp.asarray(step, float)
+    return _descend(problem, adapters, step, driven, order, tuple(iterations.tolist()), save_adapters)
+
+
+def _iterations(steps: int, saves: int | ArrayLike | Sequence[int]) -> np.ndarray:
+    if isinstance(saves, (int, np.integer)):
+        require(saves >= 2, "saves", "be at least 2, or an array of iterations", saves)
+        return np.unique(np.round(np.linspace(0, steps, int(saves))).astype(int))
+    listed = np.asarray(saves)
+    whole = listed.ndim == 1 and listed.size >= 2 and np.issubdtype(listed.dtype, np.integer)
+    require(whole, "saves", "be a whole number, or an array of at least two iterations", listed)
+    inside = np.all(np.diff(listed) > 0) and listed[0] >= 0 and listed[-1] <= steps
+    require(inside, "saves", f"increase within 0 ... steps = {steps}", f"{listed[0]} ... {listed[-1]}")
+    return listed
+
+
+class _State(NamedTuple):
+    adapters: Adapters
+    time: Array
+    memory: Any  # of optax's optimisers, one for each group of factors that moves together
+
+
+@eqx.filter_jit
+def _descend(
+    problem: Problem, adapters: Adapters, step: Any, flow: Flow, order: str, iterations: tuple[int, ...], keep: bool
+) -> Descent:
+    groups = {"simultaneous": (("a", "b"),), "A first": (("a",), ("b",)), "B first": (("b",), ("a",))}[order]
+    advance = _stepper(problem, velocity(problem, flow), step, groups)
+    memory = [step.init(_select(adapters, group)) for group in groups] if _is_optax(step) else []
+    gaps = np.diff([0, *iterations])
+
+    def until_next(state: _State, gap: Array) -> tuple[_State, tuple[Adapters, Array]]:
+        _, state = eqxi.while_loop(
+            lambda carry: carry[0] < gap,
+            lambda carry: (carry[0] + 1, advance(carry[1])),
+            (jnp.zeros_like(gap), state),
+            max_steps=max(1, int(gaps.max())),
+            kind="checkpointed",
+        )
+        return state, (state.adapters, state.time)
+
+    def look(adapters: Adapters) -> Any:
+        size = jnp.asarray(jnp.nan) if _is_optax(step) else _size(step, problem, adapters)
+        return problem.loss(adapters), measure(adapters, directions), size
+
+    with jax.default_matmul_precision("highest"):
+        directions = jax.lax.stop_gradient(principal_directions(problem))
+        last, (saved, times) = jax.lax.scan(until_next, _State(adapters, jnp.zeros(()), memory), jnp.asarray(gaps))
+        reached = finite(saved)
+        loss, measurements, sizes = jax.vmap(look)(where(reached, saved, 0.0))
+    return Descent(
+        times=times,
+        observables={**observed(loss, measurements, reached, flow), "step_size": jnp.where(reached, sizes, jnp.nan)},
+        adapters=last.adapters,
+        status=jnp.where(jnp.all(reached), 0, 2),
+        stats={"num_steps": jnp.asarray(iterations[-1])},
+        history=where(reached, saved, jnp.nan) if keep else None,
+        iterations=jnp.asarray(iterations),
+    )
+
+
+Group = tuple[str, ...]  # the factors that move together
+
+
+def _stepper(
+    problem: Problem, descent: Callable[[Adapters], Adapters], step: Any, groups: tuple[Group, ...]
+) -> Callable[[_State], _State]:
+    def advance(state: _State) -> _State:
+        adapters, time, memory = state
+        size = jnp.ones(()) if _is_optax(step) else _size(step, problem, adapters)
+        remembered = []
+        for i, group in enumerate(groups):
+            factors, change = _select(adapters, group), _select(descent(adapters), group)
+            if _is_optax(step):
+                gradient = jax.tree.map(jnp.negative, change)
+                change, memory_after = step.update(gradient, memory[i], factors)
+                remembered.append(memory_after)
+            moved = jax.tree.map(lambda x, dx: x + size * dx, factors, change)
+            adapters = tuple(
+                adapter._replace(**dict(zip(group, new, strict=True)))
+                for adapter, new in zip(adapters, moved, strict=True)
+            )
+        return _State(adapters, time + size, remembered)
+
+    return advance
+
+
+def _select(adapters: Adapters, group: Group) -> tuple[tuple[Array, ...], ...]:
+    return tuple(tuple(getattr(adapter, factor) for factor in group) for adapter in adapters)
+
+
+def _size(step: StepRule | Array, problem: Problem, adapters: Adapters) -> Array:
+    return step.size(problem, adapters) if isinstance(step, StepRule) else step
+
+
+def _is_optax(step: Any) -> bool:
+    return isinstance(step, optax.GradientTransformation)

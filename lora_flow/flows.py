@@ -1,0 +1,261 @@
+"""Ways to drive the adapters: what is done to the negative gradient before it becomes their velocity.
+
+A flow is a function `(updates, adapters) -> updates`, which `optax.stateless` turns into a gradient transformation:
+what `solve` integrates, `descend` and any optax chain can step with. Conserved quantities are of one adapter,
+`s = 1` and a single layer where it matters.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.checks import InputError, concrete, require
+from lora_flow.matrices import solve_gram
+
+
+class Flow(eqx.Module):
+    """One layer's velocity from its negative gradient; called with the updates and the adapters of all layers."""
+
+    name: ClassVar[str]
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        """w such that the flow conserves `w A A^T - B^T B` of every layer; NaN where there is none."""
+        return jnp.asarray(jnp.nan)
+
+    @abc.abstractmethod
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter: ...
+
+    def __str__(self) -> str:
+        """As `parse_flow` takes it."""
+        return ":".join([self.name, *(f"{float(leaf):g}" for leaf in jax.tree.leaves(self))])
+
+    def __call__(self, updates: Adapters, adapters: Adapters) -> Adapters:
+        return tuple(map(self.velocity, updates, adapters))
+
+    @property
+    def always_defined(self) -> bool:
+        """Whether it is defined whatever the adapters are."""
+        return True
+
+    def check_start(self, adapters: Adapters) -> None:
+        """Raises where the flow is not defined at these adapters."""
+
+
+class Plain(Flow):
+    """Gradient flow: the negative gradient as it is. Conserves A A^T - B^T B."""
+
+    name: ClassVar[str] = "plain"
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        return jnp.ones(())
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return descent
+
+
+class LoRAPlus(Flow):
+    r"""LoRA+ (arXiv 2402.12354): B learns `ratio` times as fast as A.
+
+    Conserves `ratio A A^T - B^T B`. **Raises:** `InputError` unless the ratio is positive.
+    """
+
+    name: ClassVar[str] = "lora-plus"
+
+    ratio: Float[Array, ""]
+
+    def __init__(self, ratio: float | Array):
+        self.ratio = _positive("ratio", ratio)
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        return self.ratio
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return Adapter(descent.a, self.ratio * descent.b)
+
+
+class ScaledGD(Flow):
+    r"""Each factor preconditioned by the other's Gram matrix (ScaledGD; for LoRA arXiv 2402.02347):
+
+        A' = (B^T B + damping I)^{-1} (-dL/dA),   B' = (-dL/dB) (A A^T + damping I)^{-1}.
+
+    Undamped and with one layer, W moves by `P_B G + G P_A`, with G the negative gradient of W and P the projections on
+    the factors' column and row spaces: near the solution the residual falls like exp(-2 t), whatever its condition
+    number. `det(B^T B)/det(A A^T)` is conserved then, and the imbalance is not. LoRA-One's updates (arXiv 2502.01235,
+    equation 9) are gradient descent along it.
+
+    **Raises:** `InputError` unless the damping is at least 0; undamped, both factors must have full rank.
+    """
+
+    name: ClassVar[str] = "scaled"
+
+    damping: Float[Array, ""]
+
+    def __init__(self, damping: float | Array = 0.0):
+        self.damping = _not_negative("damping", damping)
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return Adapter(
+            _over_gram(adapter.b, descent.a, self.damping), _over_gram(adapter.a.T, descent.b.T, self.damping).T
+        )
+
+    @property
+    def always_defined(self) -> bool:
+        return bool(self.damping > 0)
+
+    def check_start(self, adapters: Adapters) -> None:
+        _check_rank(adapters, self.damping)
+
+
+class LoRAPro(Flow):
+    r"""W moves by the negative gradient's part that adapters can express (LoRA-Pro, arXiv 2407.18242):
+
+        A' = (B^T B)^{-1} (-dL/dA) (I - P_A/2),   B' = (I - P_B/2) (-dL/dB) (A A^T)^{-1}.
+
+    W then moves by `P_B G + G P_A - P_B G P_A`, the orthogonal projection of its negative gradient G on the tangent
+    space of the matrices of rank r, however it is factorised. The source adds `X A` to A' and `-B X` to B' with an X
+    that changes nothing of this and is chosen otherwise; here X shares the common part evenly.
+    `det(B^T B)/det(A A^T)` is conserved, and the loss falls at the rate of the projection's squared norm.
+
+    Both Gram matrices take a `damping`, as in `ScaledGD`. **Raises:** `InputError` as there.
+    """
+
+    name: ClassVar[str] = "lora-pro"
+
+    damping: Float[Array, ""]
+
+    def __init__(self, damping: float | Array = 0.0):
+        self.damping = _not_negative("damping", damping)
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        a, b = adapter
+        along_a = _over_gram(b, descent.a, self.damping)
+        along_b = _over_gram(a.T, descent.b.T, self.damping).T
+        common = 0.5 * _over_gram(a.T, a @ along_a.T, self.damping).T  # half of (B^T B)^{-1} B^T G A^T (A A^T)^{-1}
+        return Adapter(along_a - common @ a, along_b - b @ common)
+
+    @property
+    def always_defined(self) -> bool:
+        return bool(self.damping > 0)
+
+    def check_start(self, adapters: Adapters) -> None:
+        _check_rank(adapters, self.damping)
+
+
+class ShrinkA(Flow):
+    r"""Adds `-rate A` to A's velocity: Stable-LoRA (arXiv 2603.05204) while it is on, as a flow.
+
+    The source multiplies A by 1 - lam before a step of size eta; `rate = lam/eta`. Under the plain flow the imbalance
+    then obeys `d/dt (A A^T - B^T B) = -2 rate A A^T`. **Raises:** `InputError` unless the rate is at least 0.
+    """
+
+    name: ClassVar[str] = "shrink-a"
+
+    rate: Float[Array, ""]
+
+    def __init__(self, rate: float | Array):
+        self.rate = _not_negative("rate", rate)
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return Adapter(descent.a - self.rate * adapter.a, descent.b)
+
+
+class Chain(Flow):
+    """One flow after another, the first applied first, as `optax.chain` does."""
+
+    flows: tuple[Flow, ...]
+
+    def __init__(self, *flows: Flow):
+        self.flows = flows
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.flows))
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        """Of constant rates their product; NaN where another flow is among them."""
+        return jnp.prod(jnp.stack([flow.conserves for flow in (Plain(), *self.flows)]))
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        for flow in self.flows:
+            descent = flow.velocity(descent, adapter)
+        return descent
+
+    @property
+    def always_defined(self) -> bool:
+        return all(flow.always_defined for flow in self.flows)
+
+    def check_start(self, adapters: Adapters) -> None:
+        for flow in self.flows:
+            flow.check_start(adapters)
+
+
+FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in (Plain, LoRAPlus, ScaledGD, LoRAPro, ShrinkA)}
+
+
+def parse_flow(text: str) -> Flow:
+    """A flow by its name, with its number after a colon: "lora-plus:16", "scaled" or "scaled:1e-3", "shrink-a:0.1"."""
+    name, _, number = text.partition(":")
+    must = "be " + ", ".join(map(repr, FLOWS)) + ", with a number after a colon, as in 'lora-plus:16'"
+    require(name in FLOWS, "flow", must, repr(text))
+    try:
+        return FLOWS[name](*([float(number)] if number else []))
+    except TypeError:
+        takes = "come without a number" if number else "come with a number after a colon"
+        raise InputError(f"flow must {takes} for '{name}', got {text!r}") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"flow must have a number after the colon, got {text!r}") from None
+
+
+@jax.custom_jvp
+def _over_gram(x: Float[Array, "n r"], y: Float[Array, "r k"], damping: Float[Array, ""]) -> Float[Array, "r k"]:
+    """(x^T x + damping I)^{-1} y; 0 along columns of x that are 0, which padding makes.
+
+    By a QR factorisation of x, which keeps the digits that x^T x would lose.
+    """
+    return solve_gram(jnp.concatenate([x, jnp.sqrt(damping) * jnp.eye(x.shape[1], dtype=x.dtype)]), y)
+
+
+@_over_gram.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (x, y, damping), (dx, dy, ddamping) = primals, tangents
+    z = _over_gram(x, y, damping)
+    change = dy - dx.T @ (x @ z) - x.T @ (dx @ z) - ddamping * z
+    return z, _over_gram(x, change, damping)
+
+
+def _check_rank(adapters: Adapters, damping: Any) -> None:
+    values = [concrete(leaf) for leaf in (damping, *jax.tree.leaves(adapters))]
+    if any(value is None for value in values) or values[0] > 0:  # type: ignore[operator]
+        return
+    for layer, (a, b) in enumerate(adapters, start=1):
+        alive = int(np.sum(np.any(np.asarray(a) != 0, axis=1) | np.any(np.asarray(b) != 0, axis=0)))
+        for name, factor in (("A", a), ("B", b)):
+            found = int(np.linalg.matrix_rank(np.asarray(factor)))
+            must = f"be positive where a factor's rank is below {alive}, the number of directions"
+            require(found == alive, "damping", must, f"0 with {name}_{layer} of rank {found}")
+
+
+def _positive(name: str, value: Any) -> Array:
+    known = concrete(value)
+    require(known is None or (np.isfinite(known) and known > 0), name, "be positive", value)
+    return jnp.asarray(value, float)
+
+
+def _not_negative(name: str, value: Any) -> Array:
+    known = concrete(value)
+    require(known is None or (np.isfinite(known) and known >= 0), name, "be at least 0", value)
+    return jnp.asarray(value, float)

@@ -1,0 +1,21 @@
+"""Adapters at t = 0: one function a scheme, and the table of their names."""
+
+from lora_flow.initialization.checks import check_alpha as check_alpha
+from lora_flow.initialization.checks import check_rank as check_rank
+from lora_flow.initialization.from_gradient import gora_init as gora_init
+from lora_flow.initialization.from_gradient import lora_ga_init as lora_ga_init
+from lora_flow.initialization.from_gradient import lora_ga_peft_init as lora_ga_peft_init
+from lora_flow.initialization.from_gradient import lora_one_init as lora_one_init
+from lora_flow.initialization.from_gradient import lora_one_theory_init as lora_one_theory_init
+from lora_flow.initialization.from_gradient import spectral_init as spectral_init
+from lora_flow.initialization.from_inputs import eva_init as eva_init
+from lora_flow.initialization.from_weights import loram_init as loram_init
+from lora_flow.initialization.from_weights import milora_init as milora_init
+from lora_flow.initialization.from_weights import olora_init as olora_init
+from lora_flow.initialization.from_weights import pissa_init as pissa_init
+from lora_flow.initialization.random import SIDES as SIDES
+from lora_flow.initialization.random import gaussian_init as gaussian_init
+from lora_flow.initialization.random import orthogonal_init as orthogonal_init
+from lora_flow.initialization.table import INITIALIZATIONS as INITIALIZATIONS
+from lora_flow.initialization.table import Scheme as Scheme
+from lora_flow.initialization.table import initialize as initialize

@@ -1,0 +1,60 @@
+"""What every initialisation checks, and what it asks of a problem."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from lora_flow.checks import concrete, require
+from lora_flow.matrices import dense
+from lora_flow.problem import Layers, Problem
+
+
+def check_rank(rank: Any, layers: Layers) -> None:
+    largest = min(min(shape) for shape in layers)
+    require(isinstance(rank, (int, np.integer)), "rank", "be an integer", rank)
+    require(1 <= rank <= largest, "rank", f"lie between 1 and {largest}, the smallest layer dimension", rank)
+
+
+def check_alpha(alpha: Any) -> None:
+    value = concrete(alpha)
+    require(value is None or (np.isfinite(value) and value > 0), "alpha", "be positive and finite", alpha)
+
+
+def check(problem: Problem, rank: Any, alpha: Any) -> None:
+    check_rank(rank, problem.layers)
+    check_alpha(alpha)
+
+
+def check_twice(rank: int, layers: Layers, scheme: str) -> None:
+    """For schemes that take 2 r singular vectors."""
+    largest = min(min(shape) for shape in layers) // 2
+    require(rank <= largest, "rank", f"be at most {largest}, half the smallest layer dimension, for {scheme}", rank)
+
+
+def is_concrete(problem: Problem) -> bool:
+    leaves = jax.tree.leaves(eqx.filter(problem, eqx.is_array))
+    return all(concrete(leaf) is not None for leaf in leaves)
+
+
+def pretrained_weights(problem: Problem, scheme: str) -> tuple[Array, ...]:
+    """The frozen weights W_i, `(out, in)`, from `problem.weights`."""
+    weights = getattr(problem, "weights", None)
+    must = f"know its pretrained weights, as `weights`, for {scheme}"
+    require(weights is not None, "problem", must, f"{type(problem).__name__} without them")
+    return tuple(map(dense, weights or ()))
+
+
+def layer_inputs(problem: Problem, scheme: str) -> tuple[Array, ...]:
+    """The inputs of each layer, `(samples, in)`, from `problem.layer_inputs`; refused where one's are white."""
+    inputs = getattr(problem, "layer_inputs", None)
+    must = f"know what its layers are fed with, as `layer_inputs`, for {scheme}"
+    require(inputs is not None, "problem", must, f"{type(problem).__name__} without it")
+    white = [i for i, one in enumerate(inputs or (), start=1) if one is None]
+    must = f"feed every layer with inputs that have principal directions, for {scheme}"
+    require(not white, "problem", must, f"white inputs of layer {', '.join(map(str, white))}")
+    return tuple(map(dense, inputs or ()))

@@ -1,0 +1,32 @@
+"""Starts made from what a layer is fed with."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.checks import require
+from lora_flow.initialization.checks import check, layer_inputs
+from lora_flow.problem import Problem
+
+
+def eva_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
+    r"""A along the principal directions of the layer's inputs, B = 0 (EVA, arXiv 2410.07170).
+
+    The rows of A are alpha times the first r right singular vectors of the inputs, `(samples, in)`. Of the second layer
+    of a network with white inputs these are the left singular vectors of W_1; of the first they are not defined.
+    alpha = 1 is the source's; nothing is drawn.
+
+    **Raises:** `InputError` for a problem that does not know its layers' inputs or has white ones, or a bad rank or
+    alpha.
+    """
+    check(problem, rank, alpha)
+
+    def directions(inputs: Array, n_out: int) -> Adapter:
+        vt = jnp.linalg.svd(inputs, full_matrices=False)[2]
+        require(rank <= len(vt), "rank", f"be at most {len(vt)}, the number of samples, for eva", rank)
+        return Adapter(alpha * vt[:rank], jnp.zeros((n_out, rank)))
+
+    inputs = layer_inputs(problem, "eva")
+    return tuple(directions(one, n_out) for one, (n_out, _) in zip(inputs, problem.layers, strict=True))

@@ -1,0 +1,89 @@
+"""Starts made from the pretrained weights, which are then frozen at `W_0 - s B_0 A_0` (`Offset`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.checks import require
+from lora_flow.initialization.checks import check, pretrained_weights
+from lora_flow.problem import Problem, scaling_of
+
+
+def pissa_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
+    r"""The weight's principal part (PiSSA, arXiv 2404.02948): with `W = U S V^T`, the largest r singular values in
+
+        B = alpha U_r (S_r/s)^{1/2},   A = alpha (S_r/s)^{1/2} V_r^T.
+
+    alpha = 1 is the source's. Meant for `Offset(problem, adapters)`, as all of this module. Nothing is drawn.
+
+    **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
+    """
+    return _triplets(problem, rank, alpha, "pissa", lambda x: x[:rank])
+
+
+def milora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
+    """As `pissa_init`, with the r smallest of the min(out, in) singular values (MiLoRA, arXiv 2406.09044)."""
+    return _triplets(problem, rank, alpha, "milora", lambda x: x[-rank:])
+
+
+def olora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
+    r"""Orthonormal B (OLoRA, arXiv 2406.01775): with `W = Q R`, `B = alpha Q[:, :r]` and `A = alpha R[:r]`.
+
+    It depends on the order of the weight's columns. alpha = 1 is the source's; nothing is drawn.
+
+    **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
+    """
+    check(problem, rank, alpha)
+
+    def split(weight: Array) -> Adapter:
+        q, r = jnp.linalg.qr(weight)
+        return Adapter(alpha * r[:rank], alpha * q[:, :rank])
+
+    return tuple(map(split, pretrained_weights(problem, "olora")))
+
+
+def loram_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
+    r"""Sines of a size that the weight sets (LoRAM, arXiv 2507.06558): with
+    `Phi_m[i, j] = sqrt(2/(m + 1)) sin((i + 1)(j + 1) pi/(m + 1))` and its first r columns,
+
+        B = alpha beta Phi_out,   A = alpha beta Phi_in^T,   beta^4 = Q nu[W]/nu[Phi_out Phi_in^T],
+
+    nu the mean square of the entries and `Q = log r/log min(out, in)`. alpha = 1 is the source's; nothing is drawn.
+
+    **Raises:** `InputError` for rank 1, where Q is 0, for a problem that does not know its weights, or a bad alpha.
+    """
+    check(problem, rank, alpha)
+    require(rank >= 2, "rank", "be at least 2 for loram, whose size is log(rank)", rank)
+
+    def split(weight: Array) -> Adapter:
+        left, right = (_sines(size, rank) for size in weight.shape)
+        share = np.log(rank) / np.log(min(weight.shape))
+        beta = (share * jnp.mean(weight**2) / np.mean((left @ right.T) ** 2)) ** 0.25
+        return Adapter(alpha * beta * right.T, alpha * beta * left)
+
+    return tuple(map(split, pretrained_weights(problem, "loram")))
+
+
+def _triplets(
+    problem: Problem, rank: int, alpha: float | Array, scheme: str, chosen: Callable[[Array], Array]
+) -> Adapters:
+    check(problem, rank, alpha)
+    scaling = scaling_of(problem)
+
+    def split(weight: Array) -> Adapter:
+        u, s, vt = jnp.linalg.svd(weight, full_matrices=False)
+        root = alpha * jnp.sqrt(chosen(s) / scaling)
+        return Adapter(root[:, None] * chosen(vt), chosen(u.T).T * root[None])
+
+    return tuple(map(split, pretrained_weights(problem, scheme)))
+
+
+def _sines(size: int, count: int) -> np.ndarray:
+    """The first columns of the discrete sine transform, which is orthogonal and symmetric."""
+    places, waves = np.arange(1, size + 1), np.arange(1, count + 1)
+    return np.sqrt(2 / (size + 1)) * np.sin(np.outer(places, waves) * np.pi / (size + 1))

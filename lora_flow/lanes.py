@@ -1,0 +1,74 @@
+"""What is worked out of a batch of lanes on the host, besides what the solver reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.analysis import analyse
+from lora_flow.initialization import INITIALIZATIONS
+from lora_flow.offset import Offset
+from lora_flow.problem import HasLowestLoss, Problem, scaling_of
+
+Values = dict[str, np.ndarray]
+DEAD = 1e-7  # of the largest singular value of Z: singular vectors beyond a matrix's rank leave the root of rounding
+
+
+def start_values(problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], start: Adapters) -> Values:
+    """What a start decides: directions that never move, and the lowest loss that can be reached.
+
+    `problems` and `lanes`, the coordinates, have an entry for each lane, `start` a leading axis of lanes.
+
+    - `dead_directions`: how many of the rank's directions are zero in both factors of a layer, summed over the layers.
+      The gradient vanishes there, and they stay so: the start has a lower rank than it was given.
+    - `loss_floor`: the least loss of any adapters of that rank, NaN where it is not known. An initialisation that
+      subtracts `s B_0 A_0` from the frozen weights has that much more to learn, and a rank may not suffice for both.
+    """
+    ranks = np.asarray([lane["rank"] for lane in lanes])
+    alive = np.sum([_rank(np.asarray(a), np.asarray(b)) for a, b in start], axis=0)
+    floors = [
+        _floor(problem, lane, jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), start))
+        for i, (problem, lane) in enumerate(zip(problems, lanes, strict=True))
+    ]
+    return {"dead_directions": (len(start) * ranks - alive).astype(np.int32), "loss_floor": np.asarray(floors)}
+
+
+def detail_values(
+    problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], start: Adapters, history: Adapters
+) -> Values:
+    """What `analyse` makes of the adapters over time, `(lane, time, ...)`, all lanes of one problem together."""
+    groups: dict[Any, list[int]] = {}
+    for i, (problem, lane) in enumerate(zip(problems, lanes, strict=True)):
+        offset = INITIALIZATIONS[lane["init"]].offset
+        groups.setdefault((id(problem), i if offset else None), []).append(i)
+    details: Values = {}
+    for (_, offset), members in groups.items():
+        adapters = jax.tree.map(lambda leaf, members=members: leaf[np.asarray(members)], history)
+        problem = problems[members[0]]
+        if offset is not None:
+            problem = Offset(problem, jax.tree.map(lambda leaf, i=offset: leaf[i], start))
+        for name, array in analyse(problem, adapters).items():
+            details.setdefault(name, np.empty((len(lanes), *array.shape[1:])))[members] = array
+    return details
+
+
+def _rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The rank of Z = [B; A^T], lane by lane."""
+    sigma = np.linalg.svd(np.concatenate([b, np.swapaxes(a, -1, -2)], axis=-2), compute_uv=False)
+    return np.sum(sigma > DEAD * sigma[..., :1], axis=-1)
+
+
+def _floor(problem: Problem, lane: dict[str, Any], start: Any) -> float:
+    if not isinstance(problem, HasLowestLoss):
+        return np.nan
+    (adapter,) = start
+    frozen = _product(problem, adapter) if INITIALIZATIONS[lane["init"]].offset else None
+    return problem.lowest_loss(lane["rank"], frozen)
+
+
+def _product(problem: Problem, adapter: Adapter) -> np.ndarray:
+    return np.asarray(scaling_of(problem)) * (adapter.b @ adapter.a)

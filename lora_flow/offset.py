@@ -1,0 +1,59 @@
+"""Frozen weights that are offset, so that a start with B A not zero leaves the function as it is."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.matrices import Matrix
+from lora_flow.problem import Layers, Problem, linearised_task, vector_field
+
+
+class Offset(eqx.Module):
+    r"""A problem with its weights frozen at `W_i - s B_i(0) A_i(0)`, so that adapters that start there change nothing.
+
+    PiSSA, MiLoRA, OLoRA, LoRA-GA and LoRAM start like this. With `[B, -B(0)]` and `[A; A(0)]` side by side in place of
+    B and A the given problem computes just that, whatever it is.
+
+    **Arguments:** the `problem`, and the `start` to subtract. `sweep` does this by itself for the initialisations that
+    ask for it.
+    """
+
+    problem: Problem
+    start: Adapters
+
+    @property
+    def layers(self) -> Layers:
+        return self.problem.layers
+
+    def joined(self, adapters: Adapters) -> Adapters:
+        """Adapters of the given problem that do what these do here; with any leading axes."""
+
+        def beside(now: Array, then: Array, axis: int) -> Array:
+            return jnp.concatenate([now, jnp.broadcast_to(then, (*now.shape[:-2], *then.shape))], axis=axis)
+
+        return tuple(
+            Adapter(beside(now.a, then.a, -2), beside(now.b, -then.b, -1))
+            for now, then in zip(adapters, self.start, strict=True)
+        )
+
+    def loss(self, adapters: Adapters) -> Array:
+        return self.problem.loss(self.joined(adapters))
+
+    def field(self, adapters: Adapters) -> Adapters:
+        moving = vector_field(self.problem)(self.joined(adapters))
+        return tuple(Adapter(v.a[: x.rank], v.b[:, : x.rank]) for v, x in zip(moving, adapters, strict=True))
+
+    def linearised_task(self) -> tuple[Matrix, ...]:
+        """The given problem's: where the adapters start, the function is the pretrained one."""
+        return linearised_task(self.problem)
+
+
+def offset_where(shifted: Array | None, problem: Problem, start: Adapters) -> Problem:
+    """`Offset` where `shifted` is true and the problem itself where it is not, in one program; None is never."""
+    if shifted is None:
+        return problem
+    return Offset(problem, jax.tree.map(lambda leaf: jnp.where(shifted, leaf, 0.0), start))
