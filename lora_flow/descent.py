@@ -36,7 +36,7 @@ class StepRule(eqx.Module):
 
 
 class MuKlabjan(StepRule):
-    r"""The step size under which gradient descent on LoRA's factors converges whatever they are (arXiv 2512.18248, 3.4):
+    r"""The step size with which gradient descent on LoRA's factors always converges (arXiv 2512.18248, equation 3.4):
 
         eta_t = min{1/(4 sqrt(2) L (||V_t||_F^2 + ||grad l(B_t A_t)||_F)), 1},   V = [B; A^T],
 
@@ -84,15 +84,12 @@ class Descent(Trajectory):
         )
 
 
-Step = float | Array | StepRule | optax.GradientTransformation
-
-
 def descend(
     problem: Problem,
     adapters: Adapters,
     *,
     steps: int,
-    step: Step,
+    step: float | Array | StepRule | optax.GradientTransformation,
     saves: int | ArrayLike | Sequence[int] = 101,
     order: str = "simultaneous",
     flow: Flow | str = "plain",
@@ -100,8 +97,8 @@ def descend(
 ) -> Descent:
     r"""Trains the adapters by gradient descent, `A_i <- A_i - eta dL/dA_i` and `B_i <- B_i - eta dL/dB_i`.
 
-    Differentiable in reverse mode with respect to the adapters, the problem's arrays and a constant step size; `jit` and
-    `vmap` apply.
+    Differentiable in reverse mode with respect to the adapters, the problem's arrays and a constant step size; `jit`
+    and `vmap` apply.
 
     **Arguments:**
 
