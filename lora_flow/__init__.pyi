@@ -46,6 +46,7 @@ from .offset import Offset as Offset
 from .problem import Factorization as Factorization
 from .problem import Problem as Problem
 from .problem import linearised_task as linearised_task
+from .regression import regression_problem as regression_problem
 from .single import Regression as Regression
 from .single import SingleLayer as SingleLayer
 from .single import SoftmaxRegression as SoftmaxRegression

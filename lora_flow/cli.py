@@ -75,7 +75,10 @@ class Plot:
             from vision.command import tell
 
             return tell(Path(self.out))
-        return _draw(self.out)
+        from lora_flow.studies import study_of
+
+        name = study_of(self.out)
+        return _draw_study(self.out, name) if name else _draw(self.out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +95,23 @@ class Figure:
 
     beyond: shifts turned away from the pretrained weights or of higher rank, and noise in the weights.
 
+    inits: all the initialisations on one layer, with a task along the weight's top singular pairs and one across them.
+
+    kappa: the rate of the plain and of the preconditioned flow against the condition number of the task.
+
+    lora-one and preconditioner: the toy experiments of LoRA-One (arXiv 2502.01235, Figures 2 and 4), by gradient
+    descent. scaling: the best lora_alpha against the rank, for gradient descent and Adam. These run as a whole, without
+    --resume.
+
     For example: lora-flow figure 3 --out runs/figure3
     """
 
     name: Annotated[str, tyro.conf.Positional]
-    """Which figure: 1, 3, 4, phase or beyond."""
+    """Which figure: 1, 3, 4, phase, beyond, inits, kappa, lora-one, preconditioner or scaling."""
     out: str
     """The folder: a run folder, or where a figure is made of several runs a folder of run folders."""
     seeds: int | None = None
-    """Number of random initialisations; the paper's number unless given."""
+    """Number of random initialisations or draws; the paper's number unless given."""
     resume: bool = False
     """Go on with an unfinished figure."""
     overwrite: bool = False
@@ -109,8 +120,11 @@ class Figure:
     def run(self) -> int:
         from lora_flow.experiments import EXPERIMENTS
         from lora_flow.store import check_parts, is_started, remove_drawn
+        from lora_flow.studies import STUDIES
 
-        require_choice("figure", self.name, EXPERIMENTS)
+        require_choice("figure", self.name, [*EXPERIMENTS, *STUDIES])
+        if self.name in STUDIES:
+            return self._study()
         runs = EXPERIMENTS[self.name].runs
         if self.seeds is not None:
             runs = {name: dataclasses.replace(settings, seeds=self.seeds) for name, settings in runs.items()}
@@ -128,6 +142,22 @@ class Figure:
         for folder, plan in opened:
             _solve(folder, plan)
         return _draw(self.out)
+
+    def _study(self) -> int:
+        from tqdm.auto import tqdm
+
+        from lora_flow.studies import STUDIES, check_study_folder, store_study
+
+        study = STUDIES[self.name]
+        seeds = study.seeds if self.seeds is None else self.seeds
+        require(seeds >= 1, "seeds", "be at least 1", seeds)
+        must = f"be left out with figure {self.name}, which runs as a whole"
+        require(not self.resume, "resume", must, "--resume")
+        check_study_folder(self.out, self.overwrite)
+        start_jax(Settings())
+        dataset = study.run(seeds, lambda items: tqdm(items, disable=None))
+        store_study(self.out, self.name, seeds, dataset)
+        return _draw_study(self.out, self.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,6 +381,24 @@ def _draw(out: str) -> int:
     for status, count in ended.items():
         print(f"lora-flow: {count} of {total} runs ended with status {status}", file=sys.stderr)
     return 1 if sum(ended.values()) == total else 0
+
+
+def _draw_study(out: str, name: str) -> int:
+    """Draws what a study's folder holds, and writes its report."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from lora_flow.figures import save
+    from lora_flow.studies import STUDIES, load_study
+
+    require_choice(f"the study in '{out}'", name, STUDIES)
+    study, dataset = STUDIES[name], load_study(out)
+    notes = study.notes(dataset)
+    (picture,) = save({f"figure-{name}": study.draw(dataset)}, Path(out) / "figures")
+    text = f"# {study.about[0].upper()}{study.about[1:]}\n\n{notes}\n\n![](figures/{picture.name})\n"
+    (Path(out) / "report.md").write_text(text)
+    print(notes, f"picture: {picture}", f"report: {Path(out) / 'report.md'}", sep="\n")
+    return 0
 
 
 def _storage_error(error: OSError, out: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow import paper
+from lora_flow.comparison import INITS, KAPPA_RUNS, draw_inits, draw_kappa, inits_notes, kappa_notes
 from lora_flow.report import log10, show, table
 from lora_flow.settings import Settings
 from lora_flow.timeline import phases
@@ -146,4 +147,6 @@ EXPERIMENTS = {
     "4": _paper("the same, shift along the bottom pair", paper.FIGURE_4),
     "phase": Experiment("maps over alpha x rank and alpha x delta_w", {"": PHASE}, _draw_phase, _phase_notes),
     "beyond": Experiment("misaligned, higher-rank and noisy tasks", BEYOND_RUNS, _draw_beyond, _beyond_notes),
+    "inits": Experiment("all the initialisations on one layer", {"": INITS}, draw_inits, inits_notes),
+    "kappa": Experiment("rates against the condition number", KAPPA_RUNS, draw_kappa, kappa_notes),
 }

@@ -46,6 +46,7 @@ _ABOUT = {
     "delta_w": "sigma_W1 / sigma_W2",
     "angle": "angle between the shift's singular vectors and the pretrained ones, in degrees",
     "noise": "norm of the noise in each pretrained weight, relative to the weight's",
+    "kappa": "condition number of the shift",
     "sigma": "singular value of the shift's pair (u, v) that is learned first",
     "shift_rank": "rank of the shift",
     "aligned": "1 where the shift, W1 and W2 have their singular vectors in common",

@@ -266,13 +266,13 @@ def plan_sweep(
     seeds: int | ArrayLike | Sequence[int],
     t1: float,
     saves: int | ArrayLike | Sequence[float],
-    flow: Flow | str,
     solver: diffrax.AbstractSolver | str,
     rtol: float,
     max_steps: int,
     batch_size: int,
     devices: int = 0,
     details: bool = False,
+    flow: Flow | str = "plain",
 ) -> Plan:
     """Checks the arguments of `sweep`, all of them before anything is solved."""
     problems = Problems.of(problem)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lora_flow.grid import Problems
     from lora_flow.plan import Plan
-    from lora_flow.problem import Factorization
+    from lora_flow.problem import Factorization, Problem
 
 PRECISIONS = ("double", "single")
 
@@ -46,12 +46,12 @@ class Settings:
     spacing: str = "linear"
     """Spacing of these times: linear, or log (0, then the four decades up to t1)."""
     problem: str = "aligned"
-    """What is fine-tuned: aligned (the flags below), digits (real images), or a .npz or .safetensors file
-    with arrays w1 (h, n), w2 (m, h) and shift or target (m, n)."""
+    """What is fine-tuned: aligned (two layers, the flags below), regression (one layer on data, likewise), digits (real
+    images), or a .npz or .safetensors file with arrays w1 (h, n), w2 (m, h) and shift or target (m, n)."""
     m: int = 10
-    """Aligned problem: rows of W2 and of the target."""
+    """Aligned problem: rows of W2 and of the target. Regression: outputs."""
     n: int = 10
-    """Aligned problem: columns of W1 and of the target."""
+    """Aligned problem: columns of W1 and of the target. Regression: inputs."""
     h: int = 100
     """Aligned problem: hidden width, the rows of W1 and columns of W2."""
     delta_w: tuple[float, ...] = (1 / 1.05**2,)
@@ -61,8 +61,18 @@ class Settings:
     component: tuple[str, ...] = ("top",)
     """Aligned problem: the shift's singular pair in the pretrained weights: top, bottom or an index; several give a
     shift of higher rank."""
+    target_rank: int = 2
+    """Regression: rank of the shift."""
+    kappa: tuple[float, ...] = (1.0,)
+    """Regression: condition number of the shift; its singular values go from 1 to 1/kappa."""
+    samples: int = 0
+    """Regression: number of samples; 0 for infinitely many."""
+    input_kappa: float = 1.0
+    """Regression: condition number of the inputs' covariance, whose eigenvectors are the weight's."""
+    activation: str = "linear"
+    """Regression: what follows the layer, linear or relu."""
     problem_seed: tuple[int, ...] = (0,)
-    """The seed of the aligned problem's weights, and of what --angle and --noise draw."""
+    """The seed of the problem's weights and data, and of what --angle and --noise draw."""
     angle: tuple[float, ...] = (0.0,)
     """Turn the shift's singular vectors away from the pretrained weights' by this many degrees, 0 to 90."""
     noise: tuple[float, ...] = (0.0,)
@@ -90,8 +100,12 @@ class Settings:
     """Floating-point precision: double, or single (the loss then stops near 1e-13 of its start)."""
 
 
-ALIGNED_ONLY = ("m", "n", "h", "delta_w", "shift_scale", "component")
-PROBLEM_AXES = ("delta_w", "problem_seed", "angle", "noise")  # several values make several problems in one sweep
+PROBLEMS = ("aligned", "regression", "digits")
+OWN_FLAGS = {  # of the problems that are drawn; left out with any other
+    "aligned": ("m", "n", "h", "delta_w", "shift_scale", "component"),
+    "regression": ("m", "n", "target_rank", "kappa", "samples", "input_kappa", "activation"),
+}
+PROBLEM_AXES = ("delta_w", "problem_seed", "angle", "noise", "kappa")  # several values make several problems
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
@@ -143,42 +157,69 @@ def build_problems(settings: Settings) -> Problems:
     import jax
 
     from lora_flow.grid import Problems
-    from lora_flow.targets import misaligned, noisy
 
+    _check_flags(settings)
     axes = {name: getattr(settings, name) for name in PROBLEM_AXES}
     members = []
     for values in itertools.product(*axes.values()):
-        delta_w, problem_seed, angle, noise = values
-        key = jax.random.key(problem_seed)
-        turned = misaligned(_base_problem(settings, delta_w, key), jax.random.fold_in(key, 1), angle=angle)
-        members.append(noisy(turned, jax.random.fold_in(key, 2), noise=noise))
+        one = dict(zip(PROBLEM_AXES, values, strict=True))
+        members.append(_problem(settings, one, jax.random.key(one["problem_seed"])))
     for name, listed in axes.items():
         require(len(set(listed)) == len(listed), name, "name each value once", listed)
     return Problems(tuple(members), {name: listed for name, listed in axes.items() if len(listed) > 1})
 
 
-def _base_problem(settings: Settings, delta_w: float, key: Array) -> Factorization:
-    from lora_flow import targets
+def _check_flags(settings: Settings) -> None:
+    """Raises where a flag of another problem was given."""
+    own = OWN_FLAGS.get(settings.problem, ())
+    for name in dict.fromkeys(name for names in OWN_FLAGS.values() for name in names if name not in own):
+        value = getattr(settings, name)
+        require(value == _FIELDS[name].default, name, f"be left out with problem '{settings.problem}'", value)
+    unknown = settings.problem not in PROBLEMS and not _is_file_name(settings.problem)
+    if unknown:
+        require_choice("problem", settings.problem, PROBLEMS, "or an .npz or .safetensors file")
 
-    if settings.problem == "aligned":
-        scale = settings.shift_scale
-        return targets.aligned_problem(
+
+def _problem(settings: Settings, axes: Mapping[str, Any], key: Array) -> Problem:
+    import jax
+
+    from lora_flow.regression import regression_problem
+    from lora_flow.targets import misaligned, noisy
+
+    if settings.problem == "regression":
+        require(axes["noise"] == 0, "noise", "be left out with problem 'regression'", axes["noise"])
+        return regression_problem(
             key,
             m=settings.m,
             n=settings.n,
-            h=settings.h,
-            delta_w=delta_w,
-            shift_scale=scale[0] if len(scale) == 1 else scale,
-            component=settings.component,
+            target_rank=settings.target_rank,
+            kappa=axes["kappa"],
+            angle=axes["angle"],
+            samples=settings.samples,
+            input_kappa=settings.input_kappa,
+            activation=settings.activation,
         )
-    for name in ALIGNED_ONLY:
-        value = getattr(settings, name)
-        require(value == _FIELDS[name].default, name, f"be left out with problem '{settings.problem}'", value)
+    turned = misaligned(_factorization(settings, axes["delta_w"], key), jax.random.fold_in(key, 1), angle=axes["angle"])
+    return noisy(turned, jax.random.fold_in(key, 2), noise=axes["noise"])
+
+
+def _factorization(settings: Settings, delta_w: float, key: Array) -> Factorization:
+    from lora_flow import targets
+
     if settings.problem == "digits":
         return targets.digits_problem()
-    if not _is_file_name(settings.problem):
-        require_choice("problem", settings.problem, ("aligned", "digits"), "or an .npz or .safetensors file")
-    return targets.load_problem(settings.problem)
+    if settings.problem != "aligned":
+        return targets.load_problem(settings.problem)
+    scale = settings.shift_scale
+    return targets.aligned_problem(
+        key,
+        m=settings.m,
+        n=settings.n,
+        h=settings.h,
+        delta_w=delta_w,
+        shift_scale=scale[0] if len(scale) == 1 else scale,
+        component=settings.component,
+    )
 
 
 def build_plan(settings: Settings) -> Plan:

@@ -58,6 +58,13 @@ class AdaptedLayer(eqx.Module):
     def linearised_task(self) -> tuple[Float[Array, "out in"]]:
         return (self.scaling * self.descent_of(jnp.zeros(self.layers[0])),)
 
+    def __str__(self) -> str:
+        (n_out, n_in), scaling = self.layers[0], float(self.scaling)
+        return f"{type(self).__name__}: {n_out} x {n_in}{self._about()}; scaling {scaling:g}"
+
+    def _about(self) -> str:
+        return ""
+
     def _change(self, adapters: Adapters) -> Float[Array, "out in"]:
         ((a, b),) = adapters
         return self.scaling * (b @ a)
@@ -90,6 +97,9 @@ class SingleLayer(AdaptedLayer):
 
     def descent_of(self, change: Float[Array, "out in"]) -> Float[Array, "out in"]:
         return self.shift - change
+
+    def _about(self) -> str:
+        return _spectrum(self.shift)
 
     def smoothness(self) -> Float[Array, ""]:
         """The Lipschitz constant of dL/d(B A)."""
@@ -152,6 +162,9 @@ class Regression(AdaptedLayer):
     def descent_of(self, change: Float[Array, "out in"]) -> Float[Array, "out in"]:
         residual, slope = self._residual(change)
         return (residual * slope).T @ self.features
+
+    def _about(self) -> str:
+        return f", {self.activation}, {len(self.features)} rows of data{_spectrum(self.shift)}"
 
     def smoothness(self) -> Float[Array, ""]:
         """The Lipschitz constant of dL/d(B A), of a linear layer: s^2 times the largest eigenvalue of X^T X/N."""
@@ -220,6 +233,9 @@ class SoftmaxRegression(AdaptedLayer):
         wanted = jax.nn.one_hot(self.labels, len(self.weight), dtype=self.weight.dtype)
         return (wanted - jax.nn.softmax(self._logits(change))).T @ self.inputs / len(self.inputs)
 
+    def _about(self) -> str:
+        return f", {len(self.inputs)} samples"
+
     def smoothness(self) -> Float[Array, ""]:
         """A Lipschitz constant of dL/d(B A): s^2 ||X||_2^2/(2 N), since the softmax has derivatives up to 1/2."""
         return (self.scaling * spectral_norm(self.inputs)) ** 2 / (2 * len(self.inputs))
@@ -252,6 +268,13 @@ def _scaling(value: Any) -> Array:
     known = concrete(scaling)
     require(known is None or known > 0, "scaling", "be positive", value)
     return scaling
+
+
+def _spectrum(shift: Array) -> str:
+    sigma = np.linalg.svd(np.asarray(shift), compute_uv=False)
+    sigma = sigma[: matrix_rank(sigma, shift.shape)]
+    shown = ", ".join(f"{s:.3g}" for s in sigma[:4]) + (", ..." if len(sigma) > 4 else "")
+    return f"; shift of rank {len(sigma)} with singular values {shown}"
 
 
 def _tail(matrix: np.ndarray, rank: int) -> float:

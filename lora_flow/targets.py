@@ -134,14 +134,17 @@ def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factoriza
     k = matrix_rank(sigma, problem.shift.shape)
     room = min(problem.shift.shape) // 2
     require(k <= room, "angle", f"be 0 for a shift of rank above {room}, which fills its space", f"{angle:g}, rank {k}")
-    keys = jax.random.split(key)
+    left, right = (turned(x, one, angle) for x, one in zip((u[:, :k], vt[:k].T), jax.random.split(key), strict=True))
+    return Factorization(problem.w1, problem.w2, left * sigma[:k] @ right.T)
 
-    def turn(basis: np.ndarray, key: Array) -> np.ndarray:
-        drawn = np.asarray(jax.random.normal(key, basis.shape))
-        across, _ = np.linalg.qr(drawn - basis @ (basis.T @ drawn))
-        return np.cos(np.deg2rad(angle)) * basis + np.sin(np.deg2rad(angle)) * across
 
-    return Factorization(problem.w1, problem.w2, turn(u[:, :k], keys[0]) * sigma[:k] @ turn(vt[:k].T, keys[1]).T)
+def turned(basis: np.ndarray, key: Array, angle: float) -> np.ndarray:
+    """An orthonormal frame at this angle, in degrees, to the given one: all principal angles are equal."""
+    if angle == 0:
+        return basis
+    drawn = np.asarray(jax.random.normal(key, basis.shape))
+    across, _ = np.linalg.qr(drawn - basis @ (basis.T @ drawn))
+    return np.cos(np.deg2rad(angle)) * basis + np.sin(np.deg2rad(angle)) * across
 
 
 def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:

@@ -51,11 +51,11 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     along, across = leading("norm_along"), leading("norm_across")
     gains = theory.Gains(sigma, ratio * gain, gain)
     threshold = theory.t1_threshold(gains).where(1 - ratio > 1e-9)  # with equal gains no layer is selected
-    t1 = _crossing(leading("overlap_"), threshold)
+    t1 = crossing(leading("overlap_"), threshold)
     predicted = theory.t1_slides(gains, dataset["alpha"])
     spans = xr.Dataset(
         {
-            "t_align": _crossing(along / across, xr.ones_like(t1)),
+            "t_align": crossing(along / across, xr.ones_like(t1)),
             "t1": t1,
             "t_plateau": _plateau(dataset["loss"], t1),
             "t1_predicted": predicted.where(predicted > 0).broadcast_like(t1),
@@ -86,7 +86,7 @@ def at_times(values: xr.DataArray, times: xr.DataArray) -> xr.DataArray:
     return _for_each_lane(interpolate, values, times)
 
 
-def _crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
+def crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
     """The first time at which the values reach the threshold."""
     saved = values["time"].values
 

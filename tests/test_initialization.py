@@ -1,22 +1,36 @@
+"""Adapters at t = 0: every scheme against its formula, written out in NumPy, and in a sweep by its name."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 from scipy import stats
+from scipy.integrate import solve_ivp
 
 from lora_flow import (
+    INITIALIZATIONS,
+    Diagonal,
+    Factorization,
     InputError,
+    Offset,
+    Regression,
     SingleLayer,
     aligned_problem,
     canonical,
     digits_problem,
+    eva_init,
     gaussian_init,
+    gora_init,
     linearised_task,
     lora_one_init,
+    orthogonal_init,
     solve,
     spectral_init,
+    sweep,
 )
-from lora_flow.initialization import check_rank
+from lora_flow.initialization import check_rank, initialize
+from lora_flow.matrices import dense
 
 KEY = jax.random.key(7)
 
@@ -58,7 +72,7 @@ def test_spectral_rows_lie_along_the_shifts_right_singular_vectors():
 def test_under_spectral_initialisation_the_modes_never_mix():
     """Section 4: U_Y^T W2 B1 A1 V_Y and U_Y^T B2 A2 W1 V_Y stay diagonal along the flow."""
     problem = aligned_problem(KEY, component=[0, 4], shift_scale=[5.0, 2.0])
-    final = solve(problem, spectral_init(KEY, problem, rank=4, alpha=1e-2), t1=2.0).adapters
+    final = solve(problem, spectral_init(KEY, problem, rank=4, alpha=1e-2), t1=2.0, solver="Tsit5").adapters
     u, _, vt = np.linalg.svd(problem.w2 @ problem.w1)
     (a1, b1), (a2, b2) = final
     for term in (problem.w2 @ b1 @ a1, b2 @ a2 @ problem.w1):
@@ -132,30 +146,352 @@ def test_a_balanced_single_layer_at_rank_one_is_logistic():
     u, v = np.eye(5)[0], np.eye(7)[2]
     problem = SingleLayer(sigma * np.outer(u, v))
     start = lora_one_init(KEY, problem, rank=1, alpha=1e-2)
-    ((a, b),) = solve(problem, start, t1=t1, rtol=1e-10).adapters
+    ((a, b),) = solve(problem, start, t1=t1, rtol=1e-10, solver="Tsit5").adapters
     grown = 1e-4 * np.exp(2 * sigma * t1)
     np.testing.assert_allclose(b @ a, sigma * grown / (sigma - 1e-4 + grown) * np.outer(u, v), atol=1e-8)
 
 
-def test_a_single_layer_with_a_scaling_is_one_with_scaled_factors():
-    """B A -> s B A with the same shift is the flow of sqrt(s)-scaled factors, s times as fast."""
-    shift = np.random.default_rng(0).standard_normal((4, 6))
-    start = gaussian_init(KEY, SingleLayer(shift), rank=2, alpha=0.1)
-    grown = tuple(adapter._replace(a=2 * adapter.a, b=2 * adapter.b) for adapter in start)
-    ((a, b),) = solve(SingleLayer(shift, scaling=4.0), start, t1=0.25, rtol=1e-10).adapters
-    ((a1, b1),) = solve(SingleLayer(shift), grown, t1=1.0, rtol=1e-10).adapters
-    np.testing.assert_allclose(4 * b @ a, b1 @ a1, atol=1e-8)
+RNG = np.random.default_rng(0)
+W1, W2, SHIFT = (RNG.standard_normal(shape) for shape in ((9, 7), (6, 9), (6, 7)))
+WEIGHT, INPUTS = RNG.standard_normal((6, 7)), RNG.standard_normal((12, 7)) + 0.5
+PROBLEMS = {
+    "single": SingleLayer(SHIFT, 0.5, weight=WEIGHT),
+    "linear": Regression(INPUTS, SHIFT, weight=WEIGHT, scaling=0.5),
+    "relu": Regression(INPUTS, SHIFT, weight=WEIGHT, activation="relu", scaling=0.5),
+    "two": Factorization(W1, W2, SHIFT),
+}
+
+
+def by_hand(problem):
+    """(W, s, -dL/dW) of each layer, the gradient at the pretrained weights and differentiated by hand."""
+    now, goal = INPUTS @ WEIGHT.T, INPUTS @ (WEIGHT + SHIFT).T
+    missing = np.maximum(goal, 0) - np.maximum(now, 0)
+    return {
+        "single": [(WEIGHT, 0.5, SHIFT)],
+        "linear": [(WEIGHT, 0.5, (goal - now).T @ INPUTS / 12)],
+        "relu": [(WEIGHT, 0.5, (missing * (now > 0)).T @ INPUTS / 12)],
+        "two": [(W1, 1.0, W2.T @ SHIFT), (W2, 1.0, SHIFT @ W1.T)],
+    }[problem]
+
+
+def thin(matrix):
+    return np.linalg.svd(matrix, full_matrices=False)
+
+
+def pissa(w, s, g, r):
+    u, sigma, vt = thin(w)
+    return np.sqrt(sigma[:r, None] / s) * vt[:r], u[:, :r] * np.sqrt(sigma[:r] / s)
+
+
+def milora(w, s, g, r):
+    u, sigma, vt = thin(w)
+    return np.sqrt(sigma[-r:, None] / s) * vt[-r:], u[:, -r:] * np.sqrt(sigma[-r:] / s)
+
+
+def olora(w, s, g, r):
+    q, upper = np.linalg.qr(w)
+    return upper[:r], q[:, :r]
+
+
+def loram(w, s, g, r):
+    """Columns of the discrete sine transform; the mean square of B A is log_m(r) times the weight's, m its smaller side."""
+    left, right = (scipy.fft.dst(np.eye(size), type=1, norm="ortho")[:, :r] for size in w.shape)
+    share = np.emath.logn(min(w.shape), r) * np.mean(w**2) / np.mean((left @ right.T) ** 2)
+    return share**0.25 * right.T, share**0.25 * left
+
+
+def lora_one(w, s, g, r):
+    u, sigma, vt = thin(g)
+    size = np.sqrt(sigma[:r] / sigma[0])
+    return size[:, None] * vt[:r], u[:, :r] * size
+
+
+def lora_one_theory(w, s, g, r):
+    u, sigma, vt = thin(g)
+    return np.sqrt(sigma[:r, None]) * vt[:r], u[:, :r] * np.sqrt(sigma[:r])
+
+
+def lora_ga(w, s, g, r):
+    u, _, vt = thin(g)
+    return len(g) ** 0.25 * vt[:r], len(g) ** 0.25 * u[:, r : 2 * r]
+
+
+def lora_ga_peft(w, s, g, r):
+    u, sigma, vt = thin(g)
+    return vt[:r], len(g) ** 0.25 * u[:, r : 2 * r] * sigma[r : 2 * r]
+
+
+FORMULAS = {  # of the sources, alpha = 1
+    "pissa": pissa,
+    "milora": milora,
+    "olora": olora,
+    "loram": loram,
+    "lora-one": lora_one,
+    "lora-one-theory": lora_one_theory,
+    "lora-ga": lora_ga,
+    "lora-ga-peft": lora_ga_peft,
+}
+
+
+def assert_same_pairs(adapter, a, b, atol):
+    """The same rank-one pairs b_j a_j but for a sign, which a singular vector leaves open, and the same norms."""
+    ours, theirs = (np.einsum("ij,jk->jik", *pair) for pair in ((adapter.b, adapter.a), (b, a)))
+    signs = np.sign(np.sum(ours * theirs, axis=(1, 2), keepdims=True))
+    np.testing.assert_allclose(ours, signs * theirs, rtol=0, atol=atol)
+    np.testing.assert_allclose(np.linalg.norm(adapter.a, axis=1), np.linalg.norm(a, axis=1), rtol=0, atol=atol)
+    np.testing.assert_allclose(np.linalg.norm(adapter.b, axis=0), np.linalg.norm(b, axis=0), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("scheme", FORMULAS)
+def test_schemes_that_draw_nothing_are_their_formulas(scheme, problem):
+    start = INITIALIZATIONS[scheme].init(KEY, PROBLEMS[problem], rank=3, alpha=0.5)
+    for adapter, layer in zip(start, by_hand(problem), strict=True):
+        a, b = FORMULAS[scheme](*layer, 3)
+        assert_same_pairs(adapter, 0.5 * a, 0.5 * b, atol=1e-12)
+        if scheme in ("pissa", "milora", "lora-one", "lora-one-theory"):
+            np.testing.assert_allclose(adapter.imbalance, 0.0, atol=1e-12)
+        if scheme == "olora":
+            np.testing.assert_allclose(adapter.b.T @ adapter.b, 0.25 * np.eye(3), atol=1e-14)
+
+
+# what the sweep below is about: 10 x 12, a shift of rank two, inputs whose principal directions have gains 1 to 1.5
+OUT, IN, SAMPLES, SCALING = 10, 12, 20, 0.5
+
+
+def frame(size, count):
+    return np.linalg.qr(RNG.standard_normal((size, count)))[0]
+
+
+X = np.sqrt(SAMPLES) * (frame(SAMPLES, IN) * np.linspace(1, 1.5, IN)) @ frame(IN, IN).T
+TRUE = (frame(OUT, 2) * [2.0, 1.5]) @ frame(IN, 2).T
+PRETRAINED = 0.5 * RNG.standard_normal((OUT, IN))
+LAYER = Regression(X, TRUE, weight=PRETRAINED, scaling=SCALING)
+RANKS, ALPHAS = (2, 4), (0.5, 1.0)
+DRAWN = ("gaussian", "orthogonal", "spectral", "gora")
+
+
+def starts(scheme, rank, alpha, seed=0):
+    return initialize(scheme, jax.random.key(seed), LAYER, rank=rank, alpha=alpha, side="A")
+
+
+@pytest.mark.parametrize("scheme", INITIALIZATIONS)
+def test_alpha_multiplies_both_factors(scheme):
+    (small,), (large,) = starts(scheme, 4, 0.5), starts(scheme, 4, 1.5)
+    np.testing.assert_allclose(large.a, 3 * small.a, rtol=1e-12)
+    np.testing.assert_allclose(large.b, 3 * small.b, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scheme", INITIALIZATIONS)
+def test_only_some_schemes_draw(scheme):
+    (one,), (other,) = starts(scheme, 4, 1.0, seed=1), starts(scheme, 4, 1.0, seed=2)
+    same = np.array_equal(one.a, other.a) and np.array_equal(one.b, other.b)
+    assert same == (scheme not in DRAWN)
+
+
+def test_orthogonal_factors_share_no_direction_of_the_rank():
+    """B A = 0, each factor has half the rank, and the squared norms of N and M, which it is made of, are chi-squared."""
+    problem, r = SingleLayer(np.ones((40, 60))), 8
+    ((a, b),) = orthogonal_init(KEY, problem, rank=r, alpha=0.3)
+    np.testing.assert_allclose(b @ a, 0.0, atol=1e-15)
+    for factor in (a, b):
+        sigma = np.linalg.svd(factor, compute_uv=False)
+        assert np.sum(sigma > 1e-12 * sigma[0]) == r // 2
+        entries = factor.size // 2
+        assert 1e-3 < stats.chi2(entries).cdf(np.sum((factor / 0.03) ** 2)) < 1 - 1e-3
+
+
+def test_gora_is_a_gradient_step_projected_on_random_rows():
+    """B A = alpha^2 G A^+ A with A uniform in ±alpha/sqrt(in): of all B the one with which B A is nearest to G."""
+    problem = Regression(RNG.standard_normal((50, 60)), RNG.standard_normal((20, 60)), scaling=3.0)
+    ((a, b),) = gora_init(KEY, problem, rank=8, alpha=0.3)
+    assert stats.kstest(np.ravel(a) * np.sqrt(60) / 0.3, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    gradient = np.asarray(problem.shift @ problem.features.T @ problem.features)
+    nearest = gradient @ np.linalg.pinv(a) @ a
+    np.testing.assert_allclose(b @ a, 0.09 * nearest, atol=1e-13 * np.linalg.norm(nearest))
+
+
+def test_eva_keeps_most_of_what_the_layer_is_fed_with():
+    """Of all orthonormal rows the ones that the inputs are largest along: the sum of their largest squared gains."""
+    ((a, b),) = eva_init(KEY, PROBLEMS["relu"], rank=3, alpha=0.3)
+    np.testing.assert_allclose(a @ a.T, 0.09 * np.eye(3), atol=1e-15)
+    largest = np.linalg.svd(INPUTS, compute_uv=False)[:3]
+    np.testing.assert_allclose(np.linalg.norm(INPUTS @ a.T / 0.3, axis=0), largest, rtol=1e-12)
+    assert not jnp.any(b)
+
+
+@pytest.mark.parametrize("scheme", ["spectral", *(name for name in FORMULAS if "lora-" in name)])
+def test_a_diagonal_problem_starts_as_the_same_one_written_out(scheme):
+    """Although the diagonals hold fewer values than the rank asks for."""
+    short = Factorization(
+        Diagonal(jnp.arange(6.0, 0.0, -1), (8, 6)),
+        Diagonal(jnp.arange(5.0, 0.0, -1), (5, 8)),
+        Diagonal(jnp.array([2.0, 1.0]), (5, 6)),
+    )
+    full = Factorization(*(dense(matrix) for matrix in (short.w1, short.w2, short.shift)))
+    rank = 2 if "ga" in scheme else 4
+    one, other = (INITIALIZATIONS[scheme].init(KEY, problem, rank=rank, alpha=0.5) for problem in (short, full))
+    for thin, wide in zip(one, other, strict=True):
+        assert thin.a.shape == wide.a.shape
+        assert thin.b.shape == wide.b.shape
+        for factor, like in ((thin.a, wide.a), (thin.b.T, wide.b.T)):  # beyond the task's rank any basis will do
+            np.testing.assert_allclose(factor[:2] ** 2, like[:2] ** 2, atol=1e-14)
+            np.testing.assert_allclose(factor @ factor.T, like @ like.T, atol=1e-14)
+
+
+@pytest.mark.parametrize("scheme", INITIALIZATIONS)
+@pytest.mark.parametrize(
+    ("rank", "alpha", "message"),
+    [
+        (0, 1.0, "rank must lie between 1 and 10, the smallest layer dimension, got 0"),
+        (11, 1.0, "rank must lie between 1 and 10, the smallest layer dimension, got 11"),
+        (2, -1.0, "alpha must be positive and finite, got -1.0"),
+    ],
+)
+def test_every_scheme_names_a_bad_rank_and_alpha(scheme, rank, alpha, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        starts(scheme, rank, alpha)
+
+
+class OnlyLoss:
+    layers = ((4, 3),)
+
+    def loss(self, adapters):
+        ((a, b),) = adapters
+        return jnp.sum((1 - b @ a) ** 2)
+
+
+NO_WEIGHTS = "problem must know its pretrained weights, as `weights`, for {}, got {} without them"
 
 
 @pytest.mark.parametrize(
-    ("shift", "scaling", "message"),
+    ("scheme", "problem", "rank", "message"),
     [
-        (np.zeros((2, 3)), 1.0, "shift must have a non-zero entry, got nothing to learn"),
-        (np.ones(3), 1.0, "shift must be a matrix, got shape"),
-        (np.full((2, 2), np.nan), 1.0, "shift must be finite, got entries"),
-        (np.ones((2, 2)), -1.0, "scaling must be positive, got -1.0"),
+        *((name, SingleLayer(SHIFT), 2, NO_WEIGHTS.format(name, "SingleLayer")) for name in list(FORMULAS)[:4]),
+        ("pissa", OnlyLoss(), 2, NO_WEIGHTS.format("pissa", "OnlyLoss")),
+        (
+            "eva",
+            PROBLEMS["single"],
+            2,
+            "problem must know what its layers are fed with, as `layer_inputs`, for eva, got SingleLayer without it",
+        ),
+        (
+            "eva",
+            PROBLEMS["two"],
+            2,
+            "problem must feed every layer with inputs that have principal directions, for eva, "
+            "got white inputs of layer 1",
+        ),
+        ("eva", Regression(INPUTS[:2], SHIFT), 3, "rank must be at most 2, the number of samples, for eva, got 3"),
+        ("orthogonal", PROBLEMS["two"], 3, "rank must be even for orthogonal, got 3"),
+        ("loram", PROBLEMS["two"], 1, "rank must be at least 2 for loram, whose size is log(rank), got 1"),
+        (
+            "lora-ga",
+            PROBLEMS["two"],
+            4,
+            "rank must be at most 3, half the smallest layer dimension, for lora-ga, got 4",
+        ),
+        (
+            "lora-ga-peft",
+            OnlyLoss(),
+            2,
+            "rank must be at most 1, half the smallest layer dimension, for lora-ga-peft, got 2",
+        ),
     ],
 )
-def test_a_bad_single_layer_is_refused(shift, scaling, message):
-    with pytest.raises(InputError, match=message):
-        SingleLayer(shift, scaling)
+def test_what_a_scheme_asks_for_is_told_in_one_line(scheme, problem, rank, message):
+    with pytest.raises(InputError) as one:
+        INITIALIZATIONS[scheme].init(KEY, problem, rank=rank, alpha=1.0)
+    assert str(one.value) == message
+    with pytest.raises(InputError) as other:  # before anything is solved
+        sweep(problem, init=["gaussian", scheme], alpha=1.0, rank=rank, t1=1.0)
+    assert str(other.value) == message
+
+
+@pytest.fixture(scope="module")
+def swept():
+    """Every scheme to where nothing moves any more, three times on the way saved."""
+    return sweep(
+        LAYER,
+        init=list(INITIALIZATIONS),
+        alpha=ALPHAS,
+        rank=RANKS,
+        seeds=(3,),
+        t1=200.0,
+        saves=[0.0, 0.5, 1.0, 5.0, 20.0, 100.0, 200.0],
+        solver="Tsit5",
+        rtol=1e-6,
+        progress=False,
+    )
+
+
+def flow_by_hand(scheme, a, b):
+    """The loss at t = 0, 0.5, 1 of the layer with its weight frozen at W - s B(0) A(0) where the scheme is of this kind.
+
+    In NumPy by SciPy's solver, from the definition: 1/(2 N) ||X (frozen + s B A)^T - X (W + shift)^T||_F^2.
+    """
+    frozen = PRETRAINED - SCALING * b @ a * INITIALIZATIONS[scheme].offset
+    labels, size = X @ (PRETRAINED + TRUE).T, a.size
+
+    def missing(state):
+        a, b = state[:size].reshape(-1, IN), state[size:].reshape(OUT, -1)
+        return a, b, labels - X @ (frozen + SCALING * b @ a).T
+
+    def velocity(t, state):
+        a, b, rest = missing(state)
+        descent = SCALING * rest.T @ X / SAMPLES
+        return np.concatenate([(b.T @ descent).ravel(), (descent @ a.T).ravel()])
+
+    start = np.concatenate([np.ravel(a), np.ravel(b)])
+    states = solve_ivp(velocity, (0, 1), start, "DOP853", t_eval=(0, 0.5, 1), rtol=1e-10, atol=1e-13).y.T
+    return [np.sum(missing(state)[2] ** 2) / (2 * SAMPLES) for state in states]
+
+
+@pytest.mark.parametrize("scheme", INITIALIZATIONS)
+def test_a_scheme_in_a_sweep_is_the_flow_of_its_frozen_weights(swept, scheme):
+    """Padded, batched and by name it is what SciPy makes of the start, and what `solve` does."""
+    for rank in RANKS:
+        for alpha in ALPHAS:
+            lane = swept.sel(init=scheme, alpha=alpha, rank=rank, seed=3)
+            ((a, b),) = start = starts(scheme, rank, alpha, seed=3)
+            assert int(lane["status"]) == 0
+            np.testing.assert_allclose(lane["loss"][:3], flow_by_hand(scheme, a, b), rtol=1e-5)
+    problem = Offset(LAYER, start) if INITIALIZATIONS[scheme].offset else LAYER
+    alone = solve(problem, start, t1=200.0, saves=swept["time"].values, solver="Tsit5", rtol=1e-6)
+    for name, values in alone.observables.items():
+        size = float(jnp.max(jnp.abs(values)))
+        np.testing.assert_allclose(lane[name], values, rtol=1e-6, atol=1e-9 * size, err_msg=name)
+
+
+def test_no_start_gets_below_its_floor_and_all_reach_it(swept):
+    """The floor is half the squared norm of what Eckart and Young's approximation of all there is to learn leaves."""
+    first = swept["loss"].isel(time=0)
+    above = (swept["loss"] - swept["loss_floor"]) / first
+    assert float(above.min()) > -1e-12
+    assert float(above.isel(time=-1).max()) < 1e-5
+    for scheme, kind in INITIALIZATIONS.items():
+        for rank in RANKS:
+            for alpha in ALPHAS:
+                ((a, b),) = starts(scheme, rank, alpha, seed=3)
+                frozen = SCALING * b @ a * kind.offset
+                left = np.linalg.svd(X @ (TRUE + frozen).T / np.sqrt(SAMPLES), compute_uv=False)[rank:]
+                floor = float(swept["loss_floor"].sel(init=scheme, rank=rank, alpha=alpha, seed=3))
+                np.testing.assert_allclose(floor, 0.5 * np.sum(left**2), rtol=1e-12, atol=1e-25)
+                assert floor == 0 or kind.offset
+    for scheme in ("pissa", "milora", "olora", "loram"):
+        assert np.all(swept["loss_floor"].sel(init=scheme) > 1e-3 * first.sel(init=scheme))
+
+
+def test_directions_beyond_the_gradients_rank_are_dead(swept):
+    """The gradient has rank two: of LoRA-One's four directions two are zero in both factors, and stay so."""
+    dead = swept["dead_directions"].sel(rank=4, seed=3)
+    assert np.all(dead.sel(init=["lora-one", "lora-one-theory"]) == 2)
+    assert np.all(dead.drop_sel(init=["lora-one", "lora-one-theory"]) == 0)
+    assert not np.any(swept["dead_directions"].sel(rank=2))
+    start = starts("lora-one", 4, 1.0)
+    turn = frame(4, 4)  # whatever the coordinates of the rank
+    turned = tuple(adapter._replace(a=turn @ adapter.a, b=adapter.b @ turn.T) for adapter in start)
+    ((a, b),) = solve(LAYER, turned, t1=5.0, saves=[0.0, 5.0], solver="Tsit5", rtol=1e-6).adapters
+    assert np.linalg.norm(a - turned[0].a) > 0.1
+    np.testing.assert_allclose(turn[:, 2:].T @ a, 0.0, atol=1e-14)
+    np.testing.assert_allclose(b @ turn[:, 2:], 0.0, atol=1e-14)

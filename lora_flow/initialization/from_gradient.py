@@ -11,7 +11,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, check_twice, is_concrete
-from lora_flow.matrices import Matrix, dense, positive, root, singular_triplets
+from lora_flow.matrices import Diagonal, Matrix, dense, positive, root, singular_triplets
 from lora_flow.problem import Problem, linearised_task, scaling_of, task_rank
 
 
@@ -31,7 +31,7 @@ def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 
     def draw(layer_key: Array, task: Matrix) -> Adapter:
         scale = alpha * jax.random.normal(layer_key, (rank, 1))
-        return Adapter(scale * singular_triplets(task, rank)[2], jnp.zeros((task.shape[0], rank)))
+        return Adapter(scale * _triplets(task, rank)[2], jnp.zeros((task.shape[0], rank)))
 
     keys = jax.random.split(key, len(problem.layers))
     return tuple(map(draw, keys, linearised_task(problem)))
@@ -120,7 +120,7 @@ def _balanced(problem: Problem, rank: int, alpha: float | Array, relative: bool)
     check(problem, rank, alpha)
 
     def split(descent: Matrix) -> Adapter:
-        u, s, vt = singular_triplets(descent, rank)
+        u, s, vt = _triplets(descent, rank)
         rounding = 10 * max(descent.shape) * jnp.finfo(s.dtype).eps
         kept = jnp.where(s > rounding * s[0], s, 0.0)
         size = alpha * root(kept / positive(s[0]) if relative else kept)
@@ -134,8 +134,15 @@ def _twice(problem: Problem, rank: int, alpha: float | Array, scheme: str) -> It
     check(problem, rank, alpha)
     check_twice(rank, problem.layers, scheme)
     for descent in _descents(problem):
-        u, s, vt = singular_triplets(descent, 2 * rank)
+        u, s, vt = _triplets(descent, 2 * rank)
         yield u[:, rank:], s[rank:], vt[:rank]
+
+
+def _triplets(matrix: Matrix, count: int) -> tuple[Array, Array, Array]:
+    """(U, S, V^T) of that many singular values, zeros among them: a `Diagonal` holds fewer."""
+    if isinstance(matrix, Diagonal):
+        matrix = Diagonal(jnp.pad(matrix.values, (0, min(matrix.shape) - matrix.rank)), matrix.shape)
+    return singular_triplets(matrix, count)
 
 
 def _descents(problem: Problem) -> tuple[Matrix, ...]:

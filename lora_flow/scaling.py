@@ -1,0 +1,144 @@
+"""How LoRA's output multiplier should grow with the rank: gradient descent and Adam on one layer (arXiv 2606.12883).
+
+The adapters start as PEFT's do, A random with a fixed size and B = 0, and the layer computes `W + (lora_alpha/r) B A`.
+Of all the values of `lora_alpha` the best is the one with the lowest loss after a fixed number of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import xarray as xr
+from jaxtyping import Array
+
+from lora_flow.adapter import Adapter, pad
+from lora_flow.descent import descend
+from lora_flow.report import log10, table
+from lora_flow.single import SingleLayer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZE, STEPS = 64, 300
+RANKS = (1, 2, 4, 8, 16, 32)
+LORA_ALPHAS = 2.0 ** np.arange(-2.0, 10.01, 0.5)
+RATES = {"GD": (3e-3, 1e-2, 3e-2, 1e-1), "Adam": (3e-4, 1e-3, 3e-3, 1e-2)}
+
+
+def scaling(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+    """The loss after the last step over optimiser, step size, rank, lora_alpha and seed; infinite where it diverges."""
+    rates = len(next(iter(RATES.values())))
+    loss = np.empty((len(RATES), rates, seeds, len(RANKS), len(LORA_ALPHAS)))
+    cases = [(i, j, name, rate) for i, (name, each) in enumerate(RATES.items()) for j, rate in enumerate(each)]
+    for i, j, name, rate in progress(cases):
+        step = optax.adam(rate) if name == "Adam" else rate
+        for seed in range(seeds):
+            loss[i, j, seed] = _losses(seed, step)
+    return xr.Dataset(
+        {"loss": (("optimizer", "rate_index", "seed", "rank", "lora_alpha"), loss)},
+        coords={
+            "optimizer": list(RATES),
+            "rate": (("optimizer", "rate_index"), np.array(list(RATES.values()))),
+            "seed": range(seeds),
+            "rank": list(RANKS),
+            "lora_alpha": LORA_ALPHAS,
+        },
+    )
+
+
+def best(dataset: xr.Dataset) -> xr.Dataset:
+    """The best lora_alpha for every optimiser, step size and rank, of the mean over seeds of the logarithm of the loss;
+    and the exponent p of `best ~ rank^p`, by least squares."""
+    logs = log10(dataset["loss"]).mean("seed")
+    place = logs.argmin("lora_alpha")
+    inside = (place > 0) & (place < len(LORA_ALPHAS) - 1)
+    near = [logs.isel(lora_alpha=(place + k).clip(0, len(LORA_ALPHAS) - 1)).drop_vars("lora_alpha") for k in (-1, 0, 1)]
+    bend = near[0] - 2 * near[1] + near[2]
+    shift = xr.where(np.isfinite(bend) & (bend > 0), 0.5 * (near[0] - near[2]) / bend, 0.0)  # of the parabola's lowest
+    found = np.log2(LORA_ALPHAS[0]) + 0.5 * (place + shift.clip(-0.5, 0.5))
+    x = log10(dataset["rank"]) / np.log10(2)
+    found, x = found.where(inside), x.where(inside)
+    dx = x - x.mean("rank")
+    slope = (dx * (found - found.mean("rank"))).sum("rank") / (dx**2).sum("rank")
+    exponent = slope.where(inside.sum("rank") >= 3)
+    return xr.Dataset({"lora_alpha": 2**found, "exponent": exponent, "loss": 10 ** logs.min("lora_alpha")})
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from lora_flow.figures import STYLE
+
+    found = best(dataset)
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.2), layout="constrained")
+        for row, name in zip(axes, RATES, strict=True):
+            one, values = found.sel(optimizer=name), 10 ** log10(dataset["loss"]).mean("seed").sel(optimizer=name)
+            middle = len(RATES[name]) // 2
+            colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(RANKS)))
+            for rank, colour in zip(RANKS, colours, strict=True):
+                curve = values.isel(rate_index=middle).sel(rank=rank)
+                row[0].plot(LORA_ALPHAS, curve.where(np.isfinite(curve)), color=colour, label=f"r = {rank}")
+            row[0].set(xscale="log", yscale="log", xlabel="lora_alpha", ylabel=f"loss after {STEPS} steps")
+            row[0].set_title(f"{name}, step size {RATES[name][middle]:g}")
+            colours = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(RATES[name])))
+            for j, (rate, colour) in enumerate(zip(RATES[name], colours, strict=True)):
+                exponent = float(one["exponent"].isel(rate_index=j))
+                fitted = "" if np.isnan(exponent) else f": $r^{{{exponent:.2f}}}$"
+                row[1].plot(
+                    RANKS, one["lora_alpha"].isel(rate_index=j), "o-", ms=3, color=colour, label=f"{rate:g}{fitted}"
+                )
+            middle_of = float(one["lora_alpha"].mean())
+            guide = middle_of * np.sqrt(np.array(RANKS) / np.sqrt(RANKS[0] * RANKS[-1]))
+            row[1].plot(RANKS, guide, color="0.5", linestyle=":", label=r"$\sqrt{r}$")
+            row[1].set(xscale="log", yscale="log", xlabel="rank r", ylabel="best lora_alpha", title=f"{name}, best")
+            row[1].set_xticks(RANKS, [str(rank) for rank in RANKS], minor=False)
+            row[1].minorticks_off()
+            row[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            row[1].legend(title="step size", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        for ax, letter in zip(axes.flat, "abcd", strict=True):
+            ax.set_title(f"({letter}) {ax.get_title()}", loc="left")
+            ax.set_title("", loc="center")
+    return figure
+
+
+def notes(dataset: xr.Dataset) -> str:
+    found, rows = best(dataset), []
+    for name, rates in RATES.items():
+        for j, rate in enumerate(rates):
+            one = found.sel(optimizer=name).isel(rate_index=j)
+            values = ["-" if np.isnan(value) else f"{value:.3g}" for value in one["lora_alpha"].values]
+            exponent = float(one["exponent"])
+            rows.append([name, f"{rate:g}", *values, "-" if np.isnan(exponent) else f"{exponent:.2f}"])
+    header = ["optimiser", "step size", *(f"best at r = {rank}" for rank in RANKS), "exponent"]
+    return (
+        f"The lora_alpha with the lowest loss after {STEPS} steps, over {dataset.sizes['seed']} draws; the layer "
+        "computes W + (lora_alpha/r) B A. A best value at the end of the range is left out (-). The exponent p is that "
+        "of best ~ r^p; the source's abstract has about 1/2.\n\n" + table(header, rows)
+    )
+
+
+def _losses(seed: int, step: Any) -> np.ndarray:
+    """The last losses over rank and lora_alpha, all in one program: smaller ranks are padded, which changes nothing."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    left, right = (np.linalg.qr(np.asarray(jax.random.normal(key, (SIZE, SIZE))))[0] for key in keys[:2])
+    shift = jnp.asarray(left * (1.0 / np.arange(1, SIZE + 1)) @ right.T)
+    bound = 1 / np.sqrt(SIZE)
+    drawn = jax.random.uniform(keys[2], (RANKS[-1], SIZE), minval=-bound, maxval=bound)
+    starts = [pad((Adapter(drawn[:rank], jnp.zeros((SIZE, rank))),), RANKS[-1]) for rank in RANKS]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    scalings = jnp.asarray(LORA_ALPHAS)[None] / jnp.asarray(RANKS, float)[:, None]
+
+    def last_loss(start: Any, scaling: Array) -> Array:
+        run = descend(SingleLayer(shift, scaling), start, steps=STEPS, step=step, saves=2)
+        return run.observables["loss"][-1]
+
+    losses = eqx.filter_vmap(eqx.filter_vmap(last_loss, in_axes=(None, 0)))(stacked, scalings)
+    return np.nan_to_num(np.asarray(losses), nan=np.inf)

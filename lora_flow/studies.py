@@ -1,0 +1,88 @@
+"""Named figures that are not sweeps of the flow: experiments with gradient descent, each one dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tomli_w
+import xarray as xr
+
+from lora_flow import scaling, toys
+from lora_flow.checks import require
+from lora_flow.store import RESULTS, SETTINGS, read_toml, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """An experiment that runs as a whole, within about a minute, for a number of draws."""
+
+    about: str
+    seeds: int
+    run: Callable[[int, Callable[[Any], Any]], xr.Dataset]
+    draw: Callable[[xr.Dataset], Figure]
+    notes: Callable[[xr.Dataset], str]
+
+
+STUDIES = {
+    "lora-one": Study(
+        "alignment of A with the gradient and risk, for several alpha",
+        10,
+        toys.alignment,
+        toys.draw_alignment,
+        toys.alignment_notes,
+    ),
+    "preconditioner": Study(
+        "risk with and without the preconditioner, LoRA-One's start and LoRA-GA's",
+        5,
+        toys.preconditioning,
+        toys.draw_preconditioning,
+        toys.preconditioning_notes,
+    ),
+    "scaling": Study(
+        "the best lora_alpha against the rank, gradient descent and Adam",
+        5,
+        scaling.scaling,
+        scaling.draw,
+        scaling.notes,
+    ),
+}
+
+
+def study_of(path: str | Path) -> str:
+    """The name of the study that a folder holds, "" for anything else."""
+    settings = Path(path) / SETTINGS
+    return str(read_toml(settings).get("study", "")) if settings.is_file() else ""
+
+
+def check_study_folder(path: str | Path, overwrite: bool) -> None:
+    """Raises unless a study may be stored at `path`."""
+    path = Path(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
+    require(study_of(path), "out", "be a new folder or a figure's", f"'{path}', which holds something else")
+    require(overwrite, "out", "be new (--overwrite replaces it)", f"the figure '{path}'")
+
+
+def store_study(path: str | Path, name: str, seeds: int, dataset: xr.Dataset) -> None:
+    """Writes results and settings; what is there goes only once the new results are whole beside it."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    partial = path / f"{RESULTS}.{uuid.uuid4().hex}.partial"
+    dataset.to_zarr(partial, zarr_format=2, consolidated=True)
+    shutil.rmtree(path / RESULTS, ignore_errors=True)
+    partial.replace(path / RESULTS)
+    write_atomically(path / SETTINGS, tomli_w.dumps({"study": name, "seeds": seeds}))
+
+
+def load_study(path: str | Path) -> xr.Dataset:
+    """The results of a study's folder."""
+    return xr.open_zarr(Path(path) / RESULTS, consolidated=True).load()
