@@ -13,7 +13,8 @@ figure1: .venv/core  ## run the main job: sweep, store and draw Figure 1 of the 
 
 figures: figure1  ## run and draw all the experiments
 	for name in 3 4; do $(BIN)/lora-flow figure $$name --out runs/figure$$name --overwrite || exit 1; done
-	for name in phase beyond; do $(BIN)/lora-flow figure $$name --out runs/$$name --overwrite || exit 1; done
+	for name in phase beyond inits kappa lora-one preconditioner scaling; do \
+		$(BIN)/lora-flow figure $$name --out runs/$$name --overwrite || exit 1; done
 
 theory: .venv/core  ## hold every claim of the theory against runs, about two minutes on two cores
 	$(BIN)/lora-flow theory --out runs/theory
@@ -28,7 +29,7 @@ test-long: .venv/dev .venv/vision  ## run the tests that take longest, which `ma
 	$(BIN)/python -m pytest -n $(WORKERS) --dist load -m long
 
 test-interop: .venv/dev .venv/vision .venv/interop  ## run the tests against PyTorch's transformers and peft
-	$(BIN)/python -m pytest tests/vision/test_interop.py
+	$(BIN)/python -m pytest tests/test_interop.py tests/vision/test_interop.py
 
 lint: .venv/dev .venv/vision  ## check style and types
 	$(BIN)/ruff check .
@@ -55,6 +56,7 @@ bench-gpu: .venv/bench  ## the benchmarks on a GPU, where there is one
 clean:  ## remove everything that these targets make
 	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf runs/figure1 runs/figure3 runs/figure4 runs/phase runs/beyond runs/theory runs/vision
+	rm -rf runs/inits runs/kappa runs/lora-one runs/preconditioner runs/scaling
 
 # One virtual environment; each extra is installed when a target first needs it.
 .venv/core: pyproject.toml constraints.txt

@@ -37,7 +37,8 @@ class Flow(eqx.Module):
 
     def __str__(self) -> str:
         """As `parse_flow` takes it."""
-        return ":".join([self.name, *(f"{float(leaf):g}" for leaf in jax.tree.leaves(self))])
+        digits = (str(np.asarray(leaf)[()]).removesuffix(".0") for leaf in jax.tree.leaves(self))
+        return ":".join([self.name, *digits])
 
     def __call__(self, updates: Adapters, adapters: Adapters) -> Adapters:
         return tuple(map(self.velocity, updates, adapters))
@@ -91,9 +92,9 @@ class ScaledGD(Flow):
         A' = (B^T B + damping I)^{-1} (-dL/dA),   B' = (-dL/dB) (A A^T + damping I)^{-1}.
 
     Undamped and with one layer, W moves by `P_B G + G P_A`, with G the negative gradient of W and P the projections on
-    the factors' column and row spaces: near the solution the residual falls like exp(-2 t), whatever its condition
-    number. `det(B^T B)/det(A A^T)` is conserved then, and the imbalance is not. LoRA-One's updates (arXiv 2502.01235,
-    equation 9) are gradient descent along it.
+    the factors' column and row spaces: the residual of `SingleLayer` falls like exp(-2 t) in both spaces and like
+    exp(-t) in one of them, whatever its condition number. `det(B^T B)/det(A A^T)` is conserved then, and the imbalance
+    is not. LoRA-One's updates (arXiv 2502.01235, equation 9) are gradient descent along it.
 
     **Raises:** `InputError` unless the damping is at least 0; undamped, both factors must have full rank.
     """
@@ -206,13 +207,13 @@ FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in (Plain, LoR
 
 def parse_flow(text: str) -> Flow:
     """A flow by its name, with its number after a colon: "lora-plus:16", "scaled" or "scaled:1e-3", "shrink-a:0.1"."""
-    name, _, number = text.partition(":")
+    name, colon, number = text.partition(":")
     must = "be " + ", ".join(map(repr, FLOWS)) + ", with a number after a colon, as in 'lora-plus:16'"
     require(name in FLOWS, "flow", must, repr(text))
     try:
-        return FLOWS[name](*([float(number)] if number else []))
+        return FLOWS[name](*([float(number)] if colon else []))
     except TypeError:
-        takes = "come without a number" if number else "come with a number after a colon"
+        takes = "come without a number" if colon else "come with a number after a colon"
         raise InputError(f"flow must {takes} for '{name}', got {text!r}") from None
     except ValueError as error:
         if isinstance(error, InputError):
@@ -250,12 +251,16 @@ def _check_rank(adapters: Adapters, damping: Any) -> None:
 
 
 def _positive(name: str, value: Any) -> Array:
-    known = concrete(value)
-    require(known is None or (np.isfinite(known) and known > 0), name, "be positive", value)
-    return jnp.asarray(value, float)
+    return _number(name, value, "be positive", lambda known: known > 0)
 
 
 def _not_negative(name: str, value: Any) -> Array:
+    return _number(name, value, "be at least 0", lambda known: known >= 0)
+
+
+def _number(name: str, value: Any, must: str, holds: Callable[[np.ndarray], Any]) -> Array:
     known = concrete(value)
-    require(known is None or (np.isfinite(known) and known >= 0), name, "be at least 0", value)
+    real = known is None or np.issubdtype(known.dtype, np.integer) or np.issubdtype(known.dtype, np.floating)
+    require(real and np.ndim(value) == 0, name, "be a number", repr(value))
+    require(known is None or (np.isfinite(known) and holds(known)), name, must, value)
     return jnp.asarray(value, float)

@@ -106,10 +106,13 @@ def about(dataset: xr.Dataset) -> str:
         aligned = "aligned" if attrs["aligned"] else "not aligned"
         problem += f"; shift of rank {len(attrs['sigma_shift'])}, {aligned} with the weights"
         problem += f"; delta_w = {attrs['delta_w']:.4g}"
+    name, largest = attrs.get("flow", "plain"), float(dataset["drift"].max())
+    flow = "Flow" if name == "plain" else f"Flow {name}"
+    drift = " Largest drift of the conserved quantities, relative to the adapters' squared norm: "
+    drift = "" if np.isnan(largest) else f"{drift}{largest:.1g}."
     return (
-        f"{problem}. Flow to t = {attrs['t1']:g} by {attrs['solver']} at rtol = {attrs['rtol']:g} ({attrs['dtype']}); "
-        f"{dataset.sizes['seed']} seeds, mean and one standard deviation over seeds. Largest drift of the "
-        f"conserved quantities, relative to the adapters' squared norm: {float(dataset['drift'].max()):.1g}."
+        f"{problem}. {flow} to t = {attrs['t1']:g} by {attrs['solver']} at rtol = {attrs['rtol']:g} "
+        f"({attrs['dtype']}); {dataset.sizes['seed']} seeds, mean and one standard deviation over seeds.{drift}"
     )
 
 

@@ -265,8 +265,9 @@ def _inputs(value: ArrayLike, width: int) -> Array:
 
 def _scaling(value: Any) -> Array:
     scaling = jnp.asarray(value, float)
+    require(scaling.ndim == 0, "scaling", "be one number", f"shape {scaling.shape}")
     known = concrete(scaling)
-    require(known is None or known > 0, "scaling", "be positive", value)
+    require(known is None or (np.isfinite(known) and known > 0), "scaling", "be positive and finite", value)
     return scaling
 
 

@@ -35,7 +35,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
       fastest rate. What is below 1e-25 of the start is rounding and left out; NaN for a loss that falls fast to there,
       or to the end.
     - `t1_predicted`: log(1/alpha) / (sigma s), as the talk on the paper has it for aligned problems with a shift of
-      rank one; for others a guide.
+      rank one; for others a guide, and NaN for flows that are not plain.
 
     The first two are interpolated between saves, in the logarithm of the quantity that crosses; `t_plateau` is a save.
 
@@ -52,13 +52,13 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     gains = theory.Gains(sigma, ratio * gain, gain)
     threshold = theory.t1_threshold(gains).where(1 - ratio > 1e-9)  # with equal gains no layer is selected
     t1 = crossing(leading("overlap_"), threshold)
-    predicted = theory.t1_slides(gains, dataset["alpha"])
+    predicted, plain = theory.t1_slides(gains, dataset["alpha"]), dataset.attrs.get("flow", "plain") == "plain"
     spans = xr.Dataset(
         {
             "t_align": crossing(along / across, xr.ones_like(t1)),
             "t1": t1,
             "t_plateau": _plateau(dataset["loss"], t1),
-            "t1_predicted": predicted.where(predicted > 0).broadcast_like(t1),
+            "t1_predicted": predicted.where(predicted > 0 if plain else False).broadcast_like(t1),
         }
     )
     for name, about in _ABOUT.items():

@@ -104,7 +104,7 @@ def draw_alignment(dataset: xr.Dataset) -> Figure:
                 for ax, name in zip(column, ("angle", "risk"), strict=True):
                     _band(ax, one[name], color=colour, label=label)
             if inputs == "sampled":
-                level = float(dataset["plateau"].sel(inputs=inputs).mean())
+                level = float(dataset["plateau"].sel(inputs=inputs).median())
                 column[0].axhline(level, color="0.3", linestyle=":", linewidth=1)
                 note = r"row spaces of $\Delta$ and $\Delta\hat\Sigma$"
                 column[0].annotate(note, (1500, level), (0, -9), textcoords="offset points", ha="right", fontsize=6.5)
@@ -132,7 +132,7 @@ def draw_preconditioning(dataset: xr.Dataset) -> Figure:
                     one = dataset["risk"].sel(inputs=inputs, init=init, flow=flow)
                     _band(ax, one, color=colour, linestyle=style, label=f"{init}, {flow}")
             ax.set(yscale="log", xlabel="iteration", title=titles[inputs])
-        floor = float(dataset["floor"].sel(inputs="sampled", init="lora-ga").mean())
+        floor = float(dataset["floor"].sel(inputs="sampled", init="lora-ga").median())
         axes[0].axhline(floor, color="0.3", linestyle=":", linewidth=1)
         place = (RISK_STEPS, floor)
         axes[0].annotate("rank floor of lora-ga", place, (0, -8), textcoords="offset points", ha="right", fontsize=6.5)
@@ -151,18 +151,18 @@ def alignment_notes(dataset: xr.Dataset) -> str:
             [
                 f"{variance:g}",
                 PUBLISHED_DIP.get(variance, ""),
-                _mean(dip.sel(inputs="sampled")),
+                _median(dip.sel(inputs="sampled")),
                 PUBLISHED_END[variance],
-                _mean(one.sel(inputs="sampled").isel(iteration=-1)),
-                _mean(one.sel(inputs="white").isel(iteration=-1)),
-                f"{float(dataset['risk'].sel(inputs='sampled', alpha2=variance).isel(iteration=-1).mean()):.2g}",
+                _median(one.sel(inputs="sampled").isel(iteration=-1)),
+                _median(one.sel(inputs="white").isel(iteration=-1)),
+                f"{float(dataset['risk'].sel(inputs='sampled', alpha2=variance).isel(iteration=-1).median()):.2g}",
             ]
         )
     header = ["alpha^2", f"published at step {DIP}", "here", "published at the end", "here", "white inputs", "risk"]
-    plateau = _mean(dataset["plateau"].sel(inputs="sampled"))
+    plateau = _median(dataset["plateau"].sel(inputs="sampled"))
     return (
         f"Sine of the largest principal angle between A's and the gradient's leading {TARGET_RANK} row directions; "
-        f"mean ± standard deviation over draws. The row spaces of Delta and Delta Shat are {plateau} apart.\n\n"
+        f"medians and quartiles over draws. The row spaces of Delta and Delta Shat are {plateau} apart.\n\n"
         + table(header, rows)
     )
 
@@ -176,11 +176,11 @@ def preconditioning_notes(dataset: xr.Dataset) -> str:
                 one = _log(dataset["risk"].sel(inputs=inputs, init=init, flow=flow))
                 told = (at_start, at_end) if inputs == "sampled" and flow == "scaled" else ("", "")
                 floor = dataset["floor"].sel(inputs=inputs, init=init)
-                shown = _mean(_log(floor)) if float(floor.max()) > 1e-20 else "0"
-                ends = _mean(one.isel(iteration=0)), _mean(one.isel(iteration=-1))
+                shown = _median(_log(floor)) if float(floor.max()) > 1e-20 else "0"
+                ends = _median(one.isel(iteration=0)), _median(one.isel(iteration=-1))
                 rows.append([inputs, init, flow, told[0], ends[0], told[1], ends[1], shown])
     header = ["inputs", "init", "flow", "published start", "ln risk at the start", "published end", "at the end"]
-    return "Natural logarithms of the risk, mean ± standard deviation over draws.\n\n" + table(
+    return "Natural logarithms of the risk, medians and quartiles over draws.\n\n" + table(
         [*header, f"lowest at rank {RANK}"], rows
     )
 
@@ -216,11 +216,10 @@ def _descents(problem: Any, starts: list[Adapters], steps: int, step: float, sav
 
 
 def _band(ax: Any, values: xr.DataArray, **style: Any) -> None:
-    logs = _log(values)
-    mean, std = logs.mean("seed"), logs.std("seed")
+    low, middle, high = np.quantile(values.transpose("seed", "iteration"), [0.25, 0.5, 0.75], axis=0)
     x = values["iteration"].values
-    ax.plot(x, np.exp(mean), **style)
-    ax.fill_between(x, np.exp(mean - std), np.exp(mean + std), color=style["color"], alpha=0.25, linewidth=0)
+    ax.plot(x, middle, **style)
+    ax.fill_between(x, low, high, color=style["color"], alpha=0.25, linewidth=0)
     ax.set_xlim(x[0], x[-1])
 
 
@@ -228,8 +227,9 @@ def _log(values: xr.DataArray) -> xr.DataArray:
     return xr.apply_ufunc(np.log, values.clip(min=1e-35))
 
 
-def _mean(values: xr.DataArray) -> str:
-    return f"{float(values.mean()):.3g} ± {float(values.std()):.1g}"
+def _median(values: xr.DataArray) -> str:
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
 
 
 def _power(value: float) -> str:
