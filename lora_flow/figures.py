@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,15 @@ from matplotlib.lines import Line2D
 from lora_flow.report import log10, mean_and_std, problem_dims, show
 from lora_flow.timeline import phases
 
-LINE_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
+OWN_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
+OTHER_STYLES: tuple[Any, ...] = (
+    "-.",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (1, 1)),
+    (0, (6, 2, 2, 2)),
+    (0, (3, 3)),
+    (0, (8, 2)),
+)
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -38,12 +47,13 @@ PHASE_SHADES = ("#e3e3e3", "#f4f4f4", "#dce9f5", "#fff2cc")
 def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Loss over time for every initialisation (line style) and alpha (colour); one side and one rank."""
     ax = _axes(ax)
-    for init in dataset["init"].values:
+    styles = line_styles(dataset)
+    for init, style in styles.items():
         for alpha, colour in _alpha_colours(dataset):
-            band(dataset["loss"].sel(init=init, alpha=alpha), ax, color=colour, linestyle=LINE_STYLES.get(init, "-."))
+            band(dataset["loss"].sel(init=init, alpha=alpha), ax, color=colour, linestyle=style)
     ax.set(xlabel="gradient-flow time t", ylabel="loss L (log scale)", title="Loss")
-    styles = [Line2D([], [], color="0.3", linestyle=LINE_STYLES.get(i, "-."), label=i) for i in dataset["init"].values]
-    _legend(ax, _alpha_handles(dataset) + (styles if len(styles) > 1 else []))
+    lines = [Line2D([], [], color="0.3", linestyle=style, label=init) for init, style in styles.items()]
+    _legend(ax, _alpha_handles(dataset) + (lines if len(lines) > 1 else []))
     return ax
 
 
@@ -54,7 +64,7 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
     for init in inits:
         for alpha, colour in _alpha_colours(dataset):
             values = dataset["alignment_error"].sel(init=init, alpha=alpha)
-            band(_until(values, until), ax, color=colour, linestyle=LINE_STYLES.get(init, "-."))
+            band(_until(values, until), ax, color=colour, linestyle=line_styles(dataset)[init])
     ax.set(
         xlabel="gradient-flow time t",
         ylabel=r"$1 - \cos(\gamma_1, Z_1)$ (log scale)",
@@ -88,6 +98,12 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     )
     _legend(ax, ax.get_legend_handles_labels()[0])
     return ax
+
+
+def line_styles(dataset: xr.Dataset) -> dict[str, Any]:
+    """A line style for every initialisation of a dataset."""
+    others = itertools.cycle(OTHER_STYLES)
+    return {str(init): OWN_STYLES.get(str(init)) or next(others) for init in dataset["init"].values}
 
 
 def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_flow.figures import LINE_STYLES, STYLE, band
+from lora_flow.figures import STYLE, band, line_styles
 from lora_flow.report import log10, show
 from lora_flow.timeline import phases
 
@@ -67,8 +67,8 @@ def plot_family(dataset: xr.Dataset, variable: str, over: str, ax: Axes) -> Axes
     """One variable over time, a colour for each value of a dimension, a line style for each initialisation."""
     values = dataset[over].values
     for value, colour in zip(values, _colours(len(values)), strict=True):
-        for init in dataset["init"].values:
-            band(dataset[variable].sel({over: value, "init": init}), ax, color=colour, linestyle=LINE_STYLES[str(init)])
+        for init, style in line_styles(dataset).items():
+            band(dataset[variable].sel({over: value, "init": init}), ax, color=colour, linestyle=style)
     ax.set(xlabel="gradient-flow time t (log scale)", xscale="log")
     end = dataset["time"].values[-1]
     ax.set_xlim(max(1e-3 * end, dataset["time"].values[1]), end)
@@ -94,8 +94,8 @@ def families(rows: Sequence[tuple[str, str, xr.Dataset]]) -> Figure:
             ]
             if dataset.sizes["init"] > 1:
                 handles += [
-                    Line2D([], [], color="0.3", linestyle=LINE_STYLES[str(i)], label=str(i))
-                    for i in dataset["init"].values
+                    Line2D([], [], color="0.3", linestyle=style, label=init)
+                    for init, style in line_styles(dataset).items()
                 ]
             row[1].legend(handles=handles, title=over, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

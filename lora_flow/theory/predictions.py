@@ -13,17 +13,23 @@ from lora_flow.timeline import phases
 
 T1_RANGE = (0.6, 1.1)  # measured over predicted
 FLOOR_WITHIN = 0.1  # decades
+SMALL = ("gaussian", "spectral")
 CONVERGED = 1e-6  # of the loss at the start: the alignment error has then come to its floor
 
 
 def predictions(dataset: xr.Dataset) -> str:
     """A Markdown table of predicted and measured T1 and alignment floors, for every cell of a dataset.
 
-    Empty for a problem that is no factorisation. Theory is for aligned shifts of rank one; "n/a" elsewhere, before T1,
-    and for the floor (side "B") before the loss has fallen by six decades.
+    Theory is for the plain flow of factorisations with aligned shifts of rank one, from starts that alpha makes small;
+    empty where a run has none of these. "n/a" before T1, and for the floor (side "B") before the loss has fallen by six
+    decades.
     """
-    if "sigma_w1" not in dataset.coords:
+    if "sigma_w1" not in dataset.coords or dataset.attrs.get("flow", "plain") != "plain":
         return ""
+    told = [str(init) for init in dataset["init"].values if init in SMALL]
+    if not told or not bool(((dataset["aligned"] == 1) & (dataset["shift_rank"] == 1)).any()):
+        return ""
+    dataset = dataset.sel(init=told)
     measured = dataset.merge(phases(dataset)[["t1", "t1_predicted"]])
     varied = problem_dims(dataset)
     header = [*varied, "init", "side", "alpha", "rank", "T1 predicted", "T1 measured", "T1", "log10 floor predicted"]
