@@ -1,3 +1,4 @@
+from . import oracles as oracles
 from .adapter import Adapter as Adapter
 from .adapter import Adapters as Adapters
 from .adapter import pad as pad

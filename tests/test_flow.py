@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import riccati, scalar_mode
 
 from lora_flow import (
     Adapter,
@@ -15,6 +14,7 @@ from lora_flow import (
     PrecisionWarning,
     aligned_problem,
     gaussian_init,
+    oracles,
     save_times,
     solve,
     spectral_init,
@@ -40,7 +40,7 @@ def first_layer_only(problem, a, b):
 
 
 class TestClosedForms:
-    """Section 7 of the notes on oracles, at rtol 1e-10, to 1e-7."""
+    """The flow at rtol 1e-10, to 1e-7."""
 
     @pytest.mark.parametrize(("m", "n", "rank"), [(5, 5, 5), (4, 7, 3), (7, 4, 2), (6, 6, 1)])
     def test_one_layer_from_orthonormal_rows_is_a_matrix_riccati_equation(self, m, n, rank):
@@ -50,29 +50,31 @@ class TestClosedForms:
         problem = one_layer(y)
         start = first_layer_only(problem, rows, jnp.zeros((m, rank)))
         trajectory = solve(problem, start, t1=6.0, saves=7, rtol=TIGHT)
-        for t, loss in zip(trajectory.times, trajectory.observables["loss"], strict=True):
-            p = riccati(np.asarray(y), np.asarray(rows), np.zeros((m, rank)), -(alpha**2), float(t))
-            np.testing.assert_allclose(loss, 0.5 * np.sum((y - p[n:, :n]) ** 2), atol=1e-7)
+        expected = oracles.single_layer(y, rows, trajectory.times)
+        losses = 0.5 * jnp.sum((y[None] - expected.product) ** 2, axis=(1, 2))
+        np.testing.assert_allclose(trajectory.observables["loss"], losses, rtol=0, atol=1e-7)
         a, b = trajectory.adapters[0]
-        np.testing.assert_allclose(jnp.concatenate([a.T, b]) @ jnp.concatenate([a.T, b]).T, p, atol=1e-7)
+        for got, products in zip((b @ a, a.T @ a, b @ b.T), expected, strict=True):
+            np.testing.assert_allclose(got, products[-1], rtol=0, atol=1e-7)
 
     def test_rank_one_from_any_gaussian_row_is_a_matrix_riccati_equation(self):
         y, row = random(3, 6, 4), 0.1 * random(4, 1, 4)
         problem = one_layer(y)
         trajectory = solve(problem, first_layer_only(problem, row, jnp.zeros((6, 1))), t1=5.0, rtol=TIGHT)
-        p = riccati(np.asarray(y), np.asarray(row), np.zeros((6, 1)), -float(jnp.sum(row**2)), 5.0)
-        np.testing.assert_allclose(trajectory.adapters[0].b @ trajectory.adapters[0].a, p[4:, :4], atol=1e-7)
+        a, b = trajectory.adapters[0]
+        np.testing.assert_allclose(b @ a, oracles.single_layer(y, row, 5.0).product, rtol=0, atol=1e-7)
 
     def test_a_frozen_isometric_w2_rescales_time(self):
-        """W2 = s O with O^T O = I: the flow of Y = O^T shift / s, at time s^2 t."""
+        """W2 = s O with O^T O = I: the flow of O^T shift, at time s^2 t."""
         s, t1 = 1.7, 3.0
         isometry = jnp.linalg.qr(random(5, 8, 4))[0]
         y = random(6, 4, 5)
         rows = 0.2 * jnp.linalg.qr(random(7, 5, 3))[0].T
         problem = Factorization(w1=jnp.zeros((4, 5)), w2=s * isometry, shift=s * isometry @ y)
         trajectory = solve(problem, first_layer_only(problem, rows, jnp.zeros((4, 3))), t1=t1, rtol=TIGHT)
-        p = riccati(np.asarray(y), np.asarray(rows), np.zeros((4, 3)), -(0.2**2), s**2 * t1)
-        np.testing.assert_allclose(trajectory.adapters[0].b @ trajectory.adapters[0].a, p[5:, :5], atol=1e-7)
+        a, b = trajectory.adapters[0]
+        expected = oracles.first_layer(problem.shift, problem.w2, rows, t1).product
+        np.testing.assert_allclose(b @ a, expected, rtol=0, atol=1e-7)
 
     def test_each_spectral_mode_follows_the_scalar_closed_form(self):
         """One layer behind a frozen W2: mode k is u' = (y - u v) v with y = sigma_k / s2 and time s2^2 t."""
@@ -85,7 +87,7 @@ class TestClosedForms:
         learned = u[:, :3].T @ np.asarray(problem.update(trajectory.adapters)) @ vt[:3].T
         expected = []
         for sigma, s2, size in zip([5.0, 3.0, 2.0], gains, sizes, strict=True):
-            b, a = scalar_mode(sigma / s2, 0.0, size, s2**2 * 1.5)
+            b, a = oracles.scalar(sigma / s2, 0.0, size, s2**2 * 1.5)
             expected.append(s2 * b * a)
         np.testing.assert_allclose(learned, np.diag(expected), atol=1e-7)
         assert expected[1] < 0.98 * 3.0 or expected[2] < 0.98 * 2.0, "all modes done: the test sees nothing"
@@ -114,8 +116,8 @@ class SingleLayer:
 def test_a_problem_with_nothing_but_a_loss_is_solved_to_the_closed_form():
     y, row = random(8, 5, 6), 0.1 * random(9, 1, 6)
     trajectory = solve(SingleLayer(y), (Adapter(row, jnp.zeros((5, 1))),), t1=4.0, rtol=TIGHT)
-    p = riccati(np.asarray(y), np.asarray(row), np.zeros((5, 1)), -float(jnp.sum(row**2)), 4.0)
-    np.testing.assert_allclose(trajectory.adapters[0].b @ trajectory.adapters[0].a, p[6:, :6], atol=1e-7)
+    a, b = trajectory.adapters[0]
+    np.testing.assert_allclose(b @ a, oracles.single_layer(y, row, 4.0).product, rtol=0, atol=1e-7)
     sizes = {"norm_z1", "norm_b1a1", "norm_along1", "norm_across1", "overlap_1"}
     assert set(trajectory.observables) == {"loss", "alignment_error", "drift"} | sizes
 
