@@ -9,25 +9,26 @@ import jax
 import numpy as np
 
 from lora_flow.adapter import Adapters
+from lora_flow.flows import Flow, as_flow
 from lora_flow.observables import Direction, principal_directions
 from lora_flow.offset import Offset
 from lora_flow.problem import Factorization, Problem, matrix_rank, vector_field
 
 
-def analyse(problem: Problem, adapters: Adapters) -> dict[str, np.ndarray]:
+def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") -> dict[str, np.ndarray]:
     r"""Further observables of adapters with any leading axes, `Trajectory.history` for instance.
 
     Each array has these leading axes, `update_singular_values` one more. NaN where a quantity is undefined: the
     direction of a zero matrix, or adapters that were not reached.
 
-    - `gradient_norm`: ||dL/d(A_1, B_1, ...)||, so that dL/dt is minus its square.
-    - `growth_rate_1`, ...: d/dt log ||gamma_i^T Z_i||^2 along the flow (Claim 3.1 of arXiv 2503.06982).
+    - `gradient_norm`: ||dL/d(A_1, B_1, ...)||; along the plain flow dL/dt is minus its square.
+    - `growth_rate_1`, ...: d/dt log ||gamma_i^T Z_i||^2 along the `flow` (Claim 3.1 of arXiv 2503.06982).
     - `alignment_error`, `alignment_error_2`, ...: as `observables` has it, here from the singular value decomposition
       of Z_i itself, without a floor.
 
     Of a `Factorization` also:
 
-    - `update_singular_values`: those of F that can be non-zero, the first min(m, n, 2 r).
+    - `update_singular_values`: the first min(m, n, 2 r) of F, all that can be non-zero but of an `Offset`.
     - `update_alignment_error`: 1 - cos of the angle between (u_F; v_F), the top singular pair of F, and (u; v), the
       shift's.
     - `term_1`, `term_2`, `term_12`: Frobenius norms of the update's terms W2 B1 A1, B2 A2 W1 and B2 A2 B1 A1.
@@ -40,7 +41,7 @@ def analyse(problem: Problem, adapters: Adapters) -> dict[str, np.ndarray]:
     kept = [np.where(reached[:, None, None], leaf, 0.0) for leaf in flat]
     finite: Any = jax.tree.unflatten(jax.tree.structure(adapters), kept)  # of NumPy's arrays
     directions = jax.tree.map(np.asarray, principal_directions(problem))
-    named = _of_the_flow(problem, finite, directions) | _alignment(finite, directions)
+    named = _of_the_flow(problem, as_flow(flow), finite, directions) | _alignment(finite, directions)
     if isinstance(problem, Offset) and isinstance(problem.problem, Factorization):
         joined = _of_the_update(problem.problem, jax.tree.map(np.asarray, problem.joined(finite)))
         count = min(*problem.problem.shift.shape, 2 * adapters[0].rank)
@@ -53,14 +54,18 @@ def analyse(problem: Problem, adapters: Adapters) -> dict[str, np.ndarray]:
 
 
 @eqx.filter_jit
-def _fields(problem: Problem, adapters: Adapters) -> Adapters:
+def _fields(problem: Problem, flow: Flow, adapters: Adapters) -> tuple[Adapters, Adapters]:
+    """The negative gradients, and the velocities."""
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(vector_field(problem))(adapters)
+        descent = jax.vmap(vector_field(problem))(adapters)
+        return descent, jax.vmap(flow)(descent, adapters)
 
 
-def _of_the_flow(problem: Problem, adapters: Any, directions: tuple[Direction, ...]) -> dict[str, np.ndarray]:
-    field = jax.tree.map(np.asarray, _fields(problem, adapters))
-    squares = [np.sum(leaf**2, axis=(-2, -1)) for leaf in jax.tree.leaves(field)]
+def _of_the_flow(
+    problem: Problem, flow: Flow, adapters: Any, directions: tuple[Direction, ...]
+) -> dict[str, np.ndarray]:
+    descent, field = jax.tree.map(np.asarray, _fields(problem, flow, adapters))
+    squares = [np.sum(leaf**2, axis=(-2, -1)) for leaf in jax.tree.leaves(descent)]
     named = {"gradient_norm": np.sqrt(np.sum(squares, axis=0))}
     for layer, (adapter, change, direction) in enumerate(zip(adapters, field, directions, strict=True), start=1):
         along, growth = (direction.left @ x.b + (x.a @ direction.right) for x in (adapter, change))

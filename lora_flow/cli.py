@@ -146,7 +146,7 @@ class Figure:
     def _study(self) -> int:
         from tqdm.auto import tqdm
 
-        from lora_flow.studies import STUDIES, check_study_folder, store_study
+        from lora_flow.studies import STUDIES, begin_study, check_study_folder, store_study
 
         study = STUDIES[self.name]
         seeds = study.seeds if self.seeds is None else self.seeds
@@ -154,6 +154,7 @@ class Figure:
         must = f"be left out with figure {self.name}, which runs as a whole"
         require(not self.resume, "resume", must, "--resume")
         check_study_folder(self.out, self.overwrite)
+        begin_study(self.out, self.name, seeds)
         start_jax(Settings())
         dataset = study.run(seeds, lambda items: tqdm(items, disable=None))
         store_study(self.out, self.name, seeds, dataset)
@@ -279,9 +280,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_storage_error(error, getattr(command, "out", "standard output")), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        stored = "; what was solved is stored, --resume goes on" if isinstance(command, Sweep | Figure | Vision) else ""
+        stored = "; what was solved is stored, --resume goes on" if _resumable(command) else ""
         print(f"lora-flow: interrupted{stored}", file=sys.stderr)
         return 1
+
+
+def _resumable(command: Command) -> bool:
+    if isinstance(command, Figure):
+        from lora_flow.experiments import EXPERIMENTS
+
+        return command.name in EXPERIMENTS
+    return isinstance(command, Sweep | Vision)
 
 
 def _parse(arguments: list[str]) -> Command:

@@ -39,7 +39,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     E = shift - update falls to 1e-10: it lets the solver stop the loss ten decades too high. Here a
     step is accepted when, in each factor A_i and B_i (a leaf of the state),
 
-        ||error|| <= max(rtol ||E|| / ||shift||, eps) ||factor||,
+        ||error|| <= max(rtol ||E|| / ||shift|| ||factor - origin||, eps ||factor||),
 
     with Frobenius norms, eps the spacing of the floating-point type (below it an estimated error is
     rounding, and chasing it costs thousands of steps), and ||E|| the smallest seen so far. Norms of whole
@@ -52,6 +52,8 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     - `growth_bound`: maps the state to a bound on the rate at which anything small grows there. What is still too small
       for the norms to see limits no other step, and the steps of methods of order 3 and less are kept short beside it:
       in a stabilised method nothing else would. Not evaluated for methods of higher order.
+    - `origin`: what the factors are measured from, a PyTree like theirs; zero by default. Where both factors of a layer
+      start large, an error that is small beside them is not small beside what they learn: they are measured from there.
     - `factors`: maps the state to the PyTree of its factors, where the state is not that PyTree itself.
     - `pid`: turns the scaled error, 1 at the limit, into the next step.
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
@@ -61,6 +63,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     relative_residual: Callable[[PyTree], Array] = eqx.field(kw_only=True)
     growth_bound: Callable[[PyTree], Array] = lambda state: jnp.zeros(())
     factors: Callable[[PyTree], PyTree] = lambda state: state
+    origin: PyTree | None = None
     atol: float = 1e-16
     norm: Norm = optimistix.rms_norm
     pid: diffrax.PIDController = diffrax.PIDController(rtol=1.0, atol=0.0, pcoeff=0.4, icoeff=0.3)
@@ -104,7 +107,8 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         residual = jnp.fmin(residual_of_candidate, reached)
         eps = jnp.finfo(residual.dtype).eps
         tolerance = jnp.maximum(self.rtol * residual, eps)
-        error = _largest_relative_norm(*map(self.factors, (y_error, y0, y1))) / tolerance
+        errors, before, after = map(self.factors, (y_error, y0, y1))
+        error = self._scaled_error(errors, before, after, self.rtol * residual)
         rounding = rounding / jnp.maximum(ROUNDING_SHARE * residual, ROUNDING_FLOOR * eps)
         error = jnp.maximum(error, rounding**error_order)  # it grows in proportion to the step
         error = jnp.maximum(error, self._growth_error(y1, t1 - t0, error_order))
@@ -116,6 +120,19 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         )
         return keep, t0, t1, jump, (pid_state, jnp.where(keep, residual, reached)), result
 
+    def _scaled_error(self, error: PyTree, y0: PyTree, y1: PyTree, tolerance: Array) -> Array:
+        """The largest over factors of the error over what is allowed; a factor that is and stays zero is exact."""
+
+        def scaled(e: Array, before: Array, after: Array, origin: Array) -> Array:
+            size = jnp.fmax(jnp.linalg.norm(before), jnp.linalg.norm(after))
+            moved = jnp.fmax(jnp.linalg.norm(before - origin), jnp.linalg.norm(after - origin))
+            eps = jnp.finfo(size.dtype).eps
+            allowed = jnp.where(size > 0, jnp.fmax(tolerance * moved, eps * size), jnp.fmax(tolerance, eps))
+            return jnp.linalg.norm(e) / allowed
+
+        origin = jax.tree.map(jnp.zeros_like, y0) if self.origin is None else self.origin
+        return jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(scaled, error, y0, y1, origin))))
+
     def _growth_error(self, state: PyTree, dt: Any, error_order: Any) -> Array:
         """0 for methods of high order; as a loop, so that under `vmap` lanes that all have one evaluate nothing."""
 
@@ -125,16 +142,6 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         start = jnp.asarray(error_order) <= 3, state, jnp.zeros((), dt.dtype)
         rate = jax.lax.while_loop(lambda carry: carry[0], body, jax.lax.stop_gradient(start))[2]
         return (jax.lax.stop_gradient(dt) * rate / GROWTH) ** error_order
-
-
-def _largest_relative_norm(error: PyTree, y0: PyTree, y1: PyTree) -> Array:
-    """max over leaves of ||error|| / max(||y0||, ||y1||); a leaf that is and stays zero counts as exact."""
-
-    def relative(e: Array, before: Array, after: Array) -> Array:
-        size = jnp.fmax(jnp.linalg.norm(before), jnp.linalg.norm(after))
-        return jnp.where(size > 0, jnp.linalg.norm(e) / jnp.where(size > 0, size, 1.0), jnp.linalg.norm(e))
-
-    return jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(relative, error, y0, y1))))
 
 
 def _first_step(y0: PyTree, f0: PyTree) -> Array:

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from lora_flow.adapter import Adapters
-from lora_flow.checks import concrete, require, require_choice
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.checks import InputError, concrete, require, require_choice
 from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, velocity, where
-from lora_flow.flows import Flow, parse_flow
+from lora_flow.flows import Flow, as_flow
 from lora_flow.observables import measure, principal_directions
 from lora_flow.problem import Problem, check_problem
 from lora_flow.single import AdaptedLayer
@@ -49,8 +49,7 @@ class MuKlabjan(StepRule):
     smoothness: Float[Array, ""] | None
 
     def __init__(self, smoothness: float | Array | None = None):
-        known = None if smoothness is None else concrete(smoothness)
-        require(known is None or (np.isfinite(known) and known > 0), "smoothness", "be positive", smoothness)
+        require(smoothness is None or _is_positive(smoothness), "smoothness", "be a positive number", smoothness)
         self.smoothness = None if smoothness is None else jnp.asarray(smoothness, float)
 
     def check(self, problem: Problem) -> None:
@@ -105,7 +104,7 @@ def descend(
     - `problem`, `adapters`, `flow`, `save_adapters`: as for `solve`; `flow="scaled:1e-3"` is ScaledGD with damping.
     - `steps`: the number of iterations.
     - `step`: a constant step size eta; or a rule for it, `MuKlabjan()`; or any optimiser of optax, which then sees what
-      the flow makes of the gradient.
+      the flow makes of the gradient. A program is compiled for each optimiser object: make it once.
     - `saves`: a number of iterations, equally spaced, 0 and the last included, or the iterations themselves.
     - `order`: "simultaneous"; or "A first", where the gradient of B is taken with the new A, or "B first". With an
       optimiser of optax the A of all layers and the B of all layers then have one each.
@@ -117,16 +116,23 @@ def descend(
     require_choice("order", order, ORDERS)
     adapters = check_adapters(problem, adapters)
     iterations = _iterations(int(steps), saves)
-    driven = parse_flow(flow) if isinstance(flow, str) else flow
+    driven = as_flow(flow)
     driven.check_start(adapters)
     if isinstance(step, StepRule):
         step.check(problem)
     elif not isinstance(step, optax.GradientTransformation):
-        known = concrete(step)
         must = "be a positive number, a StepRule or an optax.GradientTransformation"
-        require(known is None or (known.ndim == 0 and np.isfinite(known) and known > 0), "step", must, step)
+        require(_is_positive(step), "step", must, step)
         step = jnp.asarray(step, float)
-    return _descend(problem, adapters, step, driven, order, tuple(iterations.tolist()), save_adapters)
+    return _descend(problem, adapters, step, driven, order, (*iterations.tolist(), int(steps)), save_adapters)
+
+
+def _is_positive(value: Any) -> bool:
+    known = concrete(value)
+    if known is None:
+        return True
+    real = np.issubdtype(known.dtype, np.integer) or np.issubdtype(known.dtype, np.floating)
+    return bool(real and known.ndim == 0 and np.isfinite(known) and known > 0)
 
 
 def _iterations(steps: int, saves: int | ArrayLike | Sequence[int]) -> np.ndarray:
@@ -149,12 +155,13 @@ class _State(NamedTuple):
 
 @eqx.filter_jit
 def _descend(
-    problem: Problem, adapters: Adapters, step: Any, flow: Flow, order: str, iterations: tuple[int, ...], keep: bool
+    problem: Problem, adapters: Adapters, step: Any, flow: Flow, order: str, stops: tuple[int, ...], keep: bool
 ) -> Descent:
+    """`stops` are the iterations to save, and the last one."""
     groups = {"simultaneous": (("a", "b"),), "A first": (("a",), ("b",)), "B first": (("b",), ("a",))}[order]
     advance = _stepper(problem, velocity(problem, flow), step, groups)
     memory = [step.init(_select(adapters, group)) for group in groups] if _is_optax(step) else []
-    gaps = np.diff([0, *iterations])
+    gaps = np.diff([0, *stops])
 
     def until_next(state: _State, gap: Array) -> tuple[_State, tuple[Adapters, Array]]:
         _, state = eqxi.while_loop(
@@ -172,17 +179,19 @@ def _descend(
 
     with jax.default_matmul_precision("highest"):
         directions = jax.lax.stop_gradient(principal_directions(problem))
-        last, (saved, times) = jax.lax.scan(until_next, _State(adapters, jnp.zeros(()), memory), jnp.asarray(gaps))
-        reached = finite(saved)
+        last, seen = jax.lax.scan(until_next, _State(adapters, jnp.zeros(()), memory), jnp.asarray(gaps))
+        came = finite(seen[0])
+        reached, (saved, times) = jax.tree.map(lambda leaf: leaf[:-1], (came, seen))
         loss, measurements, sizes = jax.vmap(look)(where(reached, saved, 0.0))
+        came, reached = jnp.isfinite(problem.loss(last.adapters)) & jnp.all(came), reached & jnp.isfinite(loss)
     return Descent(
         times=times,
         observables={**observed(loss, measurements, reached, flow), "step_size": jnp.where(reached, sizes, jnp.nan)},
         adapters=last.adapters,
-        status=jnp.where(jnp.all(reached), 0, 2),
-        stats={"num_steps": jnp.asarray(iterations[-1])},
+        status=jnp.where(came & jnp.all(reached), 0, 2),
+        stats={"num_steps": jnp.asarray(stops[-1])},
         history=where(reached, saved, jnp.nan) if keep else None,
-        iterations=jnp.asarray(iterations),
+        iterations=jnp.asarray(stops[:-1]),
     )
 
 
@@ -200,7 +209,7 @@ def _stepper(
             factors, change = _select(adapters, group), _select(descent(adapters), group)
             if _is_optax(step):
                 gradient = jax.tree.map(jnp.negative, change)
-                change, memory_after = step.update(gradient, memory[i], factors)
+                change, memory_after = _update(step, gradient, memory[i], factors)
                 remembered.append(memory_after)
             moved = jax.tree.map(lambda x, dx: x + size * dx, factors, change)
             adapters = tuple(
@@ -212,7 +221,18 @@ def _stepper(
     return advance
 
 
+def _update(optimizer: optax.GradientTransformation, gradient: Any, memory: Any, factors: Any) -> tuple[Any, Any]:
+    try:
+        return optimizer.update(gradient, memory, factors)
+    except (TypeError, AttributeError) as error:
+        must = "be an optimiser that is content with the gradient and the factors of its group"
+        raise InputError(f"step must {must}, got one that fails with: {error}") from error
+
+
 def _select(adapters: Adapters, group: Group) -> tuple[tuple[Array, ...], ...]:
+    """What moves together; both factors as adapters, which flows in a chain of optax take."""
+    if group == Adapter._fields:
+        return adapters
     return tuple(tuple(getattr(adapter, factor) for factor in group) for adapter in adapters)
 
 

@@ -19,7 +19,7 @@ from lora_flow.automatic import Automatic
 from lora_flow.chebyshev import RungeKuttaChebyshev
 from lora_flow.checks import PrecisionWarning, concrete, require, require_choice
 from lora_flow.control import ResidualController
-from lora_flow.flows import Flow, Plain, parse_flow
+from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.observables import Direction, Measurement, measure, observables, principal_directions
 from lora_flow.offset import Offset
 from lora_flow.problem import HasGrowthBound, Problem, check_problem, vector_field
@@ -57,11 +57,13 @@ class Trajectory(eqx.Module):
             return f"Trajectory of {self.status.size} lanes ({counts}), {self.times.shape[-1]} times"
         last = {name: float(values[-1]) for name, values in self.observables.items()}
         alignment = f", alignment error {last['alignment_error']:.3g}" if "alignment_error" in last else ""
+        drift = float(jnp.max(self.observables["drift"]))
+        conserved = "" if np.isnan(drift) else f", drift of the conserved quantities {drift:.1g}"
         return (
             f"Trajectory to t = {float(self.times[-1]):g}: {STATUS[int(self.status)]} after "
             f"{int(self.stats['num_steps'])} steps ({int(self.stats['num_rejected_steps'])} rejected), "
             f"rank {self.adapters[0].rank}; loss {float(self.observables['loss'][0]):.4g} -> {last['loss']:.4g}"
-            f"{alignment}, drift of the conserved quantities {float(jnp.max(self.observables['drift'])):.1g}"
+            f"{alignment}{conserved}"
         )
 
 
@@ -93,8 +95,8 @@ def solve(
     - `saves`: a number of equally spaced times, 0 and t1 included, or the times themselves.
     - `flow`: what becomes of the negative gradient, one of `lora_flow.flows`: `ScaledGD(damping)` for instance; or its
       name and number, "scaled:1e-3". "plain" is gradient flow, the equations above.
-    - `solver`: "auto", which is `Tsit5` until stability limits the step, then `RungeKuttaChebyshev`; or the name
-      of another in `SOLVERS`; or any diffrax solver.
+    - `solver`: "auto", which is `Tsit5` until stability limits the step, then `RungeKuttaChebyshev` (for flows that are
+      not plain, Tsit5 throughout); or the name of another in `SOLVERS`; or any diffrax solver.
     - `rtol`: the tolerance of `ResidualController`, relative to the factors and to the residual.
     - `stepsize_controller`, `dt0`: in place of that controller and of its first step; "auto" is then Tsit5 throughout,
       for another controller knows nothing of a change of methods. For gradient descent, use
@@ -110,7 +112,7 @@ def solve(
     check_problem(problem)
     times = save_times(t1, saves)
     adapters = check_adapters(problem, adapters)
-    driven = parse_flow(flow) if isinstance(flow, str) else flow
+    driven = as_flow(flow)
     driven.check_start(adapters)
     how = integrator(
         flow=driven,
@@ -250,7 +252,7 @@ def solve_lane(
             t1=t1,
             dt0=how.dt0,
             y0=state,
-            stepsize_controller=_controller(problem, directions, unflatten, how, times),
+            stepsize_controller=_controller(problem, adapters, directions, unflatten, how, times),
             saveat=diffrax.SaveAt(subs=[along, diffrax.SubSaveAt(t1=True)]),
             adjoint=how.adjoint,
             max_steps=how.max_steps,
@@ -297,6 +299,7 @@ def _solve(
 
 def _controller(
     problem: Problem,
+    start_adapters: Adapters,
     directions: tuple[Direction, ...],
     unflatten: Callable[[Array], Adapters],
     how: Integrator,
@@ -318,10 +321,17 @@ def _controller(
         relative_residual=relative_residual,
         growth_bound=_growth_bound(problem, directions, seen, relative_residual),
         factors=unflatten,
+        origin=jax.lax.stop_gradient(tuple(map(_origin, start_adapters))),
     )
     if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
         return diffrax.ClipStepSizeController(controller, step_ts=times)
     return controller
+
+
+def _origin(adapter: Adapter) -> Adapter:
+    """Where both factors start from something, what they learn is what they move; else what they are."""
+    both = jnp.any(adapter.a != 0) & jnp.any(adapter.b != 0)
+    return jax.tree.map(lambda leaf: jnp.where(both, leaf, 0.0), adapter)
 
 
 def _growth_bound(

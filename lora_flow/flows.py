@@ -1,8 +1,12 @@
 """Ways to drive the adapters: what is done to the negative gradient before it becomes their velocity.
 
 A flow is a function `(updates, adapters) -> updates`, which `optax.stateless` turns into a gradient transformation:
-what `solve` integrates, `descend` and any optax chain can step with. Conserved quantities are of one adapter,
-`s = 1` and a single layer where it matters.
+what `solve` integrates and `descend` steps with. The updates are negative gradients, velocities: in a chain of optax,
+which is given gradients, the sign has to be turned before and not after, as in
+`optax.chain(optax.scale(-1), optax.stateless(flow), optax.scale(0.1))`.
+
+What is said of the motion of W is for one layer with a scaling s of 1; in general the preconditioned flows move it s^2
+times as fast.
 """
 
 from __future__ import annotations
@@ -205,6 +209,13 @@ class Chain(Flow):
 FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in (Plain, LoRAPlus, ScaledGD, LoRAPro, ShrinkA)}
 
 
+def as_flow(flow: Any) -> Flow:
+    """The flow itself, or the one of that name."""
+    must = "be a Flow, or the name of one, as in 'lora-plus:16'"
+    require(isinstance(flow, Flow | str), "flow", must, type(flow).__name__)
+    return parse_flow(flow) if isinstance(flow, str) else flow
+
+
 def parse_flow(text: str) -> Flow:
     """A flow by its name, with its number after a colon: "lora-plus:16", "scaled" or "scaled:1e-3", "shrink-a:0.1"."""
     name, colon, number = text.partition(":")
@@ -239,13 +250,16 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 def _check_rank(adapters: Adapters, damping: Any) -> None:
+    """Raises unless both factors of every layer have as many directions as Z = [B; A^T]; rounding is none."""
     values = [concrete(leaf) for leaf in (damping, *jax.tree.leaves(adapters))]
     if any(value is None for value in values) or values[0] > 0:  # type: ignore[operator]
         return
     for layer, (a, b) in enumerate(adapters, start=1):
-        alive = int(np.sum(np.any(np.asarray(a) != 0, axis=1) | np.any(np.asarray(b) != 0, axis=0)))
+        stacked = np.concatenate([np.asarray(b), np.asarray(a).T])
+        rounding = 10 * len(stacked) * np.finfo(stacked.dtype).eps * np.linalg.norm(stacked, 2)
+        alive = int(np.linalg.matrix_rank(stacked, tol=rounding))
         for name, factor in (("A", a), ("B", b)):
-            found = int(np.linalg.matrix_rank(np.asarray(factor)))
+            found = int(np.linalg.matrix_rank(np.asarray(factor), tol=rounding))
             must = f"be positive where a factor's rank is below {alive}, the number of directions"
             require(found == alive, "damping", must, f"0 with {name}_{layer} of rank {found}")
 

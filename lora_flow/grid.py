@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -101,22 +102,21 @@ class Grid:
             require(smallest >= needed, "rank", must, smallest)
         for name in set(grid.init) - {"gaussian", "spectral"}:
             for r in grid.rank:  # what a scheme asks of the problem is refused while it is traced
-                jax.eval_shape(functools.partial(grid._draw_one, problems, name, r), jax.random.key(0))
+                jax.eval_shape(functools.partial(grid._draw_one, problems.members[0], name, r), jax.random.key(0))
         return grid
 
     def check_starts(self, problems: Problems, flow: Flow) -> None:
-        """Raises where the flow is not defined at a start: a draw of every scheme and rank is tried."""
+        """Raises where the flow is not defined at a start: a draw of every problem, scheme and rank is tried."""
         if flow.always_defined:
             return
-        for name in self.init:
-            for r in self.rank:
-                try:
-                    flow.check_start(self._draw_one(problems, name, r, jax.random.key(0)))
-                except InputError as error:
-                    raise InputError(f"{error} (init {name}, rank {r})") from None
+        for problem, name, r in itertools.product(problems.members, self.init, self.rank):
+            try:
+                flow.check_start(self._draw_one(problem, name, r, jax.random.key(0)))
+            except InputError as error:
+                raise InputError(f"{error} (init {name}, rank {r})") from None
 
-    def _draw_one(self, problems: Problems, name: str, rank: int, key: Array) -> Adapters:
-        return initialize(name, key, problems.members[0], rank=rank, alpha=self.alpha[0], side=self.side[0])
+    def _draw_one(self, problem: Problem, name: str, rank: int, key: Array) -> Adapters:
+        return initialize(name, key, problem, rank=rank, alpha=self.alpha[0], side=self.side[0])
 
     @property
     def axes(self) -> dict[str, Sequence[Any]]:

@@ -53,7 +53,7 @@ _ABOUT = {
     "sigma_w1": "||W1 v||, with that pair",
     "sigma_w2": "||W2^T u||, with that pair",
     "loss": "1/2 ||shift - update||_F^2",
-    "drift": "drift of A A^T - B^T B, relative to ||Z||^2 (an error of the integration)",
+    "drift": "drift of what the flow conserves, A A^T - B^T B if plain, relative to ||Z||^2 (an integration error)",
     "gradient_norm": "norm of the gradient of the loss with respect to the adapters",
     "update_singular_values": "singular values of the update F",
     "update_alignment_error": "1 - cos of the top singular pair of F with that of the shift",

@@ -10,12 +10,13 @@ import numpy as np
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.analysis import analyse
+from lora_flow.flows import Flow
 from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.offset import Offset
 from lora_flow.problem import HasLowestLoss, Problem, scaling_of
 
 Values = dict[str, np.ndarray]
-DEAD = 1e-7  # of the largest singular value of Z: singular vectors beyond a matrix's rank leave the root of rounding
+DEAD = 1e-7  # of the largest singular value of Z, which has the rounding of single precision where that is in use
 
 
 def start_values(problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], start: Adapters) -> Values:
@@ -38,7 +39,7 @@ def start_values(problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], s
 
 
 def detail_values(
-    problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], start: Adapters, history: Adapters
+    problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], start: Adapters, history: Adapters, flow: Flow
 ) -> Values:
     """What `analyse` makes of the adapters over time, `(lane, time, ...)`, all lanes of one problem together."""
     groups: dict[Any, list[int]] = {}
@@ -51,7 +52,7 @@ def detail_values(
         problem = problems[members[0]]
         if offset is not None:
             problem = Offset(problem, jax.tree.map(lambda leaf, i=offset: leaf[i], start))
-        for name, array in analyse(problem, adapters).items():
+        for name, array in analyse(problem, adapters, flow).items():
             details.setdefault(name, np.empty((len(lanes), *array.shape[1:])))[members] = array
     return details
 
@@ -63,7 +64,7 @@ def _rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _floor(problem: Problem, lane: dict[str, Any], start: Any) -> float:
-    if not isinstance(problem, HasLowestLoss):
+    if not isinstance(problem, HasLowestLoss) or len(start) > 1:
         return np.nan
     (adapter,) = start
     frozen = _product(problem, adapter) if INITIALIZATIONS[lane["init"]].offset else None

@@ -85,6 +85,8 @@ def observables(
       error of the integration; NaN where `conserved` is, for flows without such a quantity.
     """
     measurements = _padded(measurements)
+    none = jnp.isnan(conserved)
+    weight = jnp.where(none, 0.0, conserved)  # NaN would spoil derivatives of everything else
     grams = jnp.stack([m.across + m.along[..., :, None] * m.along[..., None, :] for m in measurements])
     products = jnp.stack([_over_its_trace(m.gram_b) @ _over_its_trace(m.gram_a) for m in measurements])
     projections = dominant(jnp.concatenate([grams, products]))  # all in one loop
@@ -103,11 +105,11 @@ def observables(
         named[f"norm_along{i}"] = root(jnp.sum(measured.along**2, axis=-1))
         named[f"norm_across{i}"] = root(_trace(measured.across))
         named[f"overlap_{i}"] = jnp.einsum("...i,...i->...", measured.left, measured.right)
-        imbalance = conserved * measured.gram_a - measured.gram_b
+        imbalance = weight * measured.gram_a - measured.gram_b
         change = jnp.sum((imbalance - imbalance[..., :1, :, :]) ** 2, axis=(-2, -1))
         moved = (change > 0) & (squared_norm > 0)
         drift = jnp.sqrt(jnp.where(moved, change, 1.0)) / jnp.where(moved, squared_norm, 1.0)
-        drifts.append(jnp.where(jnp.isnan(conserved), jnp.nan, jnp.where(moved, drift, 0.0)))
+        drifts.append(jnp.where(none, jnp.nan, jnp.where(moved, drift, 0.0)))
     named["drift"] = jnp.max(jnp.stack(drifts), axis=0)
     return named
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.checks import require
 from lora_flow.matrices import Matrix
-from lora_flow.problem import Layers, Problem, linearised_task, vector_field
+from lora_flow.problem import Layers, Problem, linearised_task, scaling_of, vector_field
 
 
 class Offset(eqx.Module):
@@ -25,6 +27,15 @@ class Offset(eqx.Module):
     problem: Problem
     start: Adapters
 
+    def __check_init__(self) -> None:
+        shapes = [(one.b.shape[-2], one.a.shape[-1]) for one in self.start]
+        must = f"hold one Adapter for each of the layers {list(self.problem.layers)}"
+        require(shapes == [tuple(shape) for shape in self.problem.layers], "start", must, f"adapters of {shapes}")
+
+    @property
+    def scaling(self) -> Array:
+        return scaling_of(self.problem)
+
     @property
     def layers(self) -> Layers:
         return self.problem.layers
@@ -32,7 +43,7 @@ class Offset(eqx.Module):
     def joined(self, adapters: Adapters) -> Adapters:
         """Adapters of the given problem that do what these do here; with any leading axes."""
 
-        def beside(now: Array, then: Array, axis: int) -> Array:
+        def beside(now: Array | np.ndarray, then: Array | np.ndarray, axis: int) -> Array:
             return jnp.concatenate([now, jnp.broadcast_to(then, (*now.shape[:-2], *then.shape))], axis=axis)
 
         return tuple(

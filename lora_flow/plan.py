@@ -25,7 +25,7 @@ from lora_flow.batch import draw, lane_sharding, round_solver
 from lora_flow.canonical import Canonical, canonical_all
 from lora_flow.checks import require
 from lora_flow.flow import Integrator, integrator, save_times
-from lora_flow.flows import Flow, parse_flow
+from lora_flow.flows import Flow, as_flow
 from lora_flow.grid import Grid, Problems, stack
 from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.labels import PENDING, label
@@ -191,7 +191,8 @@ class Plan:
         start, history = jax.tree.map(lambda leaf: leaf[:, None], start), solved.history
         if bases is not None:
             start, history = self._back(start, bases, which), self._back(history, bases, which)
-        return values | detail_values(problems, lanes, jax.tree.map(lambda leaf: leaf[:, 0], start), history)
+        start = jax.tree.map(lambda leaf: leaf[:, 0], start)
+        return values | detail_values(problems, lanes, start, history, self.integrator.flow)
 
     def _back(self, history: Any, bases: Any, which: np.ndarray) -> Adapters:
         """The adapters over time, `(lane, time, ...)`, in the coordinates of the problem that was given."""
@@ -283,7 +284,7 @@ def plan_sweep(
     devices = devices or here
     times = np.asarray(save_times(t1, saves))
     how = integrator(
-        flow=parse_flow(flow) if isinstance(flow, str) else flow,
+        flow=as_flow(flow),
         adjoint=diffrax.ForwardMode(),
         solver=solver,
         rtol=rtol,

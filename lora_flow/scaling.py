@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 SIZE, STEPS, SAVES = 32, 300, 61
 RANKS = (1, 2, 4, 8, 16)
-LORA_ALPHAS = 2.0 ** np.arange(-2.0, 12.01, 0.5)
+SPACING = 0.25  # octaves
+LORA_ALPHAS = 2.0 ** np.arange(-2.0, 12.01, SPACING)
 RATES = {"GD": (3e-3, 1e-2, 3e-2, 1e-1), "Adam": (3e-4, 1e-3, 3e-3, 1e-2)}
 
 
@@ -51,21 +52,21 @@ def scaling(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
 
 
 def best(dataset: xr.Dataset) -> xr.Dataset:
-    """The best lora_alpha for every optimiser, step size and rank, of the mean over seeds of the logarithm of the loss;
-    and the exponent p of `best ~ rank^p`, by least squares."""
-    logs = log10(dataset["loss"]).mean("seed")
+    """The best lora_alpha for every optimiser, step size, rank and seed, and the exponent p of `best ~ rank^p`, by
+    least squares over ranks. NaN where the best is at an end of the range."""
+    logs = log10(dataset["loss"])
     place = logs.argmin("lora_alpha")
     inside = (place > 0) & (place < len(LORA_ALPHAS) - 1)
     near = [logs.isel(lora_alpha=(place + k).clip(0, len(LORA_ALPHAS) - 1)).drop_vars("lora_alpha") for k in (-1, 0, 1)]
     bend = near[0] - 2 * near[1] + near[2]
     shift = xr.where(np.isfinite(bend) & (bend > 0), 0.5 * (near[0] - near[2]) / bend, 0.0)  # of the parabola's lowest
-    found = np.log2(LORA_ALPHAS[0]) + 0.5 * (place + shift.clip(-0.5, 0.5))
+    found = np.log2(LORA_ALPHAS[0]) + SPACING * (place + shift.clip(-0.5, 0.5))
     x = log10(dataset["rank"]) / np.log10(2)
     found, x = found.where(inside), x.where(inside)
     dx = x - x.mean("rank")
     slope = (dx * (found - found.mean("rank"))).sum("rank") / (dx**2).sum("rank")
     exponent = slope.where(inside.sum("rank") >= 3)
-    return xr.Dataset({"lora_alpha": 2**found, "exponent": exponent, "loss": 10 ** logs.min("lora_alpha")})
+    return xr.Dataset({"lora_alpha": 2**found, "exponent": exponent})
 
 
 def draw(dataset: xr.Dataset) -> Figure:
@@ -88,12 +89,10 @@ def draw(dataset: xr.Dataset) -> Figure:
             row[0].set_title(f"{name}, step size {RATES[name][middle]:g}")
             colours = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(RATES[name])))
             for j, (rate, colour) in enumerate(zip(RATES[name], colours, strict=True)):
-                exponent = float(one["exponent"].isel(rate_index=j))
-                fitted = "" if np.isnan(exponent) else f": $r^{{{exponent:.2f}}}$"
-                row[1].plot(
-                    RANKS, one["lora_alpha"].isel(rate_index=j), "o-", ms=3, color=colour, label=f"{rate:g}{fitted}"
-                )
-            middle_of = float(one["lora_alpha"].mean())
+                low, middle_of, high = one["lora_alpha"].isel(rate_index=j).quantile([0.0, 0.5, 1.0], "seed")
+                row[1].plot(RANKS, middle_of, "o-", ms=3, color=colour, label=f"{rate:g}")
+                row[1].fill_between(RANKS, low, high, color=colour, alpha=0.2, linewidth=0)
+            middle_of = float(one["lora_alpha"].median())
             guide = middle_of * np.sqrt(np.array(RANKS) / np.sqrt(RANKS[0] * RANKS[-1]))
             row[1].plot(RANKS, guide, color="0.5", linestyle=":", label=r"$\sqrt{r}$")
             row[1].set(xscale="log", yscale="log", xlabel="rank r", ylabel="best lora_alpha", title=f"{name}, best")
@@ -112,14 +111,15 @@ def notes(dataset: xr.Dataset) -> str:
     for name, rates in RATES.items():
         for j, rate in enumerate(rates):
             one = found.sel(optimizer=name).isel(rate_index=j)
-            values = ["-" if np.isnan(value) else f"{value:.3g}" for value in one["lora_alpha"].values]
-            exponent = float(one["exponent"])
-            rows.append([name, f"{rate:g}", *values, "-" if np.isnan(exponent) else f"{exponent:.2f}"])
+            medians = one["lora_alpha"].median("seed").values
+            values = ["-" if np.isnan(value) else f"{value:.3g}" for value in medians]
+            exponent, spread = float(one["exponent"].mean()), float(one["exponent"].std())
+            rows.append([name, f"{rate:g}", *values, f"{exponent:.2f} ± {spread:.2f}"])
     header = ["optimiser", "step size", *(f"best at r = {rank}" for rank in RANKS), "exponent"]
     return (
-        f"The lora_alpha with the lowest mean loss over {STEPS} steps, from {dataset.sizes['seed']} draws; the layer "
-        "computes W + (lora_alpha/r) B A. A best value at the end of the range is left out (-). The exponent p is that "
-        "of best ~ r^p; the source's abstract has about 1/2.\n\n" + table(header, rows)
+        f"The lora_alpha with the lowest mean loss over {STEPS} steps, median of {dataset.sizes['seed']} draws; the "
+        "layer computes W + (lora_alpha/r) B A. The exponent p is that of best ~ r^p, mean and standard deviation over "
+        "draws; the source's abstract has about 1/2.\n\n" + table(header, rows)
     )
 
 
@@ -136,7 +136,7 @@ def _losses(seeds: int, step: Any) -> np.ndarray:
     compiled = jax.jit(jax.vmap(over_rank, (0, 0, None)))  # as a whole, so that observables not asked for cost nothing
     drawn = [_draw(seed) for seed in range(seeds)]
     losses = compiled(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *drawn), scalings)
-    return np.nan_to_num(np.asarray(losses), nan=np.inf)
+    return np.nan_to_num(np.asarray(losses), nan=np.inf, posinf=np.inf)
 
 
 def _draw(seed: int) -> tuple[Array, Adapters]:

@@ -82,8 +82,8 @@ class Settings:
     scaled[:DAMPING] (each factor preconditioned by the other), lora-pro[:DAMPING] (the gradient's tangent part), or
     shrink-a:RATE (A decays at that rate)."""
     solver: str = "auto"
-    """auto (Tsit5, and where stability limits the step RKC), RKC (Runge-Kutta-Chebyshev, for long stiff runs), Tsit5,
-    Dopri5, Dopri8, Bosh3 or Heun. (From Python, any of diffrax's.)"""
+    """auto (Tsit5, and for the plain flow, where stability limits the step, RKC), RKC (Runge-Kutta-Chebyshev, for long
+    stiff runs of the plain flow), Tsit5, Dopri5, Dopri8, Bosh3 or Heun. (From Python, any of diffrax's.)"""
     rtol: float = 5e-4
     """Tolerance, relative to the factors and to the residual. The default keeps the loss within 0.05 decades, down to
     1e-24."""

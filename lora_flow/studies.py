@@ -14,7 +14,7 @@ import xarray as xr
 
 from lora_flow import scaling, toys
 from lora_flow.checks import require
-from lora_flow.store import RESULTS, SETTINGS, read_toml, write_atomically
+from lora_flow.store import RESULTS, SETTINGS, read_toml, remove_drawn, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,17 +72,31 @@ def check_study_folder(path: str | Path, overwrite: bool) -> None:
     require(overwrite, "out", "be new (--overwrite replaces it)", f"the figure '{path}'")
 
 
+def begin_study(path: str | Path, name: str, seeds: int) -> None:
+    """Makes the folder, or finds out that it cannot be made, before anything is computed."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+    if not (Path(path) / SETTINGS).exists():
+        write_atomically(Path(path) / SETTINGS, tomli_w.dumps({"study": name, "seeds": seeds}))
+
+
 def store_study(path: str | Path, name: str, seeds: int, dataset: xr.Dataset) -> None:
     """Writes results and settings; what is there goes only once the new results are whole beside it."""
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
     partial = path / f"{RESULTS}.{uuid.uuid4().hex}.partial"
-    dataset.to_zarr(partial, zarr_format=2, consolidated=True)
-    shutil.rmtree(path / RESULTS, ignore_errors=True)
-    partial.replace(path / RESULTS)
-    write_atomically(path / SETTINGS, tomli_w.dumps({"study": name, "seeds": seeds}))
+    try:
+        dataset.to_zarr(partial, zarr_format=2, consolidated=True)
+        write_atomically(path / SETTINGS, tomli_w.dumps({"study": name, "seeds": seeds}))
+        shutil.rmtree(path / RESULTS, ignore_errors=True)
+        partial.replace(path / RESULTS)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    remove_drawn(path)
 
 
 def load_study(path: str | Path) -> xr.Dataset:
     """The results of a study's folder."""
-    return xr.open_zarr(Path(path) / RESULTS, consolidated=True).load()
+    results = Path(path) / RESULTS
+    require(
+        results.is_dir(), f"'{path}'", f"hold {RESULTS}", "a figure that was not finished; --overwrite runs it again"
+    )
+    return xr.open_zarr(results, consolidated=True).load()

@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.checks import require
+from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.theory import gradient_flow as theory
 
 SLOW = 0.1  # the plateau: the logarithm of the loss falls at less than this share of its fastest rate
@@ -30,7 +31,8 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     s the larger of the two weights' gains along it:
 
     - `t_align`, the end of early alignment: the first time at which ||gamma^T Z|| exceeds the norm of the rest of Z.
-    - `t1`, the end of alignment: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2).
+    - `t1`, the end of alignment: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2);
+      NaN, and what follows too, for initialisations that offset the frozen weights: their B A is no update.
     - `t_plateau`, the end of local convergence: the time after t1 from which on log L falls at less than a tenth of its
       fastest rate. What is below 1e-25 of the start is rounding and left out; NaN for a loss that falls fast to there,
       or to the end.
@@ -51,7 +53,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     along, across = leading("norm_along"), leading("norm_across")
     gains = theory.Gains(sigma, ratio * gain, gain)
     threshold = theory.t1_threshold(gains).where(1 - ratio > 1e-9)  # with equal gains no layer is selected
-    t1 = crossing(leading("overlap_"), threshold)
+    t1 = crossing(leading("overlap_"), threshold).where(~_offset(dataset["init"]))
     predicted, plain = theory.t1_slides(gains, dataset["alpha"]), dataset.attrs.get("flow", "plain") == "plain"
     spans = xr.Dataset(
         {
@@ -64,6 +66,10 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     for name, about in _ABOUT.items():
         spans[name].attrs = {"long_name": about}
     return spans
+
+
+def _offset(init: xr.DataArray) -> xr.DataArray:
+    return init.copy(data=np.vectorize(lambda name: INITIALIZATIONS[str(name)].offset, otypes=[bool])(init.values))
 
 
 def leading_gain(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:

@@ -181,8 +181,8 @@ def test_the_best_lora_alpha_is_found_between_the_grid_points():
             coords={"rank": list(scaling.RANKS), "lora_alpha": scaling.LORA_ALPHAS},
         )
     )
-    np.testing.assert_allclose(np.log2(found["lora_alpha"]), 3.1 + exponent * ranks[:, 0], atol=1e-9)
-    assert float(found["exponent"]) == pytest.approx(exponent)
+    np.testing.assert_allclose(np.log2(found["lora_alpha"][0]), 3.1 + exponent * ranks[:, 0], atol=1e-9)
+    assert float(found["exponent"][0]) == pytest.approx(exponent)
 
 
 def test_every_figure_is_in_the_help_of_the_command():

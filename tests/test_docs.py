@@ -10,9 +10,10 @@ import pytest
 import lora_flow
 
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("tutorial", "initialisations", "descent", "lora-one", "vision"))]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/vision.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_every_python_block_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)

@@ -30,6 +30,7 @@ from lora_flow import (
     sweep,
 )
 from lora_flow.initialization import check_rank, initialize
+from lora_flow.lanes import start_values
 from lora_flow.matrices import dense
 
 KEY = jax.random.key(7)
@@ -194,7 +195,7 @@ def olora(w, s, g, r):
 
 
 def loram(w, s, g, r):
-    """Columns of the discrete sine transform; the mean square of B A is log_m(r) times the weight's, m its smaller side."""
+    """Columns of the discrete sine transform; B A has log_m(r) times the weight's mean square, m its smaller side."""
     left, right = (scipy.fft.dst(np.eye(size), type=1, norm="ortho")[:, :r] for size in w.shape)
     share = np.emath.logn(min(w.shape), r) * np.mean(w**2) / np.mean((left @ right.T) ** 2)
     return share**0.25 * right.T, share**0.25 * left
@@ -290,7 +291,7 @@ def test_only_some_schemes_draw(scheme):
 
 
 def test_orthogonal_factors_share_no_direction_of_the_rank():
-    """B A = 0, each factor has half the rank, and the squared norms of N and M, which it is made of, are chi-squared."""
+    """B A = 0, each factor has half the rank, and the squared norms of N and M, which it is made of, chi-squared."""
     problem, r = SingleLayer(np.ones((40, 60))), 8
     ((a, b),) = orthogonal_init(KEY, problem, rank=r, alpha=0.3)
     np.testing.assert_allclose(b @ a, 0.0, atol=1e-15)
@@ -331,12 +332,14 @@ def test_a_diagonal_problem_starts_as_the_same_one_written_out(scheme):
     full = Factorization(*(dense(matrix) for matrix in (short.w1, short.w2, short.shift)))
     rank = 2 if "ga" in scheme else 4
     one, other = (INITIALIZATIONS[scheme].init(KEY, problem, rank=rank, alpha=0.5) for problem in (short, full))
-    for thin, wide in zip(one, other, strict=True):
-        assert thin.a.shape == wide.a.shape
-        assert thin.b.shape == wide.b.shape
-        for factor, like in ((thin.a, wide.a), (thin.b.T, wide.b.T)):  # beyond the task's rank any basis will do
-            np.testing.assert_allclose(factor[:2] ** 2, like[:2] ** 2, atol=1e-14)
-            np.testing.assert_allclose(factor @ factor.T, like @ like.T, atol=1e-14)
+    for diagonal, written, task in zip(one, other, linearised_task(full), strict=True):
+        assert diagonal.a.shape == written.a.shape
+        assert diagonal.b.shape == written.b.shape
+        for x, y in ((diagonal.a, written.a), (diagonal.b.T, written.b.T)):
+            np.testing.assert_allclose(x @ x.T, y @ y.T, atol=1e-14)
+        # up to signs, and where the task is zero up to the choice of a basis
+        for x, y in ((task @ diagonal.a.T, task @ written.a.T), (diagonal.b.T @ task, written.b.T @ task)):
+            np.testing.assert_allclose(np.abs(x), np.abs(y), atol=1e-13)
 
 
 @pytest.mark.parametrize("scheme", INITIALIZATIONS)
@@ -408,25 +411,18 @@ def test_what_a_scheme_asks_for_is_told_in_one_line(scheme, problem, rank, messa
     assert str(other.value) == message
 
 
+HOW = {"t1": 200.0, "saves": (0.0, 0.5, 1.0, 5.0, 20.0, 100.0, 200.0), "solver": "Tsit5", "rtol": 1e-6}
+
+
 @pytest.fixture(scope="module")
 def swept():
-    """Every scheme to where nothing moves any more, three times on the way saved."""
-    return sweep(
-        LAYER,
-        init=list(INITIALIZATIONS),
-        alpha=ALPHAS,
-        rank=RANKS,
-        seeds=(3,),
-        t1=200.0,
-        saves=[0.0, 0.5, 1.0, 5.0, 20.0, 100.0, 200.0],
-        solver="Tsit5",
-        rtol=1e-6,
-        progress=False,
-    )
+    """Every scheme, to where nothing moves any more."""
+    schemes = list(INITIALIZATIONS)
+    return sweep(LAYER, init=schemes, alpha=ALPHAS, rank=RANKS, seeds=(3,), **HOW, progress=False)
 
 
 def flow_by_hand(scheme, a, b):
-    """The loss at t = 0, 0.5, 1 of the layer with its weight frozen at W - s B(0) A(0) where the scheme is of this kind.
+    """The loss at t = 0, 0.5, 1 of the layer, its weight frozen at W - s B(0) A(0) where the scheme is of this kind.
 
     In NumPy by SciPy's solver, from the definition: 1/(2 N) ||X (frozen + s B A)^T - X (W + shift)^T||_F^2.
     """
@@ -447,6 +443,12 @@ def flow_by_hand(scheme, a, b):
     return [np.sum(missing(state)[2] ** 2) / (2 * SAMPLES) for state in states]
 
 
+def solve_shifted(scheme, start):
+    """As the sweep does it; an offset of nothing is none, and takes no other program."""
+    subtracted = jax.tree.map(lambda leaf: leaf * INITIALIZATIONS[scheme].offset, start)
+    return solve(Offset(LAYER, subtracted), start, **HOW)
+
+
 @pytest.mark.parametrize("scheme", INITIALIZATIONS)
 def test_a_scheme_in_a_sweep_is_the_flow_of_its_frozen_weights(swept, scheme):
     """Padded, batched and by name it is what SciPy makes of the start, and what `solve` does."""
@@ -456,11 +458,11 @@ def test_a_scheme_in_a_sweep_is_the_flow_of_its_frozen_weights(swept, scheme):
             ((a, b),) = start = starts(scheme, rank, alpha, seed=3)
             assert int(lane["status"]) == 0
             np.testing.assert_allclose(lane["loss"][:3], flow_by_hand(scheme, a, b), rtol=1e-5)
-    problem = Offset(LAYER, start) if INITIALIZATIONS[scheme].offset else LAYER
-    alone = solve(problem, start, t1=200.0, saves=swept["time"].values, solver="Tsit5", rtol=1e-6)
+    alone = solve_shifted(scheme, start)
     for name, values in alone.observables.items():
-        size = float(jnp.max(jnp.abs(values)))
-        np.testing.assert_allclose(lane[name], values, rtol=1e-6, atol=1e-9 * size, err_msg=name)
+        size, defined = float(jnp.max(jnp.abs(values))), slice(name == "alignment_error", None)
+        # at t = 0 several schemes have Z with equal singular values, none of which is the top one
+        np.testing.assert_allclose(lane[name][defined], values[defined], rtol=1e-5, atol=1e-9 * size, err_msg=name)
 
 
 def test_no_start_gets_below_its_floor_and_all_reach_it(swept):
@@ -482,7 +484,19 @@ def test_no_start_gets_below_its_floor_and_all_reach_it(swept):
         assert np.all(swept["loss_floor"].sel(init=scheme) > 1e-3 * first.sel(init=scheme))
 
 
-def test_directions_beyond_the_gradients_rank_are_dead(swept):
+@pytest.mark.parametrize(("scheme", "dead"), [("pissa", 2), ("milora", 4), ("lora-one", 1), ("gaussian", 0)])
+def test_directions_beyond_a_matrixs_rank_are_dead_and_not_small(scheme, dead):
+    """Zero to the last digit, where rounding would grow: of a weight of rank two and a gradient of rank three."""
+    weight, shift = (RNG.standard_normal((8, r)) @ RNG.standard_normal((r, 9)) for r in (2, 3))
+    problem = SingleLayer(shift, weight=weight)
+    ((a, b),) = start = initialize(scheme, KEY, problem, rank=4, alpha=1.0, side="B")
+    batch = jax.tree.map(lambda leaf: leaf[None], start)
+    assert start_values([problem], [{"rank": 4, "init": scheme}], batch)["dead_directions"] == [dead]
+    both_zero = ~np.any(a, axis=1) & ~np.any(b, axis=0)
+    assert np.sum(both_zero) == dead
+
+
+def test_directions_beyond_the_gradients_rank_never_move(swept):
     """The gradient has rank two: of LoRA-One's four directions two are zero in both factors, and stay so."""
     dead = swept["dead_directions"].sel(rank=4, seed=3)
     assert np.all(dead.sel(init=["lora-one", "lora-one-theory"]) == 2)
@@ -491,7 +505,7 @@ def test_directions_beyond_the_gradients_rank_are_dead(swept):
     start = starts("lora-one", 4, 1.0)
     turn = frame(4, 4)  # whatever the coordinates of the rank
     turned = tuple(adapter._replace(a=turn @ adapter.a, b=adapter.b @ turn.T) for adapter in start)
-    ((a, b),) = solve(LAYER, turned, t1=5.0, saves=[0.0, 5.0], solver="Tsit5", rtol=1e-6).adapters
+    ((a, b),) = solve_shifted("lora-one", turned).adapters
     assert np.linalg.norm(a - turned[0].a) > 0.1
     np.testing.assert_allclose(turn[:, 2:].T @ a, 0.0, atol=1e-14)
     np.testing.assert_allclose(b @ turn[:, 2:], 0.0, atol=1e-14)

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -39,6 +40,12 @@ def check_twice(rank: int, layers: Layers, scheme: str) -> None:
 def is_concrete(problem: Problem) -> bool:
     leaves = jax.tree.leaves(eqx.filter(problem, eqx.is_array))
     return all(concrete(leaf) is not None for leaf in leaves)
+
+
+def above_rounding(singular_values: Array, shape: tuple[int, ...]) -> Array:
+    """Those of a matrix of that shape, exactly zero where they are rounding: a direction is then dead, not small."""
+    rounding = 10 * max(shape) * jnp.finfo(singular_values.dtype).eps
+    return jnp.where(singular_values > rounding * singular_values[0], singular_values, 0.0)
 
 
 def pretrained_weights(problem: Problem, scheme: str) -> tuple[Array, ...]:

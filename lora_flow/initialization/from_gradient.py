@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
-from lora_flow.initialization.checks import check, check_twice, is_concrete
+from lora_flow.initialization.checks import above_rounding, check, check_twice, is_concrete
 from lora_flow.matrices import Diagonal, Matrix, dense, positive, root, singular_triplets
 from lora_flow.problem import Problem, linearised_task, scaling_of, task_rank
 
@@ -121,8 +121,7 @@ def _balanced(problem: Problem, rank: int, alpha: float | Array, relative: bool)
 
     def split(descent: Matrix) -> Adapter:
         u, s, vt = _triplets(descent, rank)
-        rounding = 10 * max(descent.shape) * jnp.finfo(s.dtype).eps
-        kept = jnp.where(s > rounding * s[0], s, 0.0)
+        kept = above_rounding(s, descent.shape)
         size = alpha * root(kept / positive(s[0]) if relative else kept)
         return Adapter(size[:, None] * vt, u * size[None])
 

@@ -16,7 +16,7 @@ def eva_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -
 
     The rows of A are alpha times the first r right singular vectors of the inputs, `(samples, in)`. Of the second layer
     of a network with white inputs these are the left singular vectors of W_1; of the first they are not defined.
-    alpha = 1 is the source's; nothing is drawn.
+    alpha = 1 is the source's; nothing is drawn. PEFT subtracts the inputs' mean first.
 
     **Raises:** `InputError` for a problem that does not know its layers' inputs or has white ones, or a bad rank or
     alpha.

@@ -10,7 +10,8 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
-from lora_flow.initialization.checks import check, pretrained_weights
+from lora_flow.initialization.checks import above_rounding, check, pretrained_weights
+from lora_flow.matrices import root
 from lora_flow.problem import Problem, scaling_of
 
 
@@ -19,7 +20,8 @@ def pissa_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
         B = alpha U_r (S_r/s)^{1/2},   A = alpha (S_r/s)^{1/2} V_r^T.
 
-    alpha = 1 is the source's. Meant for `Offset(problem, adapters)`, as all of this module. Nothing is drawn.
+    alpha = 1 is the source's. Meant for `Offset(problem, adapters)`, as all of this module. Nothing is drawn, and
+    directions beyond the weight's rank are zero in both factors and stay so.
 
     **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
     """
@@ -77,8 +79,8 @@ def _triplets(
 
     def split(weight: Array) -> Adapter:
         u, s, vt = jnp.linalg.svd(weight, full_matrices=False)
-        root = alpha * jnp.sqrt(chosen(s) / scaling)
-        return Adapter(root[:, None] * chosen(vt), chosen(u.T).T * root[None])
+        size = alpha * root(chosen(above_rounding(s, weight.shape)) / scaling)
+        return Adapter(size[:, None] * chosen(vt), chosen(u.T).T * size[None])
 
     return tuple(map(split, pretrained_weights(problem, scheme)))
 
