@@ -71,10 +71,10 @@ def test_a_small_update_keeps_all_its_digits(seed, size):
     assert np.linalg.norm(problem.update(adapters) - sum(terms)) < 1e-14 * size_of_terms
 
 
-@settings(max_examples=10, deadline=None)
-@given(seed=SEEDS, depth=DEPTH)
-def test_the_linearised_task_and_inputs_are_those_of_the_frozen_network(seed, depth):
-    problem, _ = draw(seed, depth)
+@settings(max_examples=5, deadline=None)
+@given(seed=SEEDS)
+def test_the_linearised_task_and_inputs_are_those_of_the_frozen_network(seed):
+    problem, _ = draw(seed, 3)
 
     class LossOnly:
         layers = problem.layers

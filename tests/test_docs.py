@@ -10,7 +10,12 @@ import pytest
 import lora_flow
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("tutorial", "initialisations", "descent", "lora-one", "vision"))]
+PAGES = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/vision.md",
+    *(pytest.param(f"docs/{name}.md", marks=pytest.mark.long) for name in ("initialisations", "descent", "lora-one")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)

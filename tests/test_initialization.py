@@ -460,6 +460,8 @@ def test_a_scheme_in_a_sweep_is_the_flow_of_its_frozen_weights(swept, scheme):
             np.testing.assert_allclose(lane["loss"][:3], flow_by_hand(scheme, a, b), rtol=1e-5)
     alone = solve_shifted(scheme, start)
     for name, values in alone.observables.items():
+        if name == "drift":
+            continue  # which is an error itself
         size, defined = float(jnp.max(jnp.abs(values))), slice(name == "alignment_error", None)
         # at t = 0 several schemes have Z with equal singular values, none of which is the top one
         np.testing.assert_allclose(lane[name][defined], values[defined], rtol=1e-5, atol=1e-9 * size, err_msg=name)

@@ -21,6 +21,8 @@ from lora_flow.theory import linear_flow as flow
 from lora_flow.theory import linear_local as local
 from lora_flow.theory import linear_networks as nets
 
+pytestmark = pytest.mark.long
+
 FLOOR = 1e-16
 C1, C2 = 0.5, 1.5  # of paper B's experiments
 

@@ -15,6 +15,8 @@ from scipy.integrate import solve_ivp
 from lora_flow import Adapter, InputError, SingleLayer, oracles, solve
 from lora_flow.modes import mean_exponential
 
+pytestmark = pytest.mark.long
+
 TIMES = np.array([0.0, 0.3, 1.0, 3.0, 8.0])
 
 

@@ -53,18 +53,18 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
 
 
 def predicted(line: Line) -> str:
-    """The range over the cases, with the relation that the measured number must have to it."""
+    """The range over the cases that the claim applies to, with the relation that what is measured must have to it."""
     return ("" if line.relation == "=" else f"{line.relation} ") + _range(line, lambda case: case.predicted)
 
 
 def measured(line: Line) -> str:
-    """The range over the cases, and the widest of their 95% intervals over seeds."""
+    """The range over the same cases, and the widest of their 95% intervals over seeds."""
     widths = [case.half_width for case in line.cases if case.half_width is not None]
     return _range(line, lambda case: case.measured) + (f" ± {max(widths):.1g}" if widths else "")
 
 
 def _range(line: Line, value: Callable[[Case], float]) -> str:
-    values: Any = [value(case) for case in line.cases if not np.isnan(value(case))]
+    values: Any = [value(case) for case in line.cases if case.holds is not None and not np.isnan(value(case))]
     if not values:
         return "-"
     low, high = _short(min(values)), _short(max(values))

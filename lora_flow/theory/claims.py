@@ -1,14 +1,23 @@
-"""The claims of arXiv 2503.06982 and of the talk on it, in the order in which they are tried.
+"""The claims in the order in which they are tried: of arXiv 2503.06982 and the talk on it, then on one adapted layer.
 
-What the paper prints in two versions has a line for each: the right reading is meant to hold, the other one to fail.
+What a paper prints in two versions has a line for each: the right reading is meant to hold, the other one to fail.
 """
 
-from lora_flow.theory import alignment, convergence, linear, spectral
+from lora_flow.theory import (
+    alignment,
+    convergence,
+    descending,
+    linear,
+    one_layer,
+    preconditioned,
+    spectral,
+    starts,
+)
 from lora_flow.theory.lines import ENTERED, Case, Claim, Line
 
 CLAIMS: dict[str, Claim] = {
     name: claim
-    for module in (linear, alignment, convergence, spectral)
+    for module in (linear, alignment, convergence, spectral, one_layer, starts, preconditioned, descending)
     for name, claim in ENTERED.items()
     if claim.__module__ == module.__name__
 }

@@ -22,6 +22,9 @@ from lora_flow.problem import Factorization
 from lora_flow.sweeps import sweep
 from lora_flow.targets import aligned_problem
 from lora_flow.theory import gradient_flow as theory
+from lora_flow.theory.descent_evidence import Descents
+from lora_flow.theory.one_layer_evidence import OneLayer
+from lora_flow.theory.regression_evidence import Regressions
 from lora_flow.timeline import phases
 
 DELTA_W = (1 / 1.05**2, 1 / 4, 1 / 100)
@@ -46,6 +49,21 @@ class Evidence:
     @functools.cached_property
     def _problems(self) -> dict[float, Factorization]:
         return {delta_w: aligned_problem(jax.random.key(0), delta_w=delta_w) for delta_w in DELTA_W}
+
+    @functools.cached_property
+    def one_layer(self) -> OneLayer:
+        """Runs of one layer with white inputs."""
+        return OneLayer(self.seeds)
+
+    @functools.cached_property
+    def regressions(self) -> Regressions:
+        """Runs of one layer on data."""
+        return Regressions(self.seeds)
+
+    @functools.cached_property
+    def descents(self) -> Descents:
+        """Gradient descent on one layer."""
+        return Descents(self.one_layer)
 
     @functools.cached_property
     def gaussian(self) -> xr.Dataset:
