@@ -59,3 +59,4 @@ from .targets import load_problem as load_problem
 from .targets import misaligned as misaligned
 from .targets import noisy as noisy
 from .timeline import phases as phases
+from .timeline import time_to as time_to

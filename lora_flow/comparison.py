@@ -11,7 +11,7 @@ import xarray as xr
 
 from lora_flow.report import show, table
 from lora_flow.settings import Settings
-from lora_flow.timeline import crossing
+from lora_flow.timeline import time_to
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,8 +63,7 @@ WINDOW = (1e-8, 1e-10)  # of the loss at the start, between which the rate is ta
 def times_to(dataset: xr.Dataset) -> xr.Dataset:
     """The first times at which the loss is below the levels, relative to that of the pretrained weight."""
     start = dataset["loss"].sel(init="gaussian").isel(time=0, drop=True)
-    falls = start / dataset["loss"].clip(min=1e-40)
-    return xr.Dataset({f"{level:g}": crossing(falls, xr.full_like(falls[..., 0], 1 / level)) for level in LEVELS})
+    return xr.Dataset({f"{level:g}": time_to(dataset["loss"], level * start) for level in LEVELS})
 
 
 def draw_inits(datasets: Datasets) -> dict[str, Figure]:
@@ -127,8 +126,8 @@ def inits_notes(datasets: Datasets) -> str:
 
 def rates(dataset: xr.Dataset) -> xr.DataArray:
     """-d log ||E|| / dt while the loss passes the window."""
-    falls = dataset["loss"].isel(time=0, drop=True) / dataset["loss"].clip(min=1e-40)
-    first, last = (crossing(falls, xr.full_like(falls.isel(time=0, drop=True), 1 / level)) for level in WINDOW)
+    start = dataset["loss"].isel(time=0, drop=True)
+    first, last = (time_to(dataset["loss"], level * start) for level in WINDOW)
     return 0.5 * np.log(WINDOW[0] / WINDOW[1]) / (last - first)
 
 

@@ -15,18 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lora_flow.checks import require
 from lora_flow.report import log10, mean_and_std, problem_dims, show
 from lora_flow.timeline import phases
 
 OWN_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
-OTHER_STYLES: tuple[Any, ...] = (
-    "-.",
-    (0, (5, 1, 1, 1, 1, 1)),
-    (0, (1, 1)),
-    (0, (6, 2, 2, 2)),
-    (0, (3, 3)),
-    (0, (8, 2)),
-)
+OTHER_STYLES: tuple[Any, ...] = ("-.", (0, (1, 3)), (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1, 1, 1)))
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -46,6 +40,7 @@ PHASE_SHADES = ("#e3e3e3", "#f4f4f4", "#dce9f5", "#fff2cc")
 
 def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Loss over time for every initialisation (line style) and alpha (colour); one side and one rank."""
+    _check_dims(dataset)
     ax = _axes(ax)
     styles = line_styles(dataset)
     for init, style in styles.items():
@@ -59,6 +54,7 @@ def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
     """Alignment error of layer 1 over time, random initialisations only where there are any."""
+    _check_dims(dataset)
     ax = _axes(ax)
     inits = _random_inits(dataset)
     for init in inits:
@@ -79,6 +75,7 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
 
     Shaded are the phases of `lora_flow.phases`, means over seeds, with the talk's prediction of t1 as a dotted line.
     """
+    _check_dims(dataset)
     ax = _axes(ax)
     init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
     one = dataset.sel(init=[init], alpha=[alpha])
@@ -185,6 +182,13 @@ def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
         yield "".join(f"{short.get(dim, f'-{dim}-')}{value}" for dim, value in values.items()), dataset.isel(where)
 
 
+def _check_dims(dataset: xr.Dataset) -> None:
+    """Raises unless the dataset holds what one panel shows."""
+    dims, asked = set(map(str, dataset["loss"].dims)), ("init", "alpha", "seed", "time")
+    must = f"have the dims {', '.join(asked)}, such as dataset.isel(rank=0) or dataset.sel(alpha=[1e-3])"
+    require(dims == set(asked), "dataset", must, ", ".join(sorted(dims)))
+
+
 def _legend(ax: Axes, handles: Sequence[Any]) -> None:
     """Below the axes, where it hides no curve."""
     ax.legend(
@@ -192,7 +196,7 @@ def _legend(ax: Axes, handles: Sequence[Any]) -> None:
         loc="upper center",
         bbox_to_anchor=(0.5, -0.2),
         ncols=3,
-        handlelength=1.5,
+        handlelength=2.6,
         handletextpad=0.4,
         columnspacing=0.8,
     )

@@ -37,7 +37,7 @@ def final_values(dataset: xr.Dataset) -> str:
     header = [*varied, "init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
     header += ["norm Z1", "norm Z2", "steps", "done"]
     floors = bool(dataset["loss_floor"].notnull().any())
-    header += ["lowest log10 loss"] if floors else []
+    header += ["lowest possible loss"] if floors else []
     rows = []
     for coordinates, cell in cells(dataset):
         last = cell.isel(time=-1)
@@ -136,7 +136,7 @@ def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
 
 def _floor(floors: xr.DataArray) -> str:
     mean = float(floors.mean())
-    return "0" if mean == 0 else f"{np.log10(mean):.2f}" if mean > 0 else ""
+    return "" if np.isnan(mean) else f"{mean:.2g}"
 
 
 def _spread(values: xr.DataArray, digits: int) -> str:

@@ -53,7 +53,9 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     along, across = leading("norm_along"), leading("norm_across")
     gains = theory.Gains(sigma, ratio * gain, gain)
     threshold = theory.t1_threshold(gains).where(1 - ratio > 1e-9)  # with equal gains no layer is selected
-    t1 = crossing(leading("overlap_"), threshold).where(~_offset(dataset["init"]))
+    t1 = crossing(leading("overlap_"), threshold)
+    if "init" in dataset.coords:
+        t1 = t1.where(~_offset(dataset["init"]))
     predicted, plain = theory.t1_slides(gains, dataset["alpha"]), dataset.attrs.get("flow", "plain") == "plain"
     spans = xr.Dataset(
         {
@@ -90,6 +92,17 @@ def at_times(values: xr.DataArray, times: xr.DataArray) -> xr.DataArray:
         return float(np.exp(np.interp(time, saved[reached], np.log(row[reached]))))
 
     return _for_each_lane(interpolate, values, times)
+
+
+def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
+    """The first time at which a loss over `time` is at most `level`, for each lane; NaN where it does not come there.
+
+    Interpolated between saves in the logarithm of the loss. Starts that are not offset change the loss at t = 0: to
+    compare them, take levels relative to that of the pretrained weights,
+    `problem.loss(zero_adapters(problem.layers, rank=1))`.
+    """
+    level = xr.zeros_like(loss.isel(time=0, drop=True)) + level
+    return crossing(1 / loss.clip(min=np.finfo(float).tiny), 1 / level)
 
 
 def crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:

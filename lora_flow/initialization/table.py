@@ -55,7 +55,11 @@ INITIALIZATIONS = {
     "loram": Scheme(
         loram_init, "alpha times sines of W's size, growing with log r", "known weights, rank >= 2", offset=True
     ),
-    "eva": Scheme(eva_init, "A = alpha (the inputs' r principal directions), B = 0", "known inputs, not white"),
+    "eva": Scheme(
+        eva_init,
+        "A = alpha (the inputs' r principal directions), B = 0",
+        "known inputs, not white (--samples or --input-kappa)",
+    ),
 }
 
 
