@@ -85,6 +85,7 @@ def test_field_and_loss_are_those_of_the_plain_coordinates(name, side):
     np.testing.assert_allclose(turned.problem.loss(entered), problem.loss(start), rtol=1e-12)
 
 
+@pytest.mark.long
 @settings(max_examples=6, deadline=None)  # each compiles
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 40), st.integers(1, 3), st.integers(0, 10**6))
 def test_any_shape(m, n, h, rank, seed):
@@ -159,6 +160,7 @@ def test_squared_norm_of_a_product_that_cancels():
     np.testing.assert_allclose(twice, 1e-24 * jnp.sum((x @ y) ** 2), rtol=1e-2)
 
 
+@pytest.mark.long
 def test_a_large_aligned_problem_is_never_written_out():
     problem = aligned_problem(KEY, m=1100, n=1100, h=2200, component="bottom")
     assert isinstance(problem.w1, Diagonal)

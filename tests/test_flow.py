@@ -288,7 +288,7 @@ def test_values_may_be_traced(figure1_problem):
     np.testing.assert_allclose(final(0.7, 1e-5, 1e-2), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["alignment_error_2", "drift"])
+@pytest.mark.parametrize("name", [pytest.param("alignment_error_2", marks=pytest.mark.long), "drift"])
 def test_observables_have_finite_gradients(name):
     problem, start = TestGradients.problem, TestGradients.start
     got = jax.grad(lambda y: solve(problem, y, t1=1.0, saves=3).observables[name][-1])(start)

@@ -140,6 +140,7 @@ class TestConservation:
         moved = over_time(flow, lambda a, b: a @ a.T - 2 * b.T @ b)
         assert np.linalg.norm(moved[-1] - moved[0]) > 0.1, "nothing happens: the test sees nothing"
 
+    @pytest.mark.long
     @undamped
     def test_ratio_of_determinants(self, flow):
         """With S = B^+ G A^+, both flows have B^+ B' = A' A^+, which is S for ScaledGD and S/2 for LoRA-Pro. Hence
