@@ -20,7 +20,7 @@ from lora_flow.report import log10, mean_and_std, problem_dims, show
 from lora_flow.timeline import phases
 
 OWN_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
-OTHER_STYLES: tuple[Any, ...] = ("-.", (0, (1, 3)), (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (6, 1, 1, 1)))
+OTHER_STYLES: tuple[Any, ...] = ("-.", (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)), (0, (8, 1, 1, 1)), (0, (1, 4)))
 STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
