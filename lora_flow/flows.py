@@ -251,8 +251,8 @@ def _(primals: Any, tangents: Any) -> Any:
 
 def _check_rank(adapters: Adapters, damping: Any) -> None:
     """Raises unless both factors of every layer have as many directions as Z = [B; A^T]; rounding is none."""
-    values = [concrete(leaf) for leaf in (damping, *jax.tree.leaves(adapters))]
-    if any(value is None for value in values) or values[0] > 0:  # type: ignore[operator]
+    known = concrete(damping)
+    if known is None or known > 0 or any(concrete(leaf) is None for leaf in jax.tree.leaves(adapters)):
         return
     for layer, (a, b) in enumerate(adapters, start=1):
         stacked = np.concatenate([np.asarray(b), np.asarray(a).T])

@@ -241,14 +241,17 @@ class Factorization(eqx.Module):
 
     def __str__(self) -> str:
         spectrum = self.spectrum()
-        sigma = spectrum["sigma_shift"]
-        shown = ", ".join(f"{s:.3g}" for s in sigma[:4]) + (", ..." if len(sigma) > 4 else "")
         aligned = "aligned" if spectrum["aligned"] else "not aligned"
         return (
             f"Factorization: W1 {self.w1.shape[0]} x {self.w1.shape[1]}, W2 {self.w2.shape[0]} x {self.w2.shape[1]}; "
-            f"shift of rank {len(sigma)} with singular values {shown}, "
-            f"{aligned} with the weights; delta_w = {spectrum['delta_w']:.4g}"
+            f"{spectrum_text(spectrum['sigma_shift'])}, {aligned} with the weights; delta_w = {spectrum['delta_w']:.4g}"
         )
+
+
+def spectrum_text(sigma: Sequence[float] | np.ndarray) -> str:
+    """A shift's non-zero singular values, for people."""
+    shown = ", ".join(f"{s:.3g}" for s in sigma[:4]) + (", ..." if len(sigma) > 4 else "")
+    return f"shift of rank {len(sigma)} with singular values {shown}"
 
 
 def check_problem(problem: Problem) -> None:

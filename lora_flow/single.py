@@ -13,8 +13,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import concrete, require, require_choice
-from lora_flow.matrices import as_matrix, dense, spectral_norm
-from lora_flow.problem import Layers, matrix_rank
+from lora_flow.matrices import as_matrix, dense, singular_values, spectral_norm
+from lora_flow.problem import Layers, matrix_rank, spectrum_text
 
 ACTIVATIONS = ("linear", "relu")
 
@@ -143,7 +143,8 @@ class Regression(AdaptedLayer):
         self.shift, self.scaling, self.activation = _shift(shift), _scaling(scaling), activation
         require(weight is not None or activation == "linear", "weight", "be given for a layer with an activation", None)
         self.weight = None if weight is None else _weight(weight, self.shift.shape)
-        features = _inputs(inputs, self.shift.shape[1]) / np.sqrt(len(inputs))  # type: ignore[arg-type]
+        samples = _inputs(inputs, self.shift.shape[1])
+        features = samples / np.sqrt(len(samples))
         thin = activation == "linear" and features.shape[0] > features.shape[1]
         self.features = jnp.linalg.qr(features)[1] if thin else features
 
@@ -272,12 +273,10 @@ def _scaling(value: Any) -> Array:
 
 
 def _spectrum(shift: Array) -> str:
-    sigma = np.linalg.svd(np.asarray(shift), compute_uv=False)
-    sigma = sigma[: matrix_rank(sigma, shift.shape)]
-    shown = ", ".join(f"{s:.3g}" for s in sigma[:4]) + (", ..." if len(sigma) > 4 else "")
-    return f"; shift of rank {len(sigma)} with singular values {shown}"
+    sigma = singular_values(shift)
+    return f"; {spectrum_text(sigma[: matrix_rank(sigma, shift.shape)])}"
 
 
 def _tail(matrix: np.ndarray, rank: int) -> float:
-    sigma = np.linalg.svd(matrix, compute_uv=False)
+    sigma = singular_values(matrix)
     return 0.5 * float(np.sum(sigma[rank : matrix_rank(sigma, matrix.shape)] ** 2))

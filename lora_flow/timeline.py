@@ -32,7 +32,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
 
     - `t_align`, the end of early alignment: the first time at which ||gamma^T Z|| exceeds the norm of the rest of Z.
     - `t1`, the end of alignment: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2);
-      NaN, and what follows too, for initialisations that offset the frozen weights: their B A is no update.
+      NaN, and `t_plateau` too, for initialisations that offset the frozen weights: their B A is no update.
     - `t_plateau`, the end of local convergence: the time after t1 from which on log L falls at less than a tenth of its
       fastest rate. What is below 1e-25 of the start is rounding and left out; NaN for a loss that falls fast to there,
       or to the end.
