@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import InputError, concrete, require, require_choice
-from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, velocity, where
+from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, prepend, velocity, where
 from lora_flow.flows import Flow, as_flow
 from lora_flow.observables import measure, principal_directions
 from lora_flow.problem import Problem, check_problem, own_observables
@@ -83,11 +83,10 @@ class Descent(Trajectory):
     def __str__(self) -> str:
         if self.times.ndim > 1:
             return super().__str__()
-        loss = self.observables["loss"]
         return (
             f"Descent of {int(self.iterations[-1])} iterations to t = {float(self.times[-1]):g}: "
             f"{STATUS[int(self.status)]}, rank {self.adapters[0].rank}; "
-            f"loss {float(loss[0]):.4g} -> {float(loss[-1]):.4g}"
+            f"loss {float(self.initial_loss):.4g} -> {float(self.observables['loss'][-1]):.4g}"
         )
 
 
@@ -194,14 +193,16 @@ def _descend(
         last, seen = jax.lax.scan(until_next, begin, jnp.asarray(gaps))
         came = finite(seen[0])
         reached, (saved, iterations, times) = jax.tree.map(lambda leaf: leaf[:-1], (came, seen))
-        loss, measurements, own, sizes = jax.vmap(look)(where(reached, saved, 0.0), iterations)
-        came, reached = jnp.isfinite(problem.loss(last.adapters)) & jnp.all(came), reached & jnp.isfinite(loss)
+        looked_at = prepend((adapters, begin.iteration), (where(reached, saved, 0.0), iterations))
+        loss, measurements, own, sizes = jax.vmap(look)(*looked_at)
+        came, reached = jnp.isfinite(problem.loss(last.adapters)) & jnp.all(came), reached & jnp.isfinite(loss[1:])
     return Descent(
         times=times,
         observables={
             **observed(loss, measurements, own, reached, flow),
-            "step_size": jnp.where(reached, sizes, jnp.nan),
+            "step_size": jnp.where(reached, sizes[1:], jnp.nan),
         },
+        initial_loss=loss[0],
         adapters=last.adapters,
         status=jnp.where(came & jnp.all(reached), 0, 2),
         stats={"num_steps": jnp.asarray(stops[-1])},

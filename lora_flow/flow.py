@@ -38,6 +38,7 @@ class Trajectory(eqx.Module):
     - `observables`: name -> `(time,)`; "loss", those of `lora_flow.observables.observables`, and what the problem's own
       `observe(adapters)` returns, where it has one. Times that a
       failed lane did not reach hold NaN.
+    - `initial_loss`: at t = 0, whether that is among `times` or not.
     - `adapters`: at the time reached, t1 where `status` is 0.
     - `history`: the adapters over `times`, each leaf with a leading axis, where `save_adapters` was asked for.
     - `status`: index into `lora_flow.flow.STATUS`.
@@ -46,6 +47,7 @@ class Trajectory(eqx.Module):
 
     times: Float[Array, " time"]
     observables: dict[str, Float[Array, " time"]]
+    initial_loss: Float[Array, ""]
     adapters: Adapters
     status: Int[Array, ""]
     stats: dict[str, Any]
@@ -63,7 +65,7 @@ class Trajectory(eqx.Module):
         return (
             f"Trajectory to t = {float(self.times[-1]):g}: {STATUS[int(self.status)]} after "
             f"{int(self.stats['num_steps'])} steps ({int(self.stats['num_rejected_steps'])} rejected), "
-            f"rank {self.adapters[0].rank}; loss {float(self.observables['loss'][0]):.4g} -> {last['loss']:.4g}"
+            f"rank {self.adapters[0].rank}; loss {float(self.initial_loss):.4g} -> {last['loss']:.4g}"
             f"{alignment}{conserved}"
         )
 
@@ -261,15 +263,15 @@ def solve_lane(
         )
         saved, final = solution.ys
         reached = finite(saved)
-        saved = where(reached, saved, 0.0)
-        loss, measurements, own = jax.vmap(look)(saved) if afterwards else saved
+        seen = prepend(state if afterwards else look(state), where(reached, saved, 0.0))
+        loss, measurements, own = jax.vmap(look)(seen) if afterwards else seen
     named = observed(loss, measurements, own, reached, how.flow)
     ok = solution.result == diffrax.RESULTS.successful
     stopped = solution.result == diffrax.RESULTS.max_steps_reached
     status = jnp.where(ok & jnp.all(reached), 0, jnp.where(stopped, 1, 2))
     stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
     history = jax.vmap(unflatten)(where(reached, saved, jnp.nan)) if how.save_adapters else None
-    return Trajectory(times, named, unflatten(final[0]), status, stats, history)
+    return Trajectory(times, named, loss[0], unflatten(final[0]), status, stats, history)
 
 
 def observed(
@@ -279,8 +281,13 @@ def observed(
     reached: Bool[Array, " time"],
     flow: Flow,
 ) -> dict[str, Float[Array, " time"]]:
-    """The observables of a trajectory by name, the problem's `own` among them, NaN where it did not come."""
-    named = {"loss": loss, **observables(measurements, flow.conserves)}
+    """The observables of a trajectory by name, the problem's `own` among them, NaN where it did not come.
+
+    What is given is at t = 0 first, then at the times that are asked for; `reached` and what is returned at these only.
+    """
+    start = jax.tree.map(lambda leaf: leaf[0], measurements)
+    loss, measurements, own = jax.tree.map(lambda leaf: leaf[1:], (loss, measurements, own))
+    named = {"loss": loss, **observables(measurements, flow.conserves, start)}
     taken = sorted(({*named, "step_size"}) & set(own))
     require(not taken, "the problem's observables", "have names of their own", ", ".join(taken))
     named |= own
@@ -376,6 +383,11 @@ def where(reached: Array, saved: Any, otherwise: float) -> Any:
     return jax.tree.map(
         lambda leaf: jnp.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 1)), leaf, otherwise), saved
     )
+
+
+def prepend(first: Any, rest: Any) -> Any:
+    """PyTrees over time, with what is at the start in front."""
+    return jax.tree.map(lambda x, leaf: jnp.concatenate([x[None], leaf]), first, rest)
 
 
 def check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:

@@ -66,9 +66,11 @@ def measure(adapters: Adapters, directions: tuple[Direction, ...]) -> tuple[Meas
 
 
 def observables(
-    measurements: tuple[Measurement, ...], conserved: float | Float[Array, ""] = 1.0
+    measurements: tuple[Measurement, ...],
+    conserved: float | Float[Array, ""] = 1.0,
+    start: tuple[Measurement, ...] | None = None,
 ) -> dict[str, Float[Array, " time"]]:
-    """Named observables over time, from measurements whose leading axis is time.
+    """Named observables over time, from measurements whose leading axis is time; `start` is that at t = 0, without it.
 
     For layer i, with (l, r) its principal direction and gamma_i = (l; r)/sqrt(2):
 
@@ -82,9 +84,11 @@ def observables(
     - `overlap_1`, ...: l^T B_i A_i r, which the paper's T1 is read from.
     - `drift`: the largest over layers of ||C_i(t) - C_i(0)||_F / ||Z_i(t)||^2, with
       C_i = `conserved` A_i A_i^T - B_i^T B_i. Gradient flow conserves C_i with 1, LoRA+ with its ratio, so this is an
-      error of the integration; NaN where `conserved` is, for flows without such a quantity.
+      error of the integration; NaN where `conserved` is, for flows without such a quantity. C_i(0) is that of `start`,
+      or else of the first of the measurements.
     """
     measurements = _padded(measurements)
+    begin = jax.tree.map(lambda leaf: leaf[0], measurements) if start is None else _padded(start)
     none = jnp.isnan(conserved)
     weight = jnp.where(none, 0.0, conserved)  # NaN would spoil derivatives of everything else
     grams = jnp.stack([m.across + m.along[..., :, None] * m.along[..., None, :] for m in measurements])
@@ -93,8 +97,8 @@ def observables(
     squared_norms, tops = _top_eigenpair(grams, projections[: len(grams)])
     shares = _top_eigenvalue(products, projections[len(grams) :])
     named, drifts = {}, []
-    for i, (measured, squared_norm, top, share) in enumerate(
-        zip(measurements, squared_norms, tops, shares, strict=True), start=1
+    for i, (measured, first, squared_norm, top, share) in enumerate(
+        zip(measurements, begin, squared_norms, tops, shares, strict=True), start=1
     ):
         cosine2 = jnp.einsum("...i,...i->...", measured.along, top) ** 2
         sine2 = jnp.maximum(jnp.einsum("...i,...ij,...j->...", top, measured.across, top), 0.0)
@@ -105,8 +109,8 @@ def observables(
         named[f"norm_along{i}"] = root(jnp.sum(measured.along**2, axis=-1))
         named[f"norm_across{i}"] = root(_trace(measured.across))
         named[f"overlap_{i}"] = jnp.einsum("...i,...i->...", measured.left, measured.right)
-        imbalance = weight * measured.gram_a - measured.gram_b
-        change = jnp.sum((imbalance - imbalance[..., :1, :, :]) ** 2, axis=(-2, -1))
+        imbalance, at_start = (weight * seen.gram_a - seen.gram_b for seen in (measured, first))
+        change = jnp.sum((imbalance - at_start[None]) ** 2, axis=(-2, -1))
         moved = (change > 0) & (squared_norm > 0)
         drift = jnp.sqrt(jnp.where(moved, change, 1.0)) / jnp.where(moved, squared_norm, 1.0)
         drifts.append(jnp.where(none, jnp.nan, jnp.where(moved, drift, 0.0)))

@@ -13,14 +13,16 @@ from lora_flow import (
     InputError,
     PrecisionWarning,
     aligned_problem,
+    descend,
     gaussian_init,
     oracles,
     save_times,
     solve,
     spectral_init,
+    sweep,
     zero_adapters,
 )
-from lora_flow.flow import _solve
+from lora_flow.flow import KEPT_STATE, _solve
 
 TIGHT = 1e-10
 
@@ -134,6 +136,61 @@ def test_the_conserved_quantities_drift_less_than_promised(figure1_problem, side
         start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=alpha, side=side)
         drift = solve(figure1_problem, start, t1=5.0, rtol=rtol).observables["drift"]
         assert 0 < jnp.max(drift) < bound
+
+
+class TestTheStart:
+    """What is measured from the start is measured from t = 0, whichever times are saved."""
+
+    problem = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
+    start = gaussian_init(jax.random.key(0), problem, rank=2, alpha=0.1)
+    times = ([0.0, 1.0, 1.5, 2.0], [1.0, 1.25, 1.5, 2.0])  # one shape, one program
+
+    def test_of_a_flow(self):
+        whole, late = (solve(self.problem, self.start, t1=2.0, saves=times, solver="Tsit5") for times in self.times)
+        begin, end = self.start[0].imbalance, late.adapters[0].imbalance
+        drifts = [
+            np.linalg.norm(x.imbalance - y.imbalance) / np.linalg.norm(x.stacked, 2) ** 2
+            for x, y in zip(late.adapters, self.start, strict=True)
+        ]
+        assert np.linalg.norm(end - begin) > 1e-10 * np.linalg.norm(begin), "no drift to tell of"
+        for trajectory in (whole, late):
+            np.testing.assert_allclose(trajectory.observables["drift"][-1], max(drifts), rtol=1e-6)
+            assert trajectory.initial_loss == pytest.approx(float(self.problem.loss(self.start)), rel=1e-14)
+            assert f"loss {float(self.problem.loss(self.start)):.4g} -> " in str(trajectory)
+        np.testing.assert_allclose(late.observables["drift"][0], whole.observables["drift"][1], rtol=1e-6)
+        assert whole.observables["drift"][0] == 0
+
+    def test_of_a_sweep(self):
+        axes = {"alpha": 0.1, "rank": 2, "t1": 2.0, "solver": "Tsit5", "init": ("gaussian", "pissa"), "progress": False}
+        whole, late = (sweep(self.problem, saves=times, **axes) for times in self.times)
+        alone = solve(self.problem, self.start, t1=2.0, saves=self.times[0], solver="Tsit5")
+        for dataset in (whole, late):
+            np.testing.assert_allclose(
+                dataset["initial_loss"].squeeze(), whole["loss"].isel(time=0).squeeze(), rtol=1e-14
+            )
+            drift = dataset["drift"].sel(init="gaussian").isel(time=-1).squeeze()
+            np.testing.assert_allclose(drift, alone.observables["drift"][-1], rtol=1e-3)
+        np.testing.assert_allclose(late["drift"].isel(time=0), whole["drift"].isel(time=1), rtol=1e-6)
+
+    def test_of_gradient_descent(self):
+        whole, late = (descend(self.problem, self.start, steps=9, step=0.01, saves=saves) for saves in ([0, 9], [5, 9]))
+        np.testing.assert_allclose(late.observables["drift"][-1], whole.observables["drift"][-1], rtol=1e-6)
+        assert whole.observables["drift"][-1] > 1e-6
+        for descent in (whole, late):
+            assert descent.initial_loss == pytest.approx(float(self.problem.loss(self.start)), rel=1e-14)
+            assert f"loss {float(self.problem.loss(self.start)):.4g} -> " in str(descent)
+
+    def test_of_a_state_so_large_that_it_is_looked_at_along_the_way(self, figure1_problem):
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=10, alpha=0.1)
+        assert sum(leaf.size for leaf in jax.tree.leaves(start)) > KEPT_STATE
+        along, kept = (
+            solve(figure1_problem, start, t1=1.0, saves=[0.3, 1.0], solver="Tsit5", save_adapters=keep)
+            for keep in (False, True)
+        )
+        assert along.initial_loss == pytest.approx(float(figure1_problem.loss(start)), rel=1e-13)
+        assert set(along.observables) == set(kept.observables)
+        for name, values in kept.observables.items():
+            np.testing.assert_allclose(along.observables[name], values, rtol=1e-9, atol=1e-15, err_msg=name)
 
 
 def test_the_flow_commutes_with_rotations_of_its_coordinates(figure1_problem):
