@@ -154,8 +154,7 @@ class Figure:
         return _draw(self.out)
 
     def _study(self) -> int:
-        from tqdm.auto import tqdm
-
+        from lora_flow.progress import each
         from lora_flow.studies import STUDIES, begin_study, check_study_folder, store_study
 
         study = STUDIES[self.name]
@@ -166,7 +165,7 @@ class Figure:
         check_study_folder(self.out, self.overwrite)
         begin_study(self.out, self.name, seeds)
         start_jax(Settings())
-        dataset = study.run(seeds, lambda items: tqdm(items, disable=None))
+        dataset = study.run(seeds, lambda items: each(items, "parts"))
         store_study(self.out, self.name, seeds, dataset)
         return _draw_study(self.out, self.name)
 

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import ArrayLike
-from tqdm.auto import tqdm
 
 from lora_flow.adapter import Adapters, zero_adapters
 from lora_flow.analysis import analyse
@@ -34,6 +33,7 @@ from lora_flow.matrices import WRITTEN_OUT, Diagonal
 from lora_flow.network import LinearNetwork
 from lora_flow.observables import Measurement, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, on_host, own_observables
+from lora_flow.progress import Progress
 
 BATCH_SIZE = 64
 THREADED = 256  # the dimension above which a product is worth the threads of a CPU
@@ -122,14 +122,13 @@ class Plan:
         dtype = jnp.result_type(float)
         t1, times = jax.device_put((np.asarray(self.t1, dtype), np.asarray(self.times, dtype)))
         done = self.grid.size - sum(len(self.batches[i]) for i in pending)
-        with tqdm(total=self.grid.size, initial=done, unit="lane", disable=None if progress else True) as bar:
-            bar.set_description("compiling")
+        with Progress(self.grid.size, "lanes", done, shown=progress, what="compiling") as bar:
             for first in range(0, len(pending), len(devices)):
                 lanes = [self.batches[i] for i in pending[first : first + len(devices)]]
                 which, shifted, start, bases = self._start(lanes, len(devices))
                 placed = jax.device_put((which, shifted, start), lane_sharding(tuple(devices)))
                 solved = on_host(solve_round(settings, *placed, t1, times, self.integrator))
-                bar.set_description("solving")
+                bar.describe("solving")
                 for device, numbers in enumerate(lanes):
                     offset = device * self.batch_size
                     part = slice(offset, offset + len(numbers))

@@ -51,7 +51,7 @@ def sweep(
     - `devices`: over how many of JAX's devices batches are spread; 0 for all.
     - `details`: also what `analyse` computes from the adapters at every saved time: singular values of the update,
       its terms, growth rates and more. Takes memory for these adapters, one batch at a time.
-    - `progress`: show a progress bar with the time left, where standard error is a terminal.
+    - `progress`: show how far it is and the time left on standard error: a bar on a terminal, lines elsewhere.
 
     **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha where there are
     several), the variables of `Trajectory.observables`, and without `time` `status` (see its flag attributes), `steps`,
