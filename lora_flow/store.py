@@ -27,6 +27,7 @@ from lora_flow.checks import InputError, require
 from lora_flow.labels import PENDING
 from lora_flow.plan import Plan, Values, digest
 from lora_flow.settings import Settings, to_table
+from lora_flow.storage import write_atomically
 
 SETTINGS, RESULTS = "settings.toml", "results.zarr"
 
@@ -247,13 +248,6 @@ def _chunks(dataset: xr.Dataset, name: Any, batch_size: int) -> tuple[int, ...]:
         chunks[dim] = min(sizes[dim], room)
         room = max(1, room // sizes[dim])
     return tuple(chunks[dim] for dim in dataset[name].dims)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file in one step, by renaming."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _resume_hint(path: Path) -> str:

@@ -1,0 +1,222 @@
+"""What every run folder rests on: files and groups of entries that are replaced whole, a lock, and the run's identity.
+
+Whoever writes into a folder holds its lock, for as long as the process lives. What is new is made beside what is old,
+under a name that only this module gives, and takes its place once it is whole: until the very last step whatever goes
+wrong, an exception, a full disk or `kill -9`, puts the old entries back, now or when the folder is locked next.
+
+Of other names nothing is ever touched. Knows nothing of plans, arrays or JAX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lora_flow.checks import InputError, require
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lora-flow.lock"
+RUN_ID = "run_id"  # the attribute of stored results that tells runs apart
+PARTIAL, OLD, GONE = "partial", "old", "gone"
+_GENERATED = re.compile(rf".+\.[0-9a-f]{{32}}\.({PARTIAL}|{OLD}|{GONE})", re.DOTALL)
+_NAMES = "names.json"  # in a folder of old entries: which there were, and which take their places
+_UNSUPPORTED = {getattr(errno, name, None) for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL", "EBADF")}
+
+
+def is_generated(name: str) -> bool:
+    """Whether this module gave an entry its name; `results.zarr.bak` is somebody's own."""
+    return name == LOCK or _GENERATED.fullmatch(name) is not None
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file in one step: the old content stays until the new is on the disk."""
+    partial = _beside(path, PARTIAL)
+    try:
+        with partial.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, gone: Iterable[str] = ()) -> Iterator[Path]:
+    """An empty folder beside, whose entries take their places in `folder` at the end; all of them, or none.
+
+    `gone` names entries that go with the old ones and are not replaced, paths below `folder`. Hold the folder's lock.
+    """
+    old = _beside(folder / "run", OLD)
+    new = old.with_suffix(f".{PARTIAL}")
+    try:
+        new.mkdir()
+        yield new
+        _swap(folder, old, new, gone)
+    except BaseException:
+        with contextlib.suppress(OSError):  # or else when the folder is locked next
+            _put_back(folder, old)
+        raise
+    finally:
+        _remove(new)
+        _remove(old.with_suffix(f".{GONE}"))
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Holds the lock of a folder, which is made if there is none, and first mends what a killed process left there.
+
+    The kernel releases the lock when the process ends, however it ends.
+
+    **Raises:** `InputError` while another process holds it, with that process's number and host.
+    """
+    folder = Path(folder)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = _acquire(folder)
+    try:
+        _mend(folder)
+        yield
+    finally:
+        try:
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+        if new:
+            with contextlib.suppress(OSError):  # gone again, if nothing came of it
+                folder.rmdir()
+
+
+def mend(folder: str | Path) -> None:
+    """Puts old entries back that a killed process was about to replace. Readers call it; writers hold the lock."""
+    folder = Path(folder)
+    if folder.is_dir() and any(is_generated(entry.name) and entry.suffix == f".{OLD}" for entry in folder.iterdir()):
+        with locked(folder):
+            pass
+
+
+def check_run(results: Path, run_id: str) -> None:
+    """Raises unless the group at `results` is still the run of that id; before every write, where locks are not to be
+    had or somebody has removed the folder by hand."""
+    try:
+        found = json.loads((results / ".zattrs").read_bytes()).get(RUN_ID)
+    except (OSError, ValueError, AttributeError):
+        found = None
+    require(found == run_id, f"'{results}'", "stay in place while its run is solved", "another run's, or none")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.{kind}")
+
+
+def _swap(folder: Path, old: Path, new: Path, gone: Iterable[str]) -> None:
+    names = sorted(entry.name for entry in new.iterdir())
+    there = [name for name in (*names, *gone) if os.path.lexists(folder / name)]
+    old.mkdir()
+    write_atomically(old / _NAMES, json.dumps({"old": there, "new": names}))
+    for number, name in enumerate(there):
+        (folder / name).rename(old / str(number))
+    for name in names:
+        (new / name).rename(folder / name)
+    old.rename(old.with_suffix(f".{GONE}"))  # the one step after which the new entries stay
+
+
+def _put_back(folder: Path, old: Path) -> None:
+    """Undoes a swap that did not come to its end. May itself be cut short and be called again."""
+    if not (old / _NAMES).is_file():  # nothing was moved yet
+        _remove(old)
+        return
+    names = _read_names(old / _NAMES)
+    for number, name in enumerate(names["new"]):
+        stays = name in names["old"] and not os.path.lexists(old / str(names["old"].index(name)))
+        if os.path.lexists(folder / name) and not stays:
+            (folder / name).rename(old / f"new-{number}")
+    for number, name in enumerate(names["old"]):
+        if os.path.lexists(old / str(number)):
+            (old / str(number)).rename(folder / name)
+    gone = old.with_suffix(f".{GONE}")
+    old.rename(gone)
+    _remove(gone)
+
+
+def _read_names(path: Path) -> dict[str, list[str]]:
+    try:
+        names = json.loads(path.read_bytes())
+        listed = [*map(Path, names["old"]), *map(Path, names["new"])]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"'{path}' must name what stands beside it, got {error}; move it back by hand") from error
+    inside = not any(one.is_absolute() or ".." in one.parts for one in listed)
+    require(inside, f"'{path}'", "name entries of its own folder", ", ".join(map(str, listed)))
+    return names
+
+
+def _mend(folder: Path) -> None:
+    """Puts back what was about to be replaced, then removes what is left under names of ours."""
+    for entry in list(folder.iterdir()):
+        if is_generated(entry.name) and entry.suffix == f".{OLD}" and entry.is_dir() and not entry.is_symlink():
+            first = entry.with_suffix("").with_suffix("")
+            if first.name != "run" and not os.path.lexists(first):  # earlier versions moved one entry at a time
+                entry.rename(first)
+            else:
+                _put_back(folder, entry)
+    for entry in list(folder.iterdir()):
+        if is_generated(entry.name) and entry.name != LOCK:
+            _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link itself, or a folder of ours; what cannot be removed is left for the next time."""
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _acquire(folder: Path) -> int:
+    """An open file that holds the lock; the file says who has it."""
+    path = folder / LOCK
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            _flock(handle, folder)
+            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # who had it has just removed the file
+
+
+def _flock(handle: int, folder: Path) -> None:
+    try:
+        if fcntl is None:
+            raise OSError(errno.ENOTSUP, "no locks")
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(handle, 300).decode(errors="replace") or "another process"
+        raise InputError(f"'{folder}' must be written by one process at a time, got one that {holder} has") from error
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        print(f"lora-flow: '{folder}' has no locks; leave it to one process at a time", file=sys.stderr)
