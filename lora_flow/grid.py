@@ -19,7 +19,7 @@ from lora_flow.adapter import Adapters
 from lora_flow.checks import InputError, require, require_choice
 from lora_flow.flows import Flow
 from lora_flow.initialization import SIDES, allows_any_width, check_alpha, check_rank, find_scheme, initialize
-from lora_flow.labels import LANE_DIMS
+from lora_flow.labels import LANE_DIMS, check_labels
 from lora_flow.problem import Problem, check_problem, task_rank
 
 
@@ -35,6 +35,7 @@ class Problems:
         """One problem as it is, a mapping from labels to problems as the axis `problem`; checked."""
         if isinstance(problem, Mapping):
             require(len(problem) > 0, "problem", "hold at least one problem", "none")
+            check_labels("problem", problem)
             problems = cls(tuple(problem.values()), {"problem": tuple(problem)})
         else:
             problems = problem if isinstance(problem, Problems) else cls((problem,))

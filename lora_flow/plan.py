@@ -27,7 +27,7 @@ from lora_flow.flow import Integrator, integrator, save_times
 from lora_flow.flows import Flow, as_flow
 from lora_flow.grid import Grid, Problems, stack
 from lora_flow.initialization import find_scheme
-from lora_flow.labels import PENDING, label
+from lora_flow.labels import PENDING, label, portable_attrs
 from lora_flow.lanes import Values, detail_values, start_values
 from lora_flow.matrices import WRITTEN_OUT, Diagonal
 from lora_flow.network import LinearNetwork
@@ -248,7 +248,7 @@ class Plan:
         side = {"side": self.grid.side[0]} if len(self.grid.side) == 1 else {}
         problem = self.problems.members[0]
         spectrum = problem.spectrum() if isinstance(problem, Factorization) and not self.problems.axes else {}
-        return (
+        return portable_attrs(
             side
             | {
                 "t1": self.t1,
@@ -257,7 +257,7 @@ class Plan:
                 "rtol": float(self.integrator.rtol),
                 "max_steps": self.integrator.max_steps,
                 "batch_size": self.batch_size,
-                "layers": [list(shape) for shape in problem.layers],
+                "layers": problem.layers,
                 "problem_digest": digest(self.problems),
                 "lora_flow_version": _version("lora-flow"),
                 "jax_version": _version("jax"),
@@ -265,7 +265,7 @@ class Plan:
                 "platform": jax.local_devices()[0].platform,
                 "dtype": str(jnp.result_type(float)),
             }
-            | {name: int(value) if isinstance(value, bool) else value for name, value in spectrum.items()}
+            | spectrum
         )
 
 

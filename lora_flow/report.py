@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lora_flow.labels import LANE_DIMS
+from lora_flow.labels import LANE_DIMS, layers_of
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
 
@@ -68,7 +68,7 @@ def warnings(dataset: xr.Dataset) -> str:
         where = ", ".join(f"{name} {show(value)}" for name, value in coordinates.items() if dataset.sizes[name] > 1)
         where = where or str(coordinates["init"])
         dead, floor = int(cell["dead_directions"].max()), float(cell["loss_floor"].mean())
-        layers = len(dataset.attrs["layers"])
+        layers = len(layers_of(dataset))
         if dead:
             of = f"{layers * coordinates['rank']} directions" + (f" of the {layers} layers" if layers > 1 else "")
             lines.append(f"- {where}: {dead} of {of} are dead: zero in both factors, they never move.")
@@ -100,12 +100,12 @@ def report(runs: Mapping[str, Sequence[str]], pictures: Sequence[str], notes: st
 def about(dataset: xr.Dataset) -> str:
     """One paragraph: the problem, the flow, its accuracy."""
     attrs = dataset.attrs
-    problem = f"Layers {attrs['layers']}"
+    problem = f"Layers {' and '.join(f'{out} x {into}' for out, into in layers_of(dataset))}"
     if varied := problem_dims(dataset):
         problem += f"; {' x '.join(str(dataset.sizes[dim]) for dim in varied)} problems over {', '.join(varied)}"
     elif "sigma_shift" in attrs:
         aligned = "aligned" if attrs["aligned"] else "not aligned"
-        problem += f"; shift of rank {len(attrs['sigma_shift'])}, {aligned} with the weights"
+        problem += f"; shift of rank {np.size(attrs['sigma_shift'])}, {aligned} with the weights"
         problem += f"; delta_w = {attrs['delta_w']:.4g}"
     name, largest = attrs.get("flow", "plain"), float(dataset["drift"].max())
     flow = "Flow" if name == "plain" else f"Flow {name}"

@@ -24,7 +24,7 @@ import xarray as xr
 import zarr
 
 from lora_flow.checks import InputError, require
-from lora_flow.labels import PENDING
+from lora_flow.labels import PENDING, portable_attrs
 from lora_flow.plan import Plan, Values, digest
 from lora_flow.settings import Settings, to_table
 from lora_flow.storage import write_atomically
@@ -205,6 +205,7 @@ def remove_drawn(path: Path) -> None:
 def _read_results(path: Path) -> xr.Dataset:
     try:
         dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
+        dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet
         lost = (dataset["status"] == 0) & dataset["loss"].isnull().any("time")
         dataset["status"].values[lost.values] = PENDING  # a finished lane has all its values, or it is solved again
         return dataset
@@ -223,7 +224,7 @@ def _check_room(path: Path, needed: int) -> None:
 def _new_results(folder: Path, plan: Plan, attrs: Mapping[str, Any]) -> Iterator[Path]:
     """The dataset without results under another name, to be renamed when it is whole; gone if that does not happen."""
     empty = plan.empty()
-    empty.attrs = {name: value for name, value in attrs.items() if name not in empty.dims} | empty.attrs
+    empty.attrs = portable_attrs({name: value for name, value in attrs.items() if name not in empty.dims}) | empty.attrs
     chunks = {name: {"chunks": _chunks(empty, name, plan.batch_size)} for name in empty.data_vars}
     partial = folder / f"{RESULTS}.{uuid.uuid4().hex}.partial"
     try:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lora_flow.labels import layers_of
 from lora_flow.report import cells, log10, problem_dims, show, table
 from lora_flow.theory import gradient_flow as theory
 from lora_flow.timeline import phases
@@ -58,7 +59,7 @@ def _t1(cell: xr.Dataset, applies: bool) -> list[str]:
 def _floor(cell: xr.Dataset, dataset: xr.Dataset, applies: bool) -> list[str]:
     last = cell.isel(time=-1)
     first_layer = float(cell["sigma_w1"]) < float(cell["sigma_w2"])
-    (h, _), (m, _) = dataset.attrs["layers"]
+    (h, _), (m, _) = layers_of(dataset)
     converged = bool((last["loss"] < CONVERGED * cell["loss"].isel(time=0)).all())
     measured = float(log10(last["alignment_error"]).mean())
     if not (applies and first_layer and converged and str(cell["init"].values) == "gaussian" and h > m):
