@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+
+LONGEST = 300  # characters of what was got instead: one line of a terminal or two
 
 
 class InputError(ValueError):
@@ -20,18 +22,83 @@ class PrecisionWarning(UserWarning):
 def require(condition: object, name: str, must: str, got: Any) -> None:
     """Raise `InputError("<name> must <must>, got <got>")` unless `condition` holds."""
     if not condition:
-        raise InputError(f"{name} must {must}, got {got}")
+        raise InputError(f"{name} must {must}, got {one_line(got)}")
+
+
+def one_line(got: Any) -> str:
+    """What was got, on one line of bounded length, whatever it looks like."""
+    text = " ".join(str(got).split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
+
+
+def kind(value: Any) -> str:
+    """What a value of a wrong kind is, for the end of a message: numbers and text as they are written."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic)):
+        return repr(value)
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"shape {shape} of {getattr(value, 'dtype', type(value).__name__)}" if shape else f"{value}"
+    return f"{value!r}" if isinstance(value, (list, tuple, range)) else f"a {type(value).__name__}"
+
+
+def require_number(name: str, value: Any, must: str, holds: Callable[[np.ndarray], Any] = lambda known: True) -> None:
+    """Raise unless `value` is one finite real number, of Python, NumPy or JAX, for which `holds` does.
+
+    In the floating-point type in use, where it must neither overflow nor, if not zero itself, become zero. Of what JAX
+    traces only the shape is known.
+    """
+    known = as_real(value)
+    if known is None:
+        require(np.shape(value) == (), name, must, kind(value))
+        return
+    one = known.shape == () and known.dtype != object
+    require(one and np.isfinite(known) and holds(known), name, must, kind(value))
+
+
+def require_integer(name: str, value: Any, must: str, least: int, most: float = np.inf) -> None:
+    """Raise unless `value` is a whole number, no truth value, from `least` to `most`."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    require(whole, name, "be an integer", kind(value))
+    require(least <= value <= most, name, must, value)
+
+
+def require_increasing(name: str, values: np.ndarray, most: Any, end: str) -> None:
+    """Raise unless these at least two numbers increase from 0 at the least to `most`, called `end`, at the most."""
+    for value in values[~np.isfinite(values)][:1]:
+        require(False, name, "be finite", value)
+    for i in np.flatnonzero(np.diff(values) <= 0)[:1]:
+        require(False, name, "increase", f"{values[i + 1]} after {values[i]}")
+    require(values[0] >= 0, name, "be at least 0", values[0])
+    require(values[-1] <= most, name, f"be at most {end} = {most}", values[-1])
+
+
+def as_real(value: Any) -> np.ndarray | None:
+    """Real numbers as an array of the floating-point type in use; None of what JAX traces, objects of anything else."""
+    import jax
+    import jax.numpy as jnp
+
+    nothing = np.empty((), object)
+    try:
+        if any(concrete(leaf) is None for leaf in jax.tree.leaves(value)):
+            return None
+        known = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, and what other libraries raise
+        return nothing
+    if not (jnp.issubdtype(known.dtype, jnp.integer) or jnp.issubdtype(known.dtype, jnp.floating)):
+        return nothing
+    with np.errstate(over="ignore", under="ignore"):
+        return known.astype(jnp.result_type(float))
 
 
 def require_choice(name: str, value: Any, choices: Iterable[str], otherwise: str = "") -> None:
     """Raise unless `value` is one of `choices`; the message suggests the nearest one and what else there is."""
     choices = list(choices)
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return
     nearest = difflib.get_close_matches(str(value), choices, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     listed = " or ".join([", ".join(map(repr, choices[:-1])), repr(choices[-1])]) if choices[1:] else repr(choices[0])
-    raise InputError(f"{name} must be {listed}{' ' if otherwise else ''}{otherwise}, got {value!r}{hint}")
+    raise InputError(f"{name} must be {listed}{' ' if otherwise else ''}{otherwise}, got {one_line(kind(value))}{hint}")
 
 
 def concrete(value: Any) -> np.ndarray | None:

@@ -15,7 +15,16 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import InputError, concrete, require, require_choice
+from lora_flow.checks import (
+    InputError,
+    as_real,
+    concrete,
+    kind,
+    require,
+    require_choice,
+    require_increasing,
+    require_integer,
+)
 from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, prepend, velocity, where
 from lora_flow.flows import Flow, as_flow
 from lora_flow.observables import measure, principal_directions
@@ -119,7 +128,7 @@ def descend(
     **Raises:** `InputError` for bad arguments. A run that diverges is status 2, and NaN in what is observed after.
     """
     check_problem(problem)
-    require(isinstance(steps, (int, np.integer)) and steps >= 1, "steps", "be an integer, at least 1", steps)
+    require_integer("steps", steps, "be at least 1", 1)
     require_choice("order", order, ORDERS)
     adapters = check_adapters(problem, adapters)
     iterations = _iterations(int(steps), saves)
@@ -143,15 +152,16 @@ def _is_positive(value: Any) -> bool:
 
 
 def _iterations(steps: int, saves: int | ArrayLike | Sequence[int]) -> np.ndarray:
-    if isinstance(saves, (int, np.integer)):
+    if isinstance(saves, (int, np.integer)) and not isinstance(saves, bool):
         require(saves >= 2, "saves", "be at least 2, or an array of iterations", saves)
         return np.unique(np.round(np.linspace(0, steps, int(saves))).astype(int))
-    listed = np.asarray(saves)
-    whole = listed.ndim == 1 and listed.size >= 2 and np.issubdtype(listed.dtype, np.integer)
-    require(whole, "saves", "be a whole number, or an array of at least two iterations", listed)
-    inside = np.all(np.diff(listed) > 0) and listed[0] >= 0 and listed[-1] <= steps
-    require(inside, "saves", f"increase within 0 ... steps = {steps}", f"{listed[0]} ... {listed[-1]}")
-    return listed
+    known = as_real(saves)
+    listed = known is not None and known.ndim == 1 and known.size >= 2
+    whole = listed and np.issubdtype(np.asarray(saves).dtype, np.integer)
+    require(whole, "saves", "be a whole number, or an array of at least two iterations", kind(saves))
+    iterations = np.asarray(saves).astype(int)
+    require_increasing("saves", iterations, steps, "steps")
+    return iterations
 
 
 class _State(NamedTuple):

@@ -17,7 +17,17 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
 from lora_flow.automatic import Automatic
 from lora_flow.chebyshev import RungeKuttaChebyshev
-from lora_flow.checks import PrecisionWarning, concrete, require, require_choice
+from lora_flow.checks import (
+    PrecisionWarning,
+    as_real,
+    concrete,
+    kind,
+    require,
+    require_choice,
+    require_increasing,
+    require_integer,
+    require_number,
+)
 from lora_flow.control import ResidualController
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.observables import Direction, Measurement, measure, observables, principal_directions
@@ -28,6 +38,7 @@ RTOL = 5e-4
 MAX_STEPS = 100_000
 SOLVERS = ("auto", "RKC", "Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun")
 KEPT_STATE = 2048  # numbers in a state up to which states are kept, and observables computed after the solve
+ROUNDED = 4  # units of rounding by which the last time may be beyond t1, as that of `np.arange(0, 0.35, 0.1)` is
 STATUS = ("success", "max_steps", "failed")  # a lane's status code is the index into these
 
 
@@ -136,29 +147,27 @@ def save_times(
     """The times at which observables are saved, as `solve` and `sweep` take them.
 
     A number means that many times, 0 and `t1` included: equally spaced, or for `spacing="log"` 0 and
-    then equally spaced in log t over the four decades up to t1. An array is checked and returned.
+    then equally spaced in log t over the four decades up to t1. An array is checked and returned; a last time
+    that only rounding puts beyond `t1` is `t1`.
     """
     require_choice("spacing", spacing, ("linear", "log"))
-    end = concrete(t1)
-    require(end is None or (np.isfinite(end) and end > 0), "t1", "be positive and finite", t1)
-    if isinstance(saves, (int, np.integer)):
+    require_number("t1", t1, "be positive and finite", lambda end: end > 0)
+    if isinstance(saves, (int, np.integer)) and not isinstance(saves, bool):
         require(saves >= 2, "saves", "be at least 2, or an array of times", saves)
         if spacing == "linear":
             return jnp.linspace(0.0, t1, int(saves))
         late = jnp.geomspace(1e-4, 1.0, int(saves) - 1).at[-1].set(1.0)  # which rounding may leave beside 1
         return t1 * jnp.concatenate([jnp.zeros(1), late])
-    times = jnp.asarray(saves, dtype=float)
-    require(
-        times.ndim == 1 and times.size >= 2,
-        "saves",
-        "be a whole number, or an array of at least two times",
-        f"shape {times.shape}",
-    )
-    values = concrete(times)
-    if values is not None and end is not None:
-        inside = np.all(np.diff(values) > 0) and values[0] >= 0 and values[-1] <= end
-        require(inside, "saves", f"increase within 0 ... t1 = {t1:g}", f"{values[0]:g} ... {values[-1]:g}")
-    return times
+    known = as_real(saves)
+    shape = jnp.asarray(saves, float).shape if known is None else known.shape
+    listed = len(shape) == 1 and shape[0] >= 2
+    require(listed, "saves", "be a whole number, or an array of at least two times", kind(saves))
+    end = as_real(t1)
+    if known is None or end is None:
+        return jnp.asarray(saves, float)
+    known = np.where((known > end) & (known <= end * (1 + ROUNDED * np.finfo(known.dtype).eps)), end, known)
+    require_increasing("saves", known, end, "t1")
+    return jnp.asarray(known)
 
 
 class Integrator(eqx.Module):
@@ -186,12 +195,12 @@ def integrator(
     save_adapters: bool = False,
 ) -> Integrator:
     """Checks the arguments of `solve` of the same names and fills in the defaults."""
-    require(max_steps >= 1, "max_steps", "be at least 1", max_steps)
+    require_integer("max_steps", max_steps, "be at least 1", 1)
     saves_along_the_way = not isinstance(adjoint, diffrax.BacksolveAdjoint)
     require(saves_along_the_way, "adjoint", "differentiate what is saved along the way", type(adjoint).__name__)
-    tolerance, first = concrete(rtol), None if dt0 is None else concrete(dt0)
-    require(tolerance is None or 0 < tolerance < 1, "rtol", "lie between 0 and 1", rtol)
-    require(first is None or (np.isfinite(first) and first > 0), "dt0", "be positive", dt0)
+    require_number("rtol", rtol, "lie between 0 and 1", lambda tolerance: 0 < tolerance < 1)
+    if dt0 is not None:
+        require_number("dt0", dt0, "be positive", lambda first: first > 0)
     plain = isinstance(flow, Plain)
     if isinstance(solver, str):
         solver = _named(solver, adjoint, own_control=stepsize_controller is None, plain=plain)
@@ -205,6 +214,7 @@ def integrator(
             type(solver).__name__,
         )
     dtype = jnp.result_type(float)
+    tolerance = as_real(rtol)
     if tolerance is not None and tolerance < 100 * jnp.finfo(dtype).eps:
         warnings.warn(
             f"rtol must be at least {100 * float(jnp.finfo(dtype).eps):.0e} for {dtype} to carry it, got {rtol:g}; "
@@ -392,9 +402,14 @@ def prepend(first: Any, rest: Any) -> Any:
 
 def check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:
     layers = problem.layers
-    require(
-        len(adapters) == len(layers), "adapters", f"hold one Adapter for each of {len(layers)} layers", len(adapters)
-    )
+    must = f"hold one Adapter for each of {len(layers)} layers"
+    several = isinstance(adapters, (tuple, list)) and not isinstance(adapters, Adapter)
+    got = "an Adapter by itself, not in a tuple" if isinstance(adapters, Adapter) else kind(adapters)
+    require(several, "adapters", f"be a tuple and {must}", got)
+    for index, one in enumerate(adapters):
+        pair = isinstance(one, (tuple, list)) and len(one) == 2
+        require(pair, f"adapters[{index}]", "be an Adapter(a, b)", kind(one))
+    require(len(adapters) == len(layers), "adapters", must, len(adapters))
     checked = tuple(Adapter(jnp.asarray(a, dtype=float), jnp.asarray(b, dtype=float)) for a, b in adapters)
     for index, (adapter, (n_out, n_in)) in enumerate(zip(checked, layers, strict=True)):
         rank = adapter.a.shape[0] if adapter.a.ndim else 0

@@ -394,8 +394,8 @@ def test_reverse_mode_with_respect_to_step_adapters_and_problem():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": 0}, "steps must be an integer, at least 1, got 0"),
-        ({"steps": 2.5}, "steps must be an integer, at least 1, got 2.5"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 2.5}, "steps must be an integer, got 2.5"),
         ({"step": -0.1}, "step must be a positive number, a StepRule or an optax.GradientTransformation, got -0.1"),
         ({"step": np.nan}, "step must be a positive number, .*, got nan"),
         ({"step": "fast"}, "step must be a positive number, .*, got fast"),
@@ -407,8 +407,14 @@ def test_reverse_mode_with_respect_to_step_adapters_and_problem():
         ),
         ({"saves": 1}, "saves must be at least 2, or an array of iterations, got 1"),
         ({"saves": [0.0, 5.0]}, "saves must be a whole number, or an array of at least two iterations, got"),
-        ({"saves": [0, 11]}, "saves must increase within 0 ... steps = 10, got 0 ... 11"),
-        ({"saves": [3, 3]}, "saves must increase within 0 ... steps = 10, got 3 ... 3"),
+        ({"saves": [0, 11]}, "saves must be at most steps = 10, got 11"),
+        ({"saves": [3, 3]}, "saves must increase, got 3 after 3"),
+        ({"saves": np.array([-1, 3])}, "saves must be at least 0, got -1"),
+        ({"saves": np.array([5, 3], np.uint8)}, "saves must increase, got 3 after 5"),
+        ({"saves": [[0], [3]]}, r"saves must be a whole number, or an array of at least two iterations, got \[\[0"),
+        ({"saves": "all"}, "saves must be a whole number, or an array of at least two iterations, got 'all'"),
+        ({"saves": True}, "saves must be a whole number, or an array of at least two iterations, got True"),
+        ({"steps": True}, "steps must be an integer, got True"),
         ({"flow": ScaledGD}, "flow must be a Flow, or the name of one, .*, got .*"),
         (
             {"step": optax.chain(optax.stateless(ScaledGD(0.1)), optax.sgd(0.1)), "order": "A first"},

@@ -1,9 +1,11 @@
 import dataclasses
+import re
 import warnings
 
 import diffrax
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -392,14 +394,44 @@ class TestSaveTimes:
             (0.0, 11, "t1 must be positive and finite, got 0.0"),
             (float("nan"), 11, "t1 must be positive and finite, got nan"),
             (1.0, 1, "saves must be at least 2, or an array of times, got 1"),
-            (1.0, 2.5, "saves must be a whole number, or an array of at least two times"),
-            (1.0, [0.0, 0.5, 0.5], "saves must increase within 0 ... t1 = 1"),
-            (1.0, [0.0, 2.0], "saves must increase within 0 ... t1 = 1, got 0 ... 2"),
+            (1.0, 2.5, "saves must be .* two times, got 2.5"),
+            (1.0, [0.0, 0.5, 0.5], "saves must increase, got 0.5 after 0.5"),
+            (1.0, [0.0, 0.2, 0.1, 0.3], "saves must increase, got 0.1 after 0.2"),
+            (1.0, [-0.1, 0.5], "saves must be at least 0, got -0.1"),
+            (1.0, [0.0, 2.0], "saves must be at most t1 = 1.0, got 2.0"),
+            (0.3, [0.0, 0.3000000001], "saves must be at most t1 = 0.3, got 0.3000000001"),
+            (1.0, [0.0, np.nan, 1.0], "saves must be finite, got nan"),
+            (1.0, [0.5], "saves must be a whole number, or an array of at least two times, got [0.5]"),
+            (1.0, np.zeros((2, 2)), "saves must be .* two times, got shape (2, 2) of float64"),
+            (1.0, [[0.0, 0.5], [1.0]], "saves must be .* two times, got [[0.0, 0.5], [1.0]]"),
+            (1.0, "all", "saves must be .* two times, got 'all'"),
+            (1.0, True, "saves must be .* two times, got True"),
+            (1.0, [0.0, 1.0j], "saves must be .* two times, got [0.0, 1j]"),
+            (1.0, {0.0, 1.0}, "saves must be .* two times, got a set"),
+            ("1", 11, "t1 must be positive and finite, got '1'"),
+            (np.ones(1), 11, "t1 must be positive and finite, got shape (1,) of float64"),
         ],
     )
-    def test_bad_times_are_named(self, t1, saves, message):
-        with pytest.raises(InputError, match=message):
+    def test_bad_times_are_named(self, t1, saves, message, monkeypatch):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
+        exactly = re.escape(message).replace(r"\.\*", ".*")
+        with pytest.raises(InputError, match=f"^{exactly}$"):
             save_times(t1, saves)
+
+    def test_a_last_time_that_rounding_puts_beyond_the_end_is_the_end(self, figure1_problem):
+        saves = np.arange(0, 0.35, 0.1)
+        assert saves[-1] > 0.3, "one unit of rounding beyond"
+        np.testing.assert_array_equal(save_times(0.3, saves), [*saves[:3], 0.3])
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
+        seen = solve(figure1_problem, start, t1=0.3, saves=saves)
+        assert seen.status == 0
+        assert float(seen.times[-1]) == 0.3
+        assert np.all(np.isfinite(seen.observables["loss"]))
+        swept = sweep(figure1_problem, alpha=1e-2, rank=1, t1=0.3, saves=saves, progress=False)
+        np.testing.assert_array_equal(swept["time"], seen.times)
+        with jax.enable_x64(False):
+            end, beyond = jnp.asarray(0.3), float(np.nextafter(np.float32(0.3), np.float32(1)))
+            assert save_times(end, [0.0, beyond])[-1] == end < beyond
 
     def test_unknown_spacing(self):
         with pytest.raises(InputError, match=r"spacing must be 'linear' or 'log', got 'lin' \(did you mean 'linear'"):
@@ -416,6 +448,20 @@ class TestSaveTimes:
         ({"problem": Unhashable()}, "problem must be a PyTree, .* got an unhashable Unhashable"),
         ({"adapters": zero_adapters(((100, 10), (10, 100)), 0)}, "adapters.0. must have a rank of at least 1, got 0"),
         ({"adapters": ()}, "adapters must hold one Adapter for each of 2 layers, got 0"),
+        ({"adapters": None}, "adapters must be a tuple and hold one Adapter for each of 2 layers, got None"),
+        ({"adapters": {"a": 1}}, "adapters must be a tuple and hold one Adapter for each of 2 layers, got a dict"),
+        ({"adapters": (one for one in ())}, "adapters must be a tuple and .* of 2 layers, got a generator"),
+        (
+            {"adapters": Adapter(jnp.ones((2, 10)), jnp.ones((100, 2)))},
+            "adapters must be a tuple and .* of 2 layers, got an Adapter by itself, not in a tuple",
+        ),
+        (
+            {"adapters": (np.ones((2, 10)), np.ones((100, 2)))},
+            r"adapters\[0\] must be an Adapter\(a, b\), got shape \(2, 10\) of float64",
+        ),
+        ({"t1": "5"}, "t1 must be positive and finite, got '5'"),
+        ({"t1": np.ones(1)}, r"t1 must be positive and finite, got shape \(1,\) of float64"),
+        ({"max_steps": 1e3}, "max_steps must be an integer, got 1000.0"),
         (
             {
                 "adapters": (
@@ -436,7 +482,8 @@ class TestSaveTimes:
         ),
     ],
 )
-def test_bad_arguments_are_named(figure1_problem, arguments, message):
+def test_bad_arguments_are_named(figure1_problem, arguments, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
     good = {"problem": figure1_problem, "adapters": zero_adapters(figure1_problem.layers, 1), "t1": 1.0}
     with pytest.raises(InputError, match=message):
         solve(**(good | arguments))
