@@ -111,6 +111,24 @@ def mend(folder: str | Path) -> None:
             pass
 
 
+def holder(folder: str | Path) -> str:
+    """Who has the lock of a folder, such as "process 4711 on node3"; "" for nobody. The lock stays as it is."""
+    try:
+        handle = os.open(Path(folder) / LOCK, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return ""
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once; nobody had it
+        return ""
+    except BlockingIOError:
+        return os.read(handle, 300).decode(errors="replace") or "another process"
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)
+
+
 def check_run(results: Path, run_id: str) -> None:
     """Raises unless the group at `results` is still the run of that id; before every write, where locks are not to be
     had or somebody has removed the folder by hand."""

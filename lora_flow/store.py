@@ -117,15 +117,18 @@ def run(folder: RunFolder, plan: Plan, progress: bool = True) -> xr.Dataset:
     return load_run(folder.path)
 
 
-def load_run(path: str | Path) -> xr.Dataset:
-    """The dataset of a finished run.
+def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
+    """The dataset of a finished run; with `partial` of any, whose lanes that have not run are NaN with status -1.
 
-    **Raises:** `InputError` where the folder is missing, is no run folder, or its run is not finished.
+    **Raises:** `InputError` where the folder is missing, is no run folder, has no results yet, or its run is not
+    finished.
     """
     path = Path(path)
     read_settings(path)
     require((path / RESULTS).is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished run; {_resume_hint(path)}")
     dataset = _read_results(path)
+    if partial:
+        return _without_pending(dataset)
     total, pending = dataset["status"].size, int(np.sum(dataset["status"].values == PENDING))
     require(
         pending == 0, f"'{path}'", "hold a finished run", f"{total - pending} of {total} lanes; {_resume_hint(path)}"
@@ -133,17 +136,26 @@ def load_run(path: str | Path) -> xr.Dataset:
     return dataset
 
 
-def load_figure(path: str | Path) -> tuple[str, dict[str, xr.Dataset]]:
+def _without_pending(dataset: xr.Dataset) -> xr.Dataset:
+    """NaN in every quantity of the lanes that have not run, whatever of them is stored."""
+    ran = dataset["status"] != PENDING
+    quantities = {name: one.where(ran) for name, one in dataset.data_vars.items() if one.dtype.kind == "f"}
+    return dataset.assign(quantities)
+
+
+def load_figure(path: str | Path, partial: bool = False) -> tuple[str, dict[str, xr.Dataset]]:
     """The name of the figure that a folder was made for, "" for a plain run, and its runs by their names.
+
+    With `partial` they need not be finished, see `load_run`.
 
     **Raises:** `InputError` as `load_run` does, and for a folder that holds neither a run nor a figure's runs.
     """
     path = Path(path)
     runs = sorted(folder.parent for folder in path.glob(f"*/{SETTINGS}"))
     if (path / SETTINGS).is_file() or not runs:
-        datasets = {"": load_run(path)}
+        datasets = {"": load_run(path, partial)}
     else:
-        datasets = {run.name: load_run(run) for run in runs}
+        datasets = {run.name: load_run(run, partial) for run in runs}
     names = {str(dataset.attrs.get("figure") or "") for dataset in datasets.values()}
     one = len(names) == 1 and (names != {""} or "" in datasets)
     require(one, f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(datasets)} runs in folders")

@@ -1,0 +1,136 @@
+"""How far a folder's runs are: `lora-flow status`. Reads only, and may be asked while a run is at work."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lora_flow.checks import require
+from lora_flow.labels import PENDING
+from lora_flow.progress import span
+from lora_flow.storage import holder, is_generated
+from lora_flow.store import RESULTS, SETTINGS, load_run, read_settings
+
+
+def status(path: str | Path) -> str:
+    """What is done in a run folder, a figure's or an image check's, when it was written to, and how to go on.
+
+    **Raises:** `InputError` where the folder is none of these.
+    """
+    path = Path(path)
+    runs = sorted(settings.parent for settings in path.glob(f"*/{SETTINGS}"))
+    parts = [path] if (path / SETTINGS).is_file() or not runs else runs
+    told, open_parts = [], []
+    for part in parts:
+        line, unfinished = _part(part)
+        told.append(line)
+        open_parts += [part] if unfinished else []
+    for name in _missing(path, parts):
+        told.append(f"{path / name}: nothing stored yet")
+        open_parts.append(path / name)
+    held = {part: who for part in dict.fromkeys([path, *parts]) if (who := holder(part))}
+    return "\n".join([*told, _written(parts), *_held(held), _next(path, parts, open_parts, bool(held))])
+
+
+def _part(path: Path) -> tuple[str, bool]:
+    """One line on a run, and whether there is something left to do."""
+    settings = read_settings(path)
+    if "study" in settings:
+        done = (path / RESULTS).is_dir()
+        return (
+            f"{path}: figure {settings['study']}, {'finished' if done else 'not finished; it runs as a whole'}",
+            not done,
+        )
+    if not (path / RESULTS).is_dir():
+        return f"{path}: nothing stored yet", True
+    if "vision" in settings:
+        from vision.results import units
+
+        lanes = xr.open_zarr(path / RESULTS, consolidated=True)["status"].load()
+        return _counts(path, lanes, len(units(_vision_settings(path))), "units"), bool(_waiting(lanes).any())
+    dataset = load_run(path, partial=True)
+    size = int(dataset.attrs["batch_size"])
+    lanes = dataset["status"]
+    return _counts(path, lanes, -(-lanes.size // size), "batches", size), bool(_waiting(lanes).any())
+
+
+def _vision_settings(path: Path) -> Any:
+    from vision.results import stored_settings
+
+    return stored_settings(path)
+
+
+def _waiting(lanes: xr.DataArray) -> np.ndarray:
+    """Lanes that have not run."""
+    return np.asarray(lanes.values == PENDING) | ~np.isin(lanes.values, lanes.attrs["flag_values"])
+
+
+def _counts(path: Path, lanes: xr.DataArray, groups: int, kind: str, size: int = 0) -> str:
+    waiting = int(_waiting(lanes).sum())
+    done = lanes.size - waiting
+    of_groups = groups - (-(-waiting // size) if size else round(groups * waiting / lanes.size))
+    meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
+    counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != PENDING}
+    ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
+    return f"{path}: {done} of {lanes.size} lanes done ({of_groups} of {groups} {kind}); ended: {ended}"
+
+
+def _written(parts: Sequence[Path]) -> str:
+    files = [file for part in parts for file in part.rglob("*") if file.is_file() and not is_generated(file.name)]
+    latest = max((_changed(file) for file in files), default=0.0)
+    when = datetime.datetime.fromtimestamp(latest).strftime("%Y-%m-%d %H:%M:%S")
+    return f"last written {span(max(0.0, time.time() - latest))} ago ({when})"
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # replaced meanwhile
+        return 0.0
+
+
+def _held(held: Mapping[Path, str]) -> list[str]:
+    return [f"{who} is at work in {part}" for part, who in held.items()] or ["no process is at work in it"]
+
+
+def _next(path: Path, parts: Sequence[Path], unfinished: Sequence[Path], at_work: bool) -> str:
+    if not unfinished:
+        return f"finished; draw it again with: lora-flow plot {path}"
+    if at_work:
+        return "not finished; what is stored so far is drawn by: lora-flow plot " + str(path)
+    return f"not finished; go on with: {_command(path, parts)}"
+
+
+def _figure(parts: Sequence[Path]) -> str:
+    """The name of the figure that the runs were made for, "" for a plain run."""
+    stored = [part for part in parts if (part / RESULTS).is_dir() and "vision" not in read_settings(part)]
+    stored = [part for part in stored if "study" not in read_settings(part)]
+    return str(load_run(stored[0], partial=True).attrs.get("figure") or "") if stored else ""
+
+
+def _missing(path: Path, parts: Sequence[Path]) -> list[str]:
+    """The runs of a figure made of several that are not there."""
+    from lora_flow.experiments import EXPERIMENTS
+
+    name = "" if parts[0] == path else _figure(parts)
+    names = EXPERIMENTS[name].runs if name in EXPERIMENTS else ()
+    return [run for run in names if path / run not in parts]
+
+
+def _command(path: Path, parts: Sequence[Path]) -> str:
+    settings = read_settings(parts[0])
+    if "study" in settings:
+        return f"lora-flow figure {settings['study']} --out {path} --overwrite"
+    if "vision" in settings:
+        return f"lora-flow vision --out {path} --resume"
+    figure = _figure(parts)
+    if figure:
+        return f"lora-flow figure {figure} --out {path} --resume"
+    require(list(parts) == [path], f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(parts)} runs")
+    return f"lora-flow sweep --out {path} --resume"
