@@ -6,7 +6,6 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from lora_flow import Adapters, solve
 from lora_flow.checks import require
-from vision.config import CONFIGS
+from vision.base import base_model
 from vision.data import epochs, load_dataset, prepare
 from vision.lora import Spec, choose
 from vision.measures import measure, targets
@@ -31,7 +30,7 @@ from vision.settings import HEAD, VisionSettings
 from vision.starts import start
 from vision.task import Classification, HeadTask, NetworkTask
 from vision.training import train
-from vision.weights import SHIPPED, Pretrained, fetch, load_vit, parameters
+from vision.weights import parameters
 
 FEATURES_AT_ONCE = 256  # images
 
@@ -87,35 +86,6 @@ def build(settings: VisionSettings) -> tuple[Bench, dict[str, Any]]:
         "jax_version": jax.__version__,
     }
     return bench, attrs
-
-
-def base_model(settings: VisionSettings, classes: int) -> Pretrained:
-    """The frozen model that carries the adapters, with a new head for so many classes.
-
-    The head is zero where LoRA is on the head alone. Behind a zero head no other layer has a gradient: with others its
-    weights are drawn with standard deviation 0.02, always the same.
-
-    **Raises:** `InputError` where there are no such weights, or they are not of the config that was asked for.
-    """
-    named = Path(settings.weights).expanduser()
-    if settings.weights == "shipped" or named.is_dir():
-        folder = SHIPPED if settings.weights == "shipped" else named
-    else:
-        on_hub = settings.weights.count("/") == 1 and not settings.weights.startswith((".", "/", "~"))
-        require(on_hub, "weights", "be shipped, a folder that exists, or a name on the hub", f"'{settings.weights}'")
-        folder = fetch(settings.weights)
-    dtype = jnp.bfloat16 if settings.precision == "bfloat16" else DTYPE
-    weights = load_vit(folder, image_size=settings.image_size or None, classes=classes, dtype=dtype)
-    if settings.config:
-        expected, found = CONFIGS[settings.config], weights.model.config
-        for name in ("patch_size", "channels", "width", "depth", "heads", "hidden"):
-            same = getattr(found, name) == getattr(expected, name)
-            got = f"{getattr(found, name)} in '{folder}'; --weights names others"
-            require(same, f"{name} of config {settings.config}", f"be {getattr(expected, name)}", got)
-    if settings.layers != HEAD:
-        kernel = parameters(weights.model)["head/kernel"]
-        kernel[...] = 0.02 * jax.random.truncated_normal(jax.random.key(0), -2.0, 2.0, kernel.shape, DTYPE)
-    return weights
 
 
 def features_of(model: ViT, images: np.ndarray, ready: Callable[[np.ndarray], np.ndarray]) -> Array:

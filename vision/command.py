@@ -22,9 +22,11 @@ def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) ->
     else:
         check_free(out, overwrite)
     start_jax(Settings(devices=1))
+    from vision.base import pinned
     from vision.check import build, run
     from vision.measures import MEASURES
 
+    settings = pinned(settings)
     bench, attrs = build(settings)
     folder = (VisionFolder.resume if resume else VisionFolder.create)(out, settings, MEASURES, attrs)
     lanes = len(units(settings)[0].seeds) * len(settings.alphas)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_flow.checks import require
-from vision.check import base_model
+from vision.base import base_model
 from vision.peft import export_peft
 from vision.results import load_adapters, load_vision, stored_settings
 from vision.weights import save_vit

@@ -29,6 +29,8 @@ class VisionSettings:
     weights: str = "shipped"
     """Pretrained weights: shipped (a small ViT pretrained on Fashion-MNIST), a folder with config.json and
     model.safetensors as Hugging Face keeps ViTs, or a name on its hub such as google/vit-base-patch16-224."""
+    revision: str = ""
+    """Of weights on the hub: the commit, branch or tag; the newest unless given. The run keeps its commit."""
     config: str = ""
     """What the weights must be: tiny, small, vit-small, vit-base or vit-large; any unless given."""
     image_size: int = 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from lora_flow.checks import InputError, require
+from vision import looks
+from vision.checkpoint import ARRAYS, FILES, INDEX, KEYS, config_of, declared, normalisation
 from vision.config import ViTConfig
 from vision.model import DTYPE, ViT
+from vision.room import require_memory
+from vision.tensors import Tensor, read_json
 
 SHIPPED = Path(__file__).parent / "pretrained"
-FILES = ("config.json", "model.safetensors")
 BLOCK = {
     "norm_attention": "layernorm_before",
     "attention/query": "attention.attention.query",
@@ -29,16 +32,6 @@ BLOCK = {
     "norm_mlp": "layernorm_after",
     "mlp/up": "intermediate.dense",
     "mlp/down": "output.dense",
-}
-KEYS = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "channels": "num_channels",
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "hidden": "intermediate_size",
-    "eps": "layer_norm_eps",
 }
 
 
@@ -51,9 +44,10 @@ class Pretrained(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """An array of a checkpoint: its name, and how it becomes ours and ours becomes it."""
+    """An array of a checkpoint: its name and shape, and how it becomes ours and ours becomes it."""
 
     name: str
+    shape: tuple[int, ...]
     ours: Callable[[np.ndarray], np.ndarray]
     theirs: Callable[[np.ndarray], np.ndarray]
 
@@ -73,51 +67,39 @@ def load_vit(
 ) -> Pretrained:
     """The model of a folder in Hugging Face's layout, such as a copy of google/vit-base-patch16-224.
 
-    Positions are interpolated where `image_size` differs from the checkpoint's. With `classes` the head is new, for
-    so many classes, and zero; without, it is the checkpoint's.
+    Its arrays are in `model.safetensors`, or in the files that `model.safetensors.index.json` names; in any floating-
+    point format. A ViT without biases of queries, keys and values gets zeros for them, which are the same function. A
+    DeiT without a distillation token is a ViT. Positions are interpolated where `image_size` differs from the
+    checkpoint's. With `classes` the head is new, for so many classes, and zero; without, it is the checkpoint's.
 
-    **Raises:** `InputError` where a file is missing or damaged, an array is missing, or a shape does not match.
+    **Raises:** `InputError` where a file is missing or damaged, an array is missing, of another shape, not finite or
+    none of a ViT's, or the model would not fit into memory.
     """
-    folder = Path(folder)
-    for name in FILES:
-        require((folder / name).is_file(), "weights", f"be a folder with {' and '.join(FILES)}", f"no {folder / name}")
-    stored = _read_json(folder / "config.json")
-    arrays = _read_arrays(folder / "model.safetensors")
-    config = _config(stored, arrays, folder)
+    folder = Path(folder).expanduser()
+    if not ((folder / FILES[0]).is_file() and any((folder / name).is_file() for name in (ARRAYS, INDEX))):
+        must = f"be a folder with {' and '.join(FILES)}"
+        raise InputError(f"weights must {must}, got {looks.no_checkpoint(folder, FILES)}")
+    stored = read_json(folder / FILES[0])
+    tensors = declared(folder)
+    config = config_of(stored, tensors, folder)
+    new_head = classes is not None or not {"classifier.weight", "classifier.bias"} & set(tensors)
+    entries = layout(config)
+    if new_head:
+        entries = {path: entry for path, entry in entries.items() if not path.startswith("head/")}
+    found = _matched(entries, tensors, stored.get("qkv_bias", True), folder)
+
     size, count = image_size or config.image_size, classes or config.classes
     wanted = ViTConfig(**{**vars(config), "image_size": size, "classes": count})
+    numbers = sum(math.prod(entry.shape) for entry in layout(wanted).values())
+    require_memory("weights", 4 * numbers * 2, "the model and its arrays")
     model = ViT(wanted, nnx.Rngs(0), dtype)
-    new_head = classes is not None or not {"classifier.weight", "classifier.bias"} & set(arrays)
-    weights = parameters(model)
-    shapes = {path: param.shape for path, param in weights.items()}
-    shapes["embedding/positions"] = config.tokens, config.width
-    for path, entry in layout(config).items():
-        if new_head and path.startswith("head/"):
-            found = np.zeros(shapes[path])
-        else:
-            found = _take(arrays, shapes[path], entry, folder)
+    for path, param in parameters(model).items():
+        tensor = found.get(path)
+        array = np.zeros(param.shape) if tensor is None else entries[path].ours(tensor.read(np.float32))
         if path == "embedding/positions":
-            found = resample(found, wanted.patches)
-        weights[path][...] = jnp.asarray(found, DTYPE)
-    normalised = folder / "preprocessor_config.json"
-    how = _read_json(normalised) if normalised.is_file() else {}
-    return Pretrained(model, how.get("image_mean", 0.5), how.get("image_std", 0.5))
-
-
-def fetch(name: str) -> Path:
-    """The folder of a checkpoint that is named on the Hugging Face hub, downloaded unless it is there already.
-
-    **Raises:** `InputError` where huggingface_hub is not installed or the hub cannot be reached.
-    """
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise InputError(f"weights must be a local folder unless huggingface_hub is installed, got '{name}'") from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*FILES, "preprocessor_config.json"]))
-    except Exception as error:  # of many kinds: no network, no such name, no permission
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"weights must be a folder or a name that the hub knows, got '{name}': {reason}") from error
+            array = resample(array, wanted.patches)
+        param[...] = jnp.asarray(array, DTYPE)
+    return Pretrained(model, *normalisation(folder / "preprocessor_config.json", config.channels))
 
 
 def save_vit(
@@ -144,23 +126,33 @@ def save_vit(
 
 def layout(config: ViTConfig) -> dict[str, _Entry]:
     """Each parameter's path in our model, and its array in a checkpoint; one to one."""
-    p, c, d = config.patch_size, config.channels, config.width
+    p, c, d, h = config.patch_size, config.channels, config.width, config.hidden
     entries = {
-        "embedding/class_token": _Entry("vit.embeddings.cls_token", lambda x: x[0, 0], lambda x: x[None, None]),
-        "embedding/positions": _Entry("vit.embeddings.position_embeddings", lambda x: x[0], lambda x: x[None]),
+        "embedding/class_token": _Entry(
+            "vit.embeddings.cls_token", (1, 1, d), lambda x: x[0, 0], lambda x: x[None, None]
+        ),
+        "embedding/positions": _Entry(
+            "vit.embeddings.position_embeddings", (1, config.tokens, d), lambda x: x[0], lambda x: x[None]
+        ),
         "embedding/kernel": _Entry(
             "vit.embeddings.patch_embeddings.projection.weight",
+            (d, c, p, p),
             lambda x: x.transpose(2, 3, 1, 0).reshape(p * p * c, d),
             lambda x: x.reshape(p, p, c, d).transpose(3, 2, 0, 1),
         ),
-        "embedding/bias": _Entry("vit.embeddings.patch_embeddings.projection.bias", np.asarray, np.asarray),
+        "embedding/bias": _Entry("vit.embeddings.patch_embeddings.projection.bias", (d,), np.asarray, np.asarray),
     }
+    outs = {"mlp/up": (h, d), "mlp/down": (d, h), "head": (config.classes, d)}
     blocks = [f"blocks/{block}/{layer}" for block in range(config.depth) for layer in BLOCK]
     for path in [*blocks, "norm", "head"]:
         norm = "norm" in path.rsplit("/", 1)[-1]
-        turned = np.asarray if norm else np.transpose
-        entries[f"{path}/{'scale' if norm else 'kernel'}"] = _Entry(f"{module_name(path)}.weight", turned, turned)
-        entries[f"{path}/bias"] = _Entry(f"{module_name(path)}.bias", np.asarray, np.asarray)
+        shape = outs.get(path.split("/", 2)[-1], (d, d))
+        name, bias = module_name(path), _Entry(f"{module_name(path)}.bias", shape[:1], np.asarray, np.asarray)
+        if norm:
+            entries[f"{path}/scale"] = _Entry(f"{name}.weight", (d,), np.asarray, np.asarray)
+        else:
+            entries[f"{path}/kernel"] = _Entry(f"{name}.weight", shape, np.transpose, np.transpose)
+        entries[f"{path}/bias"] = bias
     return entries
 
 
@@ -190,51 +182,23 @@ def resample(positions: Float[np.ndarray, "tokens width"], patches: int) -> Floa
     return np.concatenate([positions[:1], turned]).astype(positions.dtype)
 
 
-def _config(stored: dict[str, Any], arrays: dict[str, np.ndarray], folder: Path) -> ViTConfig:
-    where = str(folder / "config.json")
-    require(stored.get("model_type") == "vit", where, "describe a model of type vit", stored.get("model_type"))
-    require(stored.get("hidden_act", "gelu") == "gelu", where, "have hidden_act gelu", stored.get("hidden_act"))
-    missing = [theirs for theirs in KEYS.values() if theirs not in stored]
-    require(not missing, where, f"hold {', '.join(KEYS.values())}", f"no {', '.join(missing)}")
-    values = {ours: _size(stored[theirs], theirs, where) for ours, theirs in KEYS.items()}
-    head = arrays.get("classifier.bias")
-    return ViTConfig(**values, classes=1000 if head is None or head.ndim != 1 else len(head))
-
-
-def _size(value: Any, name: str, where: str) -> Any:
-    """A number of the config; transformers takes the sides of images and patches as pairs too."""
-    if isinstance(value, list) and len(set(map(str, value))) == 1:
-        value = value[0]
-    number = isinstance(value, int) and not isinstance(value, bool)
-    if name == "layer_norm_eps":
-        require((number or isinstance(value, float)) and value > 0, where, f"have a positive number as {name}", value)
-    else:
-        require(number and value > 0, where, f"have a positive integer as {name}", value)
-    return value
-
-
-def _take(arrays: dict[str, np.ndarray], shape: tuple[int, ...], entry: _Entry, folder: Path) -> np.ndarray:
-    """One array as ours, of the shape that it has there, under its name or without a prefix that models may lack."""
-    array, where = arrays.get(entry.name, arrays.get(entry.name.removeprefix("vit."))), folder / "model.safetensors"
-    if array is None:
-        raise InputError(f"{where} must hold {entry.name}, got {len(arrays)} other arrays")
-    stored = entry.theirs(np.broadcast_to(np.float32(0), shape)).shape
-    must = f"have shape {stored}, as its config says"
-    require(array.shape == stored, f"{entry.name} in {where}", must, array.shape)
-    return entry.ours(np.asarray(array, np.float32))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} must be a JSON file, got {error}") from error
-    require(isinstance(read, dict), str(path), "hold a JSON object", type(read).__name__)
-    return read
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise InputError(f"{path} must be a whole safetensors file, got {error}") from error
+def _matched(
+    entries: Mapping[str, _Entry], tensors: Mapping[str, Tensor], biased: bool, folder: Path
+) -> dict[str, Tensor]:
+    """The checkpoint's array of each of our parameters, found by its name, with the shape that it must have."""
+    found: dict[str, Tensor] = {}
+    for path, entry in entries.items():
+        if not biased and path.endswith(("query/bias", "key/bias", "value/bias")):
+            continue
+        bare = entry.name.removeprefix("vit.")
+        tensor = next((tensors[name] for name in (entry.name, f"deit.{bare}", bare) if name in tensors), None)
+        if tensor is None:
+            raise InputError(f"{folder / ARRAYS} must hold {entry.name}, got {len(tensors)} other arrays")
+        must = f"have shape {entry.shape}, as its config says"
+        require(tensor.shape == entry.shape, f"{tensor.name} in {tensor.path}", must, tensor.shape)
+        found[path] = tensor
+    used = {tensor.name for tensor in found.values()} | {"classifier.weight", "classifier.bias"}
+    strange = next((tensor for name, tensor in tensors.items() if name not in used and not looks.unused(name)), None)
+    if strange is not None:
+        raise InputError(f"{strange.path} must hold a ViT's arrays, got {looks.other_array(strange.name)}")
+    return found

@@ -23,7 +23,8 @@ from small import SHALLOW, network
 from lora_flow import Adapter, InputError
 from lora_flow.cli import main
 from vision import figures
-from vision.check import base_model, build, starts_of
+from vision.base import base_model
+from vision.check import build, starts_of
 from vision.command import check
 from vision.data import load_dataset, prepare
 from vision.export import export

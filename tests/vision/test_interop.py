@@ -1,12 +1,14 @@
 """The same weights give the same logits here and in transformers, and the same adapters here and in PEFT."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from lora_flow import Adapter
+from lora_flow import Adapter, InputError
 from vision.config import ViTConfig
 from vision.lora import Spec, attach, choose, linear_layers
 from vision.model import ViT
@@ -24,7 +26,7 @@ CLASSES = 5
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def theirs(kind=transformers.ViTForImageClassification, channels=3, depth=2, seed=0):
+def theirs(kind=transformers.ViTForImageClassification, channels=3, depth=2, seed=0, **changed):
     """A model of transformers with every parameter drawn, so that none can be left out unseen."""
     config = transformers.ViTConfig(
         hidden_size=16,
@@ -36,6 +38,7 @@ def theirs(kind=transformers.ViTForImageClassification, channels=3, depth=2, see
         patch_size=4,
         num_channels=channels,
         num_labels=CLASSES,
+        **changed,
     )
     return draw(kind(config), seed)
 
@@ -128,6 +131,62 @@ def test_a_checkpoint_without_a_head_has_the_same_features_and_a_new_head(tmp_pa
     features = run(model, images()).last_hidden_state[:, 0].numpy()
     np.testing.assert_allclose(np.asarray(vit.features(jnp.asarray(images()))), features, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(np.asarray(vit(jnp.asarray(images()))), np.zeros((4, classes or 1000)))
+
+
+@pytest.mark.parametrize("changed", [{"qkv_bias": False}, {"hidden_act": "gelu"}])
+def test_in_several_files_and_without_biases_of_queries_the_logits_are_the_same(tmp_path, changed):
+    model = theirs(**changed)
+    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_same_logits(model, load_vit(tmp_path).model)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "float8_e4m3fn", "float8_e5m2"])
+def test_weights_of_other_kinds_have_the_logits_of_what_they_hold(tmp_path, dtype):
+    model = theirs()
+    for param in model.parameters():
+        param.data = param.data.to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path)
+    assert_same_logits(model.float(), load_vit(tmp_path).model)
+
+
+def test_a_deit_without_a_distillation_token_is_a_vit(tmp_path):
+    """Under the names that DeiT has: its own prefix and type, the same layers."""
+    model, _ = both(tmp_path)
+    arrays = load_file(tmp_path / "model.safetensors")
+    save_file({name.replace("vit.", "deit."): array for name, array in arrays.items()}, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model_type": "deit"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_same_logits(model, load_vit(tmp_path).model)
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "told"),
+    [
+        ("DeiTForImageClassification", "DeiTConfig", "deit, a DeiT with a distillation token"),
+        ("DeiTForImageClassificationWithTeacher", "DeiTConfig", "deit, a DeiT with a distillation token"),
+        ("Dinov2ForImageClassification", "Dinov2Config", "dinov2, which has layer scale and a head on two tokens"),
+        ("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", "dinov2_with_registers, which has layer scale"),
+        ("ViTMAEModel", "ViTMAEConfig", "vit_mae, a masked autoencoder"),
+    ],
+)
+def test_networks_that_are_no_plain_vit_are_refused_by_their_names(tmp_path, kind, config, told):
+    getattr(transformers, kind)(getattr(transformers, config)(**SIZES)).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"config.json must describe a model of type vit, got {told}"):
+        load_vit(tmp_path)
+
+
+def test_a_model_with_adapters_on_it_is_refused_by_what_it_looks_like(tmp_path):
+    model = theirs()
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    save_file({name: x.numpy() for name, x in model.state_dict().items()}, tmp_path / "model.safetensors")
+    model.config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"must hold (a ViT's arrays|vit\.)"):
+        load_vit(tmp_path)
 
 
 SPECS = {
@@ -226,6 +285,23 @@ def test_adapters_from_peft_have_the_same_logits_here(tmp_path, rslora, patterns
     assert len(adapters) == 11
     attach(vit, adapters, scaling)
     assert_same_logits(adapted, vit)
+
+
+@pytest.mark.parametrize("how", [{"task_type": "SEQ_CLS"}, {"modules_to_save": ["classifier", "layernorm_after"]}])
+def test_a_classifier_that_peft_trained_as_a_whole_has_the_same_logits_here(tmp_path, how):
+    model, _ = both(tmp_path / "base")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj"], **how))
+    draw(adapted, having="lora_B")
+    draw(adapted, seed=5, having="modules_to_save")
+    adapted.save_pretrained(tmp_path / "adapters")
+    vit = load_vit(tmp_path / "base").model
+    before = np.asarray(vit(jnp.asarray(images())))
+    attach(vit, *import_peft(tmp_path / "adapters", vit))
+    assert_same_logits(adapted.base_model, vit)  # around it, SEQ_CLS asks for tokens
+    assert abs(np.asarray(vit(jnp.asarray(images()))) - before).max() > 0.1
+    other = load_vit(tmp_path / "base", classes=7).model
+    with pytest.raises(InputError, match=r"classifier\.\w+ in .* must fit the model, whose head has shape .*7"):
+        import_peft(tmp_path / "adapters", other)
 
 
 def test_adapters_of_a_model_without_a_head_are_those_of_its_blocks(tmp_path):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from small import SHALLOW, network
 
 from lora_flow import Adapter, InputError
 from vision.peft import export_peft, import_peft
@@ -98,7 +99,11 @@ def refused(folder, message):
         ({"use_dora": True}, "use_dora in .*adapter_config.json must be off, got True$"),
         ({"bias": "lora_only"}, "bias in .*adapter_config.json must be none, got lora_only$"),
         ({"lora_bias": True}, "lora_bias in .*adapter_config.json must be off, got True$"),
-        ({"modules_to_save": ["classifier"]}, r"modules_to_save in .* must be off, got \['classifier'\]$"),
+        ({"modules_to_save": "classifier"}, r"modules_to_save in .* must be a list of names, got classifier$"),
+        ({"use_qalora": True}, "use_qalora in .*adapter_config.json must be off, got True$"),
+        ({"layer_replication": [[0, 1]]}, r"layer_replication in .* must be off, got \[\[0, 1\]\]$"),
+        ({"r": 10**400}, "r of classifier in .*adapter_config.json must be a finite number, got 1000"),
+        ({"r": True}, "r of classifier in .*adapter_config.json must be a finite number, got True$"),
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights in .* must be true, false .*, got pissa_niter_4$"),
         ({"r": 8}, r"lora_A of classifier in .*safetensors must have rank 8, as .*json, got 2$"),
         ({"r": None}, "r of classifier in .*adapter_config.json must be a finite number, got None$"),
@@ -116,6 +121,53 @@ def test_settings_of_other_methods_and_damaged_ones_are_refused(tmp_path, writte
 
 
 HEAD = "base_model.model.classifier"
+QUERY = "base_model.model.vit.encoder.layer.0.attention.attention.query"
+
+
+def with_whole(folder, arrays, saved=("classifier", "score")):
+    """Adapters of one layer beside arrays of whole modules, as PEFT writes them for its task type SEQ_CLS."""
+    export_peft(folder, {"blocks/0/attention/query": Adapter(np.ones((2, 16)), np.ones((16, 2)))}, transformers=4)
+    factors = {
+        name: np.ones(shape)
+        for name, shape in ((f"{QUERY}.lora_A.weight", (2, 16)), (f"{QUERY}.lora_B.weight", (16, 2)))
+    }
+    save_file(factors | arrays, folder / WEIGHTS)
+    config = json.loads((folder / CONFIG).read_text()) | {"modules_to_save": list(saved)}
+    (folder / CONFIG).write_text(json.dumps(config))
+
+
+WHOLE = {f"{HEAD}.weight": np.arange(160, dtype=np.float32).reshape(10, 16), f"{HEAD}.bias": np.ones(10, np.float32)}
+
+
+def test_a_whole_classifier_beside_adapters_goes_into_the_model(tmp_path):
+    norm = {"base_model.model.vit.layernorm.weight": np.full(16, 2.0, np.float32)}
+    with_whole(tmp_path, WHOLE | norm, saved=["classifier", "layernorm"])
+    refused(tmp_path, r"classifier in .*, which was trained as a whole, must come with the model .*, got no model$")
+    model = network(SHALLOW)
+    adapters, scaling = import_peft(tmp_path, model)
+    assert scaling == {"blocks/0/attention/query": 1.0}
+    np.testing.assert_array_equal(adapters["blocks/0/attention/query"].a, np.ones((2, 16)))
+    np.testing.assert_array_equal(model.head.kernel[...], WHOLE[f"{HEAD}.weight"].T)
+    np.testing.assert_array_equal(model.head.bias[...], np.ones(10))
+    np.testing.assert_array_equal(model.norm.scale[...], np.full(16, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "saved", "message"),
+    [
+        ({f"{HEAD}.weight": np.ones((5, 16))}, ["classifier"], r"whose head has shape \(16, 10\), got \(16, 5\)$"),
+        (WHOLE, ["score"], r"must hold only lora_A.weight and .* of layers, got .*classifier.(weight|bias)$"),
+        ({f"{HEAD}.scale": np.ones(5)}, ["classifier"], "must hold only lora_A.weight and .*, got .*classifier.scale$"),
+        ({"base_model.model.vit.pooler.weight": A}, ["pooler"], "must hold only lora_A.weight .*, got .*pooler.weight"),
+        ({f"{HEAD}.weight": np.full((10, 16), np.nan)}, ["classifier"], "classifier.weight in .* must be finite as"),
+    ],
+)
+def test_whole_modules_that_do_not_fit_are_named_and_the_model_stays(tmp_path, arrays, saved, message):
+    with_whole(tmp_path, arrays, saved)
+    model = network(SHALLOW)
+    with pytest.raises(InputError, match=message):
+        import_peft(tmp_path, model)
+    np.testing.assert_array_equal(model.head.kernel[...], network(SHALLOW).head.kernel[...])
 
 
 @pytest.mark.parametrize(
@@ -165,4 +217,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, written, name, damage, me
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     damage(tmp_path / name)
     refused(tmp_path, message)
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    if not (tmp_path / WEIGHTS).exists():
+        refused(tmp_path, "got no .*, but adapter_model.bin, which is pickled: save it as safetensors$")
     refused(tmp_path / "nowhere", "folder must hold adapter_config.json and adapter_model.safetensors, got no ")
