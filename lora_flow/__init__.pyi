@@ -75,3 +75,4 @@ from .targets import misaligned as misaligned
 from .targets import noisy as noisy
 from .timeline import phases as phases
 from .timeline import time_to as time_to
+from .version import __version__ as __version__

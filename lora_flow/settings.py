@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_flow.checks import InputError, PrecisionWarning, require, require_choice
+from lora_flow.flags import Aligned, Network, Pretrained, Regression, Runs, Solving, Times, Trained
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -23,91 +24,8 @@ PRECISIONS = ("double", "single")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Solving, Network, Regression, Pretrained, Aligned, Trained, Times, Runs):
     """Every setting of a sweep. Where a flag takes several values, all combinations are run."""
-
-    init: tuple[str, ...] = ("gaussian",)
-    """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors),
-    lora-one (balanced factors of one gradient step), orthogonal, lora-one-theory, lora-ga, lora-ga-peft, gora, pissa,
-    milora, olora, loram, eva. Of a network: gaussian-both[:RATIO], gaussian-wide[:P], balanced, spectral-both[:RATIO],
-    invariant. `lora-flow inits` has the formulas and what each asks for."""
-    side: tuple[str, ...] = ("A",)
-    """Which factor gaussian draws: A (LoRA's convention, B = 0) or B (the paper's figures, A = 0)."""
-    alpha: tuple[float, ...] = (1e-3,)
-    """Initialisation scales: the standard deviation of gaussian's entries; for the others both factors are multiplied
-    by it (1 is then their source's size)."""
-    rank: tuple[int, ...] = (4,)
-    """LoRA ranks, from 1 to the smallest layer dimension. Network: hidden widths, any."""
-    seeds: int = 1
-    """Number of random initialisations, seeds 0, 1, ...; common to all other settings."""
-    t1: float = 5.0
-    """End of the flow, in gradient-flow time: n steps of gradient descent with step eta reach n * eta."""
-    saves: int = 101
-    """Number of times at which observables are saved, 0 and t1 included."""
-    spacing: str = "linear"
-    """Spacing of these times: linear, or log (0, then the four decades up to t1)."""
-    problem: str = "aligned"
-    """What is fine-tuned: aligned (two layers, the flags below), pretrained (the same, with weights that are trained
-    first), regression (one layer on data), digits (real images), or a .npz or .safetensors file with arrays w1 (h, n),
-    w2 (m, h) and shift or target (m, n). Or what is trained from scratch: network (two layers; --rank is its width)."""
-    m: int = 10
-    """Outputs: rows of W2 and of the target. All problems that are drawn."""
-    n: int = 10
-    """Inputs: columns of W1 and of the target."""
-    h: int = 100
-    """Aligned, pretrained: hidden width, the rows of W1 and columns of W2."""
-    delta_w: tuple[float, ...] = (1 / 1.05**2,)
-    """Aligned problem: sigma_W1 / sigma_W2. Below 1, layer 1's adapter learns faster."""
-    shift_scale: tuple[float, ...] = (5.0,)
-    """Aligned, pretrained: singular value of the shift; one, or one for each component."""
-    component: tuple[str, ...] = ("top",)
-    """Aligned, pretrained: the shift's singular pair in the pretrained weights: top, bottom or an index; several give a
-    shift of higher rank."""
-    target_rank: int = 2
-    """Regression: rank of the shift."""
-    kappa: tuple[float, ...] = (1.0,)
-    """Regression: condition number of the shift; its singular values go from 1 to 1/kappa."""
-    samples: int = 0
-    """Regression, network: number of samples; 0 for infinitely many."""
-    input_kappa: float = 1.0
-    """Regression, network: condition number of the inputs' covariance. (Regression: along the weight's directions.)"""
-    input_rank: int = 0
-    """Network: rank of the inputs' covariance; 0 for all of them."""
-    target_noise: float = 0.0
-    """Network: norm of the noise in the targets, relative to what the inputs explain."""
-    pretraining: tuple[str, ...] = ("gaussian-both",)
-    """Pretrained: the start that the frozen weights were trained from, gaussian-both:RATIO for instance."""
-    pretraining_alpha: float = 0.1
-    """Pretrained: the scale of that start."""
-    activation: str = "linear"
-    """Regression: what follows the layer, linear or relu."""
-    problem_seed: tuple[int, ...] = (0,)
-    """The seed of the problem's weights and data, and of what --angle and --noise draw."""
-    angle: tuple[float, ...] = (0.0,)
-    """Turn the shift's singular vectors away from the pretrained weights' by this many degrees, 0 to 90."""
-    noise: tuple[float, ...] = (0.0,)
-    """Noise in each pretrained weight, relative to the weight's norm; the target stays, the shift takes it up."""
-    flow: str = "plain"
-    """What drives the adapters: plain (gradient flow), lora-plus:RATIO (B learns that many times as fast as A),
-    scaled[:DAMPING] (each factor preconditioned by the other), lora-pro[:DAMPING] (the gradient's tangent part), or
-    shrink-a:RATE (A decays at that rate)."""
-    solver: str = "auto"
-    """auto (Tsit5, and for the plain flow, where stability limits the step, RKC), RKC (Runge-Kutta-Chebyshev, for long
-    stiff runs of the plain flow), Tsit5, Dopri5, Dopri8, Bosh3 or Heun. (From Python, any of diffrax's.)"""
-    rtol: float = 5e-4
-    """Tolerance, relative to the factors and to the residual. The default keeps the loss within 0.05 decades, down to
-    1e-24."""
-    max_steps: int = 100_000
-    """Solver steps after which a run is given up; its status is then max_steps."""
-    batch_size: int = 64
-    """The most runs that one device steps together; they are stored together too."""
-    devices: int = 0
-    """Devices to use, of GPUs and TPUs those present and of a CPU its cores; 0 for all."""
-    details: bool = False
-    """Also store what is computed from the adapters at every saved time: the update's singular values and terms,
-    growth rates, the gradient's norm, and alignment errors without a floor."""
-    precision: str = "double"
-    """Floating-point precision: double, or single (the loss then stops near 1e-13 of its start)."""
 
 
 PROBLEMS = ("aligned", "pretrained", "regression", "network", "digits")
@@ -138,11 +56,13 @@ def to_table(settings: Settings) -> dict[str, Any]:
     }
 
 
-def with_absolute_path(settings: Settings) -> Settings:
-    """A problem file by its absolute path, so that a run can be resumed from anywhere."""
+def with_absolute_path(settings: Settings, folder: Path | None = None) -> Settings:
+    """A problem file by its absolute path, from `folder` or here, so that a run can be resumed from anywhere."""
     if not _is_file_name(settings.problem):
         return settings
-    return dataclasses.replace(settings, problem=str(Path(settings.problem).resolve()))
+    require("\0" not in settings.problem, "problem", "be a file's name", repr(settings.problem))
+    path = os.path.join(folder or "", os.path.expanduser(settings.problem))
+    return dataclasses.replace(settings, problem=os.path.realpath(path))
 
 
 def start_jax(settings: Settings) -> None:
@@ -292,6 +212,8 @@ def _is_file_name(problem: str) -> bool:
 
 
 def _coerce(name: str, value: Any, default: Any) -> Any:
+    if name == "seeds" and isinstance(value, list):
+        return tuple(_coerce("a seed", one, default) for one in value)
     if isinstance(default, tuple):
         listed = value if isinstance(value, list) else [value]
         return tuple(_coerce(name, one, default[0]) for one in listed)

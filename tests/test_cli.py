@@ -1,8 +1,8 @@
 import inspect
 import os
+import resource
 import subprocess
 import sys
-import time
 import tomllib
 
 import numpy as np
@@ -18,17 +18,14 @@ QUICK = ["--rank", "1", "--m", "4", "--n", "4", "--h", "5", "--t1", "0.5", "--sa
 
 @pytest.mark.parametrize("command", [[], ["sweep"], ["plot"], ["figure"]])
 def test_help_teaches_in_under_a_second_and_without_jax(command):
-    script = (
-        "import sys; from lora_flow.cli import main\ntry: main()\nexcept SystemExit: pass\nprint('jax' in sys.modules)"
+    script = "import sys; from lora_flow.cli import main; assert main() == 0; print('jax' in sys.modules)"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *command, "--help"], capture_output=True, text=True, check=True
     )
-    best = np.inf
-    for _ in range(3):  # the fastest of three: what else the machine does is not the point
-        began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", script, *command, "--help"], capture_output=True, text=True, check=True
-        )
-        best = min(best, time.monotonic() - began)
-    assert best < 1.0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # the processor's time: how busy the machine is otherwise is not the point
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
     assert done.stdout.endswith("False\n")
     assert "lora-flow" in done.stdout
     for example in {"sweep": ["--resume", "--alpha 1e-3 1e-4", "--problem target.npz"], "plot": ["plot runs/demo"]}.get(
@@ -40,8 +37,8 @@ def test_help_teaches_in_under_a_second_and_without_jax(command):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["swep"], "Unrecognized options: swep"),
-        ([], "Expected one of {"),
+        (["swep"], "the command must be 'sweep', 'plot', 'figure', 'theory', 'inits' or 'vision', got 'swep' (did you"),
+        ([], "the command must be one of sweep, plot"),
         (["sweep"], "--out"),
         (["sweep", "--out", "OUT", "--alpa", "1"], "did you mean --alpha?"),
         (["sweep", "--out", "OUT", "--alpha", "small"], "--alpha"),

@@ -8,7 +8,8 @@ import pytest
 import xarray as xr
 
 from lora_flow import InputError, Regression, SingleLayer, load_run, regression_problem
-from lora_flow.cli import Figure, main
+from lora_flow.cli import main
+from lora_flow.cli.figure import Figure
 from lora_flow.comparison import INITS, KAPPA, KAPPA_RUNS, rates, times_to
 from lora_flow.experiments import EXPERIMENTS
 from lora_flow.initialization import INITIALIZATIONS

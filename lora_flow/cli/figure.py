@@ -1,0 +1,103 @@
+"""`lora-flow figure`: the named experiments, sweeps and studies."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lora_flow.checks import require, require_choice
+from lora_flow.cli.sweep import check_unchanged, open_run, solve, stored
+from lora_flow.interrupts import whole
+from lora_flow.settings import Settings, start_jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """Run and draw a named experiment, with a table of its values.
+
+    1: loss, alignment and phases for three alphas under random and spectral initialisation, as in Figure 1 of Xu et
+    al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982).
+
+    3 and 4: the same for three delta_w, with the shift along the top (3) or bottom (4) pair of the pretrained weights,
+    for both sides. The table has the published values beside those found here.
+
+    phase: final loss, alignment and T1 over alpha x rank and over alpha x delta_w.
+
+    beyond: shifts turned away from the pretrained weights or of higher rank, and noise in the weights.
+
+    inits: all the initialisations on one layer, with a task along the weight's top singular pairs and one across them.
+
+    kappa: the rate of the plain and of the preconditioned flow against the condition number of the task.
+
+    lora-one and preconditioner: the toy experiments of LoRA-One (arXiv 2502.01235, Figures 2 and 4), by gradient
+    descent. scaling: the best lora_alpha against the rank, for gradient descent and Adam.
+
+    imbalance and width: gradient flow of linear networks trained from scratch, with its bounds, and its implicit bias
+    (Min et al., arXiv 2105.06351). adaptive-step and growing-step: gradient descent of the same, with the step sizes of
+    Xu et al. (AISTATS 2023; arXiv 2505.11664). pretraining: from such a network to fine-tuning it.
+
+    Those of the last two paragraphs run as a whole, without --resume.
+
+    For example: lora-flow figure 3 --out runs/figure3
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Which figure: 1, 3, 4, phase, beyond, inits, kappa, lora-one, preconditioner, scaling, imbalance, width,
+    adaptive-step, growing-step or pretraining."""
+    out: Annotated[str, tyro.conf.arg(metavar="PATH")]
+    """The folder: a run folder, or where a figure is made of several runs a folder of run folders."""
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Number of random initialisations or draws; the paper's number unless given."""
+    resume: bool = False
+    """Go on with an unfinished figure."""
+    overwrite: bool = False
+    """Replace the folder's runs if they exist."""
+
+    def run(self) -> int:
+        require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
+        from lora_flow.cli.plot import draw
+        from lora_flow.experiments import EXPERIMENTS
+        from lora_flow.store import check_parts, is_started, remove_drawn
+        from lora_flow.studies import STUDIES
+
+        require_choice("figure", self.name, [*EXPERIMENTS, *STUDIES])
+        if self.name in STUDIES:
+            return self._study()
+        runs = EXPERIMENTS[self.name].runs
+        if self.seeds is not None:
+            runs = {name: dataclasses.replace(settings, seeds=self.seeds) for name, settings in runs.items()}
+        if list(runs) != [""]:
+            check_parts(self.out, runs)
+        paths = {name: str(Path(self.out) / name) for name in runs}
+        started = {name: self.resume and is_started(path) for name, path in paths.items()}
+        require(not self.resume or any(started.values()), "the run folder", "exist", f"'{self.out}'")
+        for name, settings in runs.items():
+            if started[name]:
+                check_unchanged(settings, stored(paths[name]), paths[name])
+        attrs, go_on = {"figure": self.name}, f"lora-flow figure {self.name} --out {self.out} --resume"
+        opened = [open_run(runs[name], paths[name], started[name], self.overwrite, attrs, go_on) for name in runs]
+        remove_drawn(Path(self.out))
+        for folder, plan in opened:
+            solve(folder, plan)
+        return draw(self.out)
+
+    def _study(self) -> int:
+        from lora_flow.cli.plot import draw_study
+        from lora_flow.progress import each
+        from lora_flow.studies import STUDIES, begin_study, check_study_folder, store_study
+
+        study = STUDIES[self.name]
+        seeds = study.seeds if self.seeds is None else self.seeds
+        require(seeds >= 1, "seeds", "be at least 1", seeds)
+        must = f"be left out with figure {self.name}, which runs as a whole"
+        require(not self.resume, "resume", must, "--resume")
+        check_study_folder(self.out, self.overwrite)
+        begin_study(self.out, self.name, seeds)
+        start_jax(Settings())
+        dataset = study.run(seeds, lambda items: each(items, "parts"))
+        with whole():
+            store_study(self.out, self.name, seeds, dataset)
+        return draw_study(self.out, self.name)

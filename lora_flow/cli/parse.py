@@ -1,0 +1,105 @@
+"""The command line's words -> a command: which one, its flags from defaults, a settings file and the words."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from lora_flow.checks import InputError, require, require_choice
+
+COMMANDS = {  # name -> what it does, in a line
+    "sweep": "solve the gradient flow for every combination of settings, into a run folder",
+    "plot": "draw a finished run or figure again, and write its report",
+    "figure": "run and draw a named experiment, with a table of its values",
+    "theory": "hold every claim of the theory against runs",
+    "inits": "list the initialisations: formulas, and what each asks for",
+    "vision": "check the theory on images, with a Vision Transformer",
+}
+ABOUT = "The gradient flow of LoRA adapters, exactly enough over 26 decades of loss."
+
+
+@runtime_checkable
+class Command(Protocol):
+    """What can be run: a frozen dataclass whose fields are flags, in the module of its name."""
+
+    def run(self) -> int:
+        """Does it, and returns the exit status."""
+
+
+def parse(words: Sequence[str]) -> Command | None:
+    """The command; None where help or the version was asked for and has been printed."""
+    require(len(words) > 0, "the command", f"be one of {', '.join(COMMANDS)} (see lora-flow --help)", "none")
+    name, *rest = words
+    if name in ("-h", "--help", "--version"):
+        print(f"lora-flow {_version()}" if name == "--version" else overview())
+        return None
+    require_choice("the command", name, COMMANDS)
+    kind: Any = getattr(importlib.import_module(f"lora_flow.cli.{name}"), name.capitalize())
+    command = _read(name, kind, rest, None)
+    from_file = getattr(command, "from_file", lambda: None)()  # settings that the flags override
+    return command if from_file is None else _read(name, kind, rest, from_file)
+
+
+def overview() -> str:
+    """`lora-flow --help`."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{about}" for name, about in COMMANDS.items()]
+    head = ["usage: lora-flow COMMAND [FLAGS]", "", ABOUT, "", "commands:", *lines]
+    tail = [
+        "  -h, --help  this help; lora-flow COMMAND --help has every flag, with examples",
+        "  --version   the version",
+    ]
+    return "\n".join([*head, "", "flags:", *tail])
+
+
+def _version() -> str:
+    from lora_flow import __version__
+
+    return str(__version__)
+
+
+def _read(name: str, kind: Any, words: list[str], default: Any) -> Command | None:
+    """Parses the flags; `default` replaces what a command starts from."""
+    import tyro
+
+    from lora_flow.cli.values import registry
+
+    _check_once(words)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=f"lora-flow {name}",
+                args=words,
+                **({} if default is None else {"default": default}),
+                config=(tyro.conf.OmitArgPrefixes,),
+                registry=registry(),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise InputError(_one_line(said.getvalue())) from None
+        return None
+
+
+def _check_once(words: Sequence[str]) -> None:
+    """Raises where a flag is given twice: one of the two would go unheard."""
+    given = [word.split("=")[0].replace("_", "-") for word in words if re.match("--[a-zA-Z]", word)]
+    flags = [flag.replace("--no-", "--", 1) for flag in given]
+    for flag in flags:
+        require(flags.count(flag) == 1, flag, "be given once", f"it {flags.count(flag)} times")
+
+
+def _one_line(box: str) -> str:
+    """The first part of a boxed error message as one line, with the flag that was probably meant."""
+    lines = [line.strip("│ ") for line in box.splitlines()[1:-1]]
+    rules = [number for number, line in enumerate(lines) if line.startswith("──")]
+    message = (
+        " ".join(lines[: rules[0]] if rules else lines).removeprefix("Error parsing ").replace(": must ", " must ")
+    )
+    meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(lines))
+    return f"{message} (did you mean {meant[1]}?)" if meant else message

@@ -1,0 +1,92 @@
+"""`lora-flow plot`, and the pictures and the report with which every other command ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lora_flow.checks import require, require_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """Draw a finished run or figure again, and write its report.md: loss, alignment and phases for every side and rank.
+
+    For example: lora-flow plot runs/demo
+    """
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """The run folder."""
+
+    def run(self) -> int:
+        from vision.results import is_vision
+
+        if is_vision(Path(self.out)):
+            from vision.command import tell
+
+            return tell(Path(self.out))
+        from lora_flow.studies import study_of
+
+        name = study_of(self.out)
+        return draw_study(self.out, name) if name else draw(self.out)
+
+
+def draw(out: str) -> int:
+    """Draws what a folder holds, a run or a figure of several, and writes its report."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from lora_flow.experiments import EXPERIMENTS
+    from lora_flow.figures import save, save_figures
+    from lora_flow.report import about, failed, final_values, report, warnings
+    from lora_flow.store import load_figure
+    from lora_flow.theory.predictions import predictions
+
+    name, datasets = load_figure(out)
+    folder = Path(out) / "figures"
+    if name and set(datasets) != set(EXPERIMENTS[name].runs):
+        alone = list(datasets) == [""]  # one of a figure's runs, drawn as the sweep that it is
+        missing = sorted(set(EXPERIMENTS[name].runs) - set(datasets))
+        require(
+            alone, f"'{out}'", f"hold all the runs of figure {name}", f"none of {', '.join(missing)}; --resume goes on"
+        )
+        name = ""
+    if name:
+        experiment, stem = EXPERIMENTS[name], f"figure{name}" if name.isdigit() else f"figure-{name}"
+        pictures = save({f"{stem}{suffix}": one for suffix, one in experiment.draw(datasets).items()}, folder)
+        notes = experiment.notes(datasets)
+    else:
+        pictures, notes = save_figures(datasets[""], folder, "sweep"), ""
+    links = [str(picture.relative_to(out)) for picture in pictures]
+    told = {run: [about(one), final_values(one), warnings(one), predictions(one)] for run, one in datasets.items()}
+    (Path(out) / "report.md").write_text(report(told, links, notes), encoding="utf-8")
+    print(notes or final_values(datasets[""]))
+    print(*filter(None, map(warnings, datasets.values())), sep="\n")
+    print(*(f"picture: {picture}" for picture in pictures), f"report: {Path(out) / 'report.md'}", sep="\n")
+    ended = failed(datasets.values())
+    total = sum(dataset["status"].size for dataset in datasets.values())
+    for status, count in ended.items():
+        print(f"lora-flow: {count} of {total} runs ended with status {status}", file=sys.stderr)
+    return 1 if sum(ended.values()) == total else 0
+
+
+def draw_study(out: str, name: str) -> int:
+    """Draws what a study's folder holds, and writes its report."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from lora_flow.figures import save
+    from lora_flow.studies import STUDIES, load_study
+
+    require_choice(f"the study in '{out}'", name, STUDIES)
+    study, dataset = STUDIES[name], load_study(out)
+    notes = study.notes(dataset)
+    (picture,) = save({f"figure-{name}": study.draw(dataset)}, Path(out) / "figures")
+    text = f"# {study.about[0].upper()}{study.about[1:]}\n\n{notes}\n\n![](figures/{picture.name})\n"
+    (Path(out) / "report.md").write_text(text, encoding="utf-8")
+    print(notes, f"picture: {picture}", f"report: {Path(out) / 'report.md'}", sep="\n")
+    return 0

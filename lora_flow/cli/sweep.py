@@ -1,0 +1,153 @@
+"""`lora-flow sweep`: a grid of settings, solved into a run folder. `figure` solves its runs in the same way."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from lora_flow import flags
+from lora_flow.checks import require
+from lora_flow.interrupts import whole
+from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
+
+if TYPE_CHECKING:
+    from lora_flow.plan import Plan
+    from lora_flow.store import RunFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed.
+
+    Results go to a run folder: settings.toml, results.zarr (open it with xarray.open_zarr), figures/ and report.md.
+    A batch is stored as soon as it is solved; Ctrl-C or worse loses the batches in flight, and --resume goes on.
+
+    The paper's main experiment:
+    lora-flow sweep --alpha 1e-3 1e-4 1e-5 --seeds 30 --init gaussian spectral --side B --out runs/demo
+
+    A target of your own:
+    lora-flow sweep --problem target.npz --alpha 1e-3 --rank 2 4 8 --t1 100 --out runs/mine
+
+    A linear network from scratch, of several widths; and LoRA on weights that are trained first:
+    lora-flow sweep --problem network --init gaussian-both:25 balanced --alpha 0.1 --rank 50 200 --t1 20 --out runs/net
+    lora-flow sweep --problem pretrained --pretraining gaussian-both:0.1 gaussian-both:10 --alpha 1e-4 --out runs/pre
+
+    After an interruption:
+    lora-flow sweep --out runs/demo --resume
+    """
+
+    out: Annotated[str, tyro.conf.arg(metavar="PATH")]
+    """The run folder."""
+    config: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """A TOML file with any of the settings below (a run's settings.toml is one); flags override it."""
+    resume: bool = False
+    """Go on with an unfinished run, with the settings it was started with."""
+    overwrite: bool = False
+    """Replace the run folder if it exists."""
+    grid: flags.Runs = dataclasses.field(default_factory=flags.Runs)
+    times: flags.Times = dataclasses.field(default_factory=flags.Times)
+    problem: flags.Trained = dataclasses.field(default_factory=flags.Trained)
+    aligned: flags.Aligned = dataclasses.field(default_factory=flags.Aligned)
+    pretrained: flags.Pretrained = dataclasses.field(default_factory=flags.Pretrained)
+    regression: flags.Regression = dataclasses.field(default_factory=flags.Regression)
+    network: flags.Network = dataclasses.field(default_factory=flags.Network)
+    solver: flags.Solving = dataclasses.field(default_factory=flags.Solving)
+
+    @property
+    def settings(self) -> Settings:
+        """All the groups of flags as one."""
+        groups = [getattr(self, name) for name in GROUPS]
+        return Settings(**{name: value for group in groups for name, value in vars(group).items()})
+
+    def with_settings(self, settings: Settings) -> Sweep:
+        """The command with these settings in place of its own."""
+        groups = {
+            name: kind(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)})
+            for name, kind in GROUPS.items()
+        }
+        changed: Any = groups
+        return dataclasses.replace(self, **changed)
+
+    def from_file(self) -> Sweep | None:
+        """The command with the settings that --resume or --config name, where one of them is given."""
+        require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
+        require(not (self.resume and self.config), "config", "be left out with --resume", self.config)
+        if self.resume:
+            return self.with_settings(stored(self.out))
+        if self.config is None:
+            return None
+        return self.with_settings(read_config(self.config))
+
+    def run(self) -> int:
+        from lora_flow.cli.plot import draw
+
+        settings = with_absolute_path(self.settings)
+        if self.resume:
+            check_unchanged(settings, stored(self.out), self.out)
+        go_on = f"lora-flow sweep --out {self.out} --resume"
+        solve(*open_run(settings, self.out, self.resume, self.overwrite, {}, go_on))
+        return draw(self.out)
+
+
+GROUPS: dict[str, Any] = {
+    "grid": flags.Runs,
+    "times": flags.Times,
+    "problem": flags.Trained,
+    "aligned": flags.Aligned,
+    "pretrained": flags.Pretrained,
+    "regression": flags.Regression,
+    "network": flags.Network,
+    "solver": flags.Solving,
+}
+
+
+def open_run(
+    settings: Settings, out: str, resume: bool, overwrite: bool, attrs: dict[str, str], go_on: str
+) -> tuple[RunFolder, Plan]:
+    """A run folder, new or found, and the plan for it; everything that can be refused is refused here.
+
+    `go_on` is the command that goes on with the run once it is interrupted.
+    """
+    from lora_flow.store import RunFolder, check_free
+
+    if not resume:
+        check_free(out, overwrite)
+    start_jax(settings)
+    plan = build_plan(settings)
+    with whole(f"what is solved is stored, go on with: {go_on}"):
+        if resume:
+            return RunFolder.resume(out, plan, attrs), plan
+        return RunFolder.create(out, to_table(settings), plan, overwrite, attrs), plan
+
+
+def solve(folder: RunFolder, plan: Plan) -> None:
+    """Solves what is pending."""
+    from lora_flow.store import run
+
+    print(*map(str, plan.problems.members), sep="\n")
+    print(f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.batch_size} at a time on each device")
+    run(folder, plan)
+
+
+def stored(out: str) -> Settings:
+    """What a run folder was started with."""
+    from lora_flow.store import read_settings
+
+    return from_table(read_settings(out), f"{out}/settings.toml")
+
+
+def read_config(path: str) -> Settings:
+    """The settings of a file; a problem's file is sought from the folder that the settings are in."""
+    from lora_flow.store import read_toml
+
+    return with_absolute_path(from_table(read_toml(path), path), Path(path).parent)
+
+
+def check_unchanged(asked: Settings, stored: Settings, out: str) -> None:
+    """Raises where a run is to be resumed under other settings than it was started with."""
+    for name, value in dataclasses.asdict(stored).items():
+        got = getattr(asked, name)
+        require(got == value, name, f"be {value}, as '{out}' was started, to resume it", got)

@@ -1,0 +1,59 @@
+"""`lora-flow theory`: every claim, predicted and measured."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lora_flow.checks import require
+from lora_flow.settings import Settings, start_jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """Hold theory against runs: every claim with its prediction, what was measured, and whether it holds.
+
+    The claims are those of Xu et al. (arXiv 2503.06982) and of the talk on it, of LoRA-One (arXiv 2502.01235), of Mu
+    and Klabjan (arXiv 2512.18248), on other flows and initialisations, and on linear networks trained from scratch (Min
+    et al., arXiv 2105.06351; Xu et al., arXiv 2505.11664), each tried on runs that this command makes. What a paper
+    prints wrongly is tried as printed too, and fails. The folder gets theory.csv, with a row for every case, theory.md
+    and figures/theory.png. Takes about three minutes on two cores.
+
+    For example: lora-flow theory --out runs/theory
+    """
+
+    out: Annotated[str, tyro.conf.arg(metavar="PATH")] = "runs/theory"
+    """The folder; files of an earlier check in it are replaced."""
+    seeds: int = 6
+    """Number of random initialisations; intervals are over these."""
+
+    def run(self) -> int:
+        folder = Path(self.out)
+        require(self.seeds >= 3, "seeds", "be at least 3, for intervals", self.seeds)
+        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        free = not folder.exists() or (folder.is_dir() and held <= {"theory.csv", "theory.md", "figures"})
+        require(free, "out", "be a new folder or one of an earlier check", f"'{folder}', which holds something else")
+        start_jax(Settings())
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        from lora_flow.figures import save
+        from lora_flow.theory.check import HEADER, check, markdown, terminal_line, write_csv
+        from lora_flow.theory.evidence import Evidence
+        from lora_flow.theory.pictures import draw
+
+        evidence, lines = Evidence(self.seeds), []
+        print(HEADER, flush=True)
+        for line in check(evidence):
+            print(terminal_line(line), flush=True)
+            lines.append(line)
+        (picture,) = save({"theory": draw(evidence)}, folder / "figures")
+        write_csv(lines, folder / "theory.csv")
+        (folder / "theory.md").write_text(
+            f"# Theory against runs\n\n{markdown(lines)}\n\n![](figures/theory.png)\n", encoding="utf-8"
+        )
+        print(f"table: {folder / 'theory.csv'}", f"report: {folder / 'theory.md'}", f"picture: {picture}", sep="\n")
+        return 0

@@ -1,0 +1,55 @@
+"""`lora-flow vision`: the theory on images. What it does is in the package `vision`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lora_flow.checks import InputError, require
+from vision.settings import VisionSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Vision:
+    """Check the theory on images: a Vision Transformer whose layers carry LoRA, by gradient flow, SGD and Adam.
+
+    Trains from standard deviations .025 ... 1 as in Figures 5, 6 and 7 of Xu et al. (arXiv 2503.06982), with random A,
+    random B, spectral and one-step starts, and says of each claim whether it holds, with its statistic. Results go to a
+    run folder: settings.toml, results.zarr, adapters/, figures/ and report.md. A unit of work is stored as soon as it
+    is done, and checkpoints in between; --resume goes on. The defaults need no network and take a few minutes.
+
+    Images and weights of your own choice:
+    lora-flow vision --data fashion-mnist --weights FOLDER --config vit-base --out runs/vit
+
+    LoRA on other layers, by minibatches:
+    lora-flow vision --layers 'attention/(query|value)|head' --optimizer sgd adam --batch-size 64 --out runs/qv
+    """
+
+    out: Annotated[str, tyro.conf.arg(metavar="PATH")]
+    """The run folder."""
+    resume: bool = False
+    """Go on with an unfinished check, with the settings it was started with."""
+    overwrite: bool = False
+    """Replace the folder's check if there is one."""
+    settings: VisionSettings = dataclasses.field(default_factory=VisionSettings)
+
+    def from_file(self) -> Vision | None:
+        """The command with the settings that a check was started with, for --resume."""
+        require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
+        if not self.resume:
+            return None
+        from vision.results import stored_settings
+
+        return dataclasses.replace(self, settings=stored_settings(Path(self.out)))
+
+    def run(self) -> int:
+        try:
+            import flax  # noqa: F401
+        except ImportError as error:
+            raise InputError("vision must have flax installed (pip install 'lora-flow[vision]'), got none") from error
+        from vision.command import check
+
+        return check(Path(self.out), self.settings, self.resume, self.overwrite)
