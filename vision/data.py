@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lora_flow.checks import require, require_choice
-from vision.files import read_cifar, read_idx
+from vision.files import Stored, read_cifar, read_idx
 from vision.settings import DATA as DATASETS
 from vision.sources import SOURCES, locate
 
@@ -35,22 +35,23 @@ class Dataset(NamedTuple):
 
 
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
-    """One of `DATASETS`, from the files in `folder`, each of them plain or gzipped.
+    """One of `DATASETS`, from the files in `folder`, each of them plain or gzipped, or CIFAR-10's in their archive.
 
-    Without a folder, the files are those that Debian's dataset-fashion-mnist has installed, or those in
-    `~/.cache/lora_flow/data/<name>` (`$XDG_CACHE_HOME` in place of `~/.cache` where it is set), downloaded if they are
-    not there. With a folder nothing is downloaded. The digits come with scikit-learn and need no folder: 1347 images
-    to train with and 450 to test with, the classes in proportion.
+    The files lie in the folder itself or where torchvision puts them, as in `MNIST/raw`. Without a folder, they are
+    those that Debian's dataset-fashion-mnist has installed, or those in `~/.cache/lora_flow/data/<name>`
+    (`$XDG_CACHE_HOME` in place of `~/.cache` where it is set), downloaded if they are not there, and held to their
+    SHA-256 checksums at each use. With a folder nothing is downloaded. The digits come with scikit-learn and need no
+    folder: 1347 images to train with and 450 to test with, the classes in proportion.
 
     **Raises:** `InputError` where a file is missing, damaged or cannot be downloaded.
     """
     require_choice("dataset", name, DATASETS)
     if name == "digits":
         return _digits()
-    source, paths = SOURCES[name], locate(name, folder)
+    source, files = SOURCES[name], locate(name, folder)
     read = _cifar_split if name == "cifar10" else _idx_split
-    train, test = (read([paths[file] for file in files], len(source.classes)) for files in (source.train, source.test))
-    shape, first = train.images.shape[1:], paths[source.test[0]]
+    train, test = (read([files[one] for one in split], len(source.classes)) for split in (source.train, source.test))
+    shape, first = train.images.shape[1:], files[source.test[0]].path
     require(test.images.shape[1:] == shape, f"'{first}'", f"hold images of shape {shape}", test.images.shape[1:])
     return Dataset(name, train, test, source.classes)
 
@@ -111,16 +112,16 @@ def _digits() -> Dataset:
     return Dataset("digits", Split(cut[0], cut[2]), Split(cut[1], cut[3]), tuple("0123456789"))
 
 
-def _idx_split(paths: Sequence[Path], classes: int) -> Split:
-    images, labels = read_idx(paths[0], rank=3), read_idx(paths[1], rank=1)
-    one_each = f"hold one label for each of the {len(images)} images in '{paths[0]}'"
-    require(len(images) == len(labels), f"'{paths[1]}'", one_each, len(labels))
-    return Split(images[..., None], _checked_labels(paths[1], labels, classes))
+def _idx_split(files: Sequence[Stored], classes: int) -> Split:
+    images, labels = read_idx(files[0], rank=3), read_idx(files[1], rank=1)
+    one_each = f"hold one label for each of the {len(images)} images in '{files[0].path}'"
+    require(len(images) == len(labels), f"'{files[1].path}'", one_each, len(labels))
+    return Split(images[..., None], _checked_labels(files[1].path, labels, classes))
 
 
-def _cifar_split(paths: Sequence[Path], classes: int) -> Split:
-    batches = [read_cifar(path) for path in paths]
-    labels = [_checked_labels(path, labels, classes) for path, (_, labels) in zip(paths, batches, strict=True)]
+def _cifar_split(files: Sequence[Stored], classes: int) -> Split:
+    batches = [read_cifar(file) for file in files]
+    labels = [_checked_labels(file.path, labels, classes) for file, (_, labels) in zip(files, batches, strict=True)]
     return Split(np.concatenate([images for images, _ in batches]), np.concatenate(labels))
 
 

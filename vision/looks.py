@@ -29,6 +29,33 @@ MODELS = {
 UNUSED = ("pooler.", "embeddings.mask_token", "decoder.")  # which the class token does not pass through
 
 
+PICTURES = (".png", ".jpg", ".jpeg")
+DATA = {  # of other layouts, by the ends of their files' names
+    ".npz": "arrays as Keras keeps them",
+    ".npy": "an array of NumPy's",
+    ".parquet": "a table as Hugging Face keeps data sets",
+    ".arrow": "a table as Hugging Face keeps data sets",
+    ".csv": "a table of text",
+    ".pt": "pickled tensors",
+    ".pkl": "pickled",
+    ".mat": "arrays of MATLAB's",
+    ".zip": "an archive that was not unpacked",
+    ".tfrecord": "records of TensorFlow's",
+}
+
+
+def no_dataset(folder: Path) -> str:
+    """What a folder without a data set's IDX or binary files holds, in words; "" for nothing that is known."""
+    for path in sorted(folder.iterdir()):
+        if path.name in ("cifar-10-python.tar.gz", "cifar-10-batches-py"):
+            return f"'{path.name}', which is pickled; take the binary version, cifar-10-binary.tar.gz"
+        if path.suffix.lower() in DATA:
+            return f"'{path.name}', {DATA[path.suffix.lower()]}; write its images and labels as IDX files"
+        if path.suffix.lower() in PICTURES:
+            return f"'{path.name}', a picture by itself; write all images and labels as IDX files"
+    return ""
+
+
 def no_checkpoint(folder: Path, wanted: tuple[str, ...]) -> str:
     """What a folder without the files that are wanted holds, in words."""
     missing = next(folder / name for name in wanted if not (folder / name).is_file())

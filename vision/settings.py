@@ -25,7 +25,7 @@ class VisionSettings:
     """The images: digits (comes with scikit-learn), mnist, fashion-mnist or cifar10."""
     data_dir: str = ""
     """The folder of the data set's files (IDX for the MNISTs, the binary version for CIFAR-10). Unless given, a folder
-    where they are known to be installed, the cache, or a download with a checksum."""
+    where they are known to be installed, or a download that is kept and held to its checksum each time."""
     weights: str = "shipped"
     """Pretrained weights: shipped (a small ViT pretrained on Fashion-MNIST), a folder with config.json and
     model.safetensors as Hugging Face keeps ViTs, or a name on its hub such as google/vit-base-patch16-224."""

@@ -4,152 +4,211 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tarfile
+import sys
 import tempfile
 import urllib.request
-import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.error import HTTPError
 
-from tqdm.auto import tqdm
-
 from lora_flow.checks import InputError, require
+from lora_flow.progress import Progress
+from vision import looks
+from vision.files import Stored, unpack
+
+
+class Download(NamedTuple):
+    """A file on the web: its address, its length in bytes, and its SHA-256 checksum."""
+
+    url: str
+    size: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[1]
 
 
 class Source(NamedTuple):
-    """A dataset's classes, the files of its two splits, and for each file the URL and MD5 of the download with it."""
+    """A dataset's classes, the files of its two splits, and for each file the download that holds it."""
 
     classes: tuple[str, ...]
     train: tuple[str, ...]
     test: tuple[str, ...]
-    downloads: dict[str, tuple[str, str]]
+    downloads: dict[str, Download]
 
 
-def _idx_source(base: str, classes: Sequence[str], checksums: Sequence[str]) -> Source:
+def _idx_source(base: str, classes: Sequence[str], files: Sequence[tuple[int, str]]) -> Source:
     train, test = ((f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte") for part in ("train", "t10k"))
-    downloads = {file: (f"{base}{file}.gz", md5) for file, md5 in zip(train + test, checksums, strict=True)}
+    downloads = {name: Download(f"{base}{name}.gz", *file) for name, file in zip(train + test, files, strict=True)}
     return Source(tuple(classes), train, test, downloads)
 
 
-def _cifar_source(url: str, classes: Sequence[str], md5: str) -> Source:
+def _cifar_source(classes: Sequence[str], archive: Download) -> Source:
     train, test = tuple(f"data_batch_{i}.bin" for i in range(1, 6)), ("test_batch.bin",)
-    return Source(tuple(classes), train, test, dict.fromkeys(train + test, (url, md5)))
+    return Source(tuple(classes), train, test, dict.fromkeys(train + test, archive))
 
 
+# sizes and checksums as in TensorFlow Datasets' url_checksums
 SOURCES = {
     "mnist": _idx_source(
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         "0123456789",
         (
-            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "d53e105ee54ea40749a09fcbcd1e9432",
-            "9fb629c4189551a2d022fa330f9573f3",
-            "ec29112dd5afa0611ce80d1b7f02629c",
+            (9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            (28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            (1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            (4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         ),
     ),
     "fashion-mnist": _idx_source(
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://fashion-mnist.s3.eu-central-1.amazonaws.com/",
         ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         (
-            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "25c81989df183df01b3e8a0aad5dffbe",
-            "bef4ecab320f06d8554ea6380940ec79",
-            "bb300cfdad3c16e7a12a480ee83cd310",
+            (26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+            (29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            (4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+            (5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
         ),
     ),
     "cifar10": _cifar_source(
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        "c32a1d4ab5d03f1284b67883e8d87530",
+        Download(
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            170052171,
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        ),
     ),
 }
 INSTALLED = {"fashion-mnist": Path("/usr/share/datasets/fashion-mnist")}  # by Debian's dataset-fashion-mnist
-_CIFAR_FOLDER = "cifar-10-batches-bin"
+INNER = {  # folders within the one that is given: those of archives, and torchvision's
+    "mnist": ("", "MNIST/raw", "raw"),
+    "fashion-mnist": ("", "FashionMNIST/raw", "raw"),
+    "cifar10": ("", "cifar-10-batches-bin"),
+}
+SCHEMES = ("https://",)
 _ADVICE = "try again, or give --data-dir with a folder that holds the files"
 
 
-def locate(name: str, folder: str | Path | None = None) -> dict[str, Path]:
-    """Where each file of the dataset is: in the folder, or without one in the usual places, downloaded if need be.
+def locate(name: str, folder: str | Path | None = None) -> dict[str, Stored]:
+    """Each file of the dataset: in the folder, or without one in the usual places, downloaded if need be.
 
     **Raises:** `InputError` where the folder lacks a file, or a download fails.
     """
     if folder is None:
-        return _locate_by_itself(name)
+        installed = _search(name, INSTALLED[name])[0] if name in INSTALLED else {}
+        return installed or _cached(name)
     place = Path(folder).expanduser()
     require(place.is_dir(), "data_dir", "be a folder that exists", f"'{place}'")
     found, missing = _search(name, place)
     hint = "put it there, plain or gzipped, or name no folder to have it downloaded"
-    require(not missing, f"'{place}'", f"hold the files of {name}", f"no '{''.join(missing[:1])}'; {hint}")
+    if missing:
+        got = looks.no_dataset(place) or f"no '{missing}'; {hint}"
+        raise InputError(f"'{place}' must hold the files of {name}, got {got}")
     return found
 
 
-def fetch(url: str, path: Path, md5: str) -> None:
-    """Download `url` to `path`, which appears only once it is whole and its MD5 checksum is right.
+def fetch(download: Download, path: Path) -> None:
+    """Downloads to `path`, which appears only once it is whole, of the length and the SHA-256 checksum that are known.
 
-    **Raises:** `InputError` where it cannot be downloaded or its checksum is another.
+    **Raises:** `InputError` where it cannot be downloaded by https or is another file.
     """
-    digest = hashlib.md5(usedforsecurity=False)
+    url, digest, length = download.url, hashlib.sha256(), 0
+    _require_secure(url)
+    opener = urllib.request.build_opener(_SecureRedirects)
     try:
-        with _appearing(path) as file, urllib.request.urlopen(url, timeout=60) as reply:
-            length = int(reply.headers.get("Content-Length", 0)) or None
-            with tqdm(total=length, unit="B", unit_scale=True, desc=path.name, disable=None) as bar:
-                while block := reply.read(2**20):
+        with _appearing(path) as file, opener.open(url, timeout=60) as reply:
+            told = reply.headers.get("Content-Length") or str(download.size)
+            require(told == str(download.size), url, f"be {download.size} bytes long", f"{told}; {_ADVICE}")
+            with Progress(download.size, "bytes", what=path.name) as bar:
+                while block := reply.read(min(2**20, download.size - length + 1)):
+                    length += len(block)
+                    require(length <= download.size, url, f"be {download.size} bytes long", f"more; {_ADVICE}")
                     digest.update(block)
                     file.write(block)
                     bar.update(len(block))
-            found = digest.hexdigest()
-            require(found == md5, url, f"have the MD5 checksum {md5}", f"{found}; {_ADVICE}")
+            _require_same(url, download, length, digest.hexdigest())
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection open
         raise InputError(f"'{path}' must be downloaded from {url}, got {error}; {_ADVICE}") from error
 
 
-def unpack(archive: Path, names: Collection[str], folder: Path) -> None:
-    """Write the archive's files of those names into the folder, wherever in the archive they lie, and nothing else.
-
-    **Raises:** `InputError` where the archive cannot be read.
-    """
-    try:
-        with tarfile.open(archive) as members:
-            for member in members:
-                name = Path(member.name).name
-                content = members.extractfile(member) if name in names and member.isfile() else None
-                if content is not None:
-                    with _appearing(folder / name) as file:
-                        file.write(content.read())
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise InputError(f"'{archive}' must be a readable archive, got {error}") from error
-
-
-def _locate_by_itself(name: str) -> dict[str, Path]:
+def _cached(name: str) -> dict[str, Stored]:
+    """The files out of the cache, where the downloads are kept as they came; verified each time, fetched if need be."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_flow" / "data" / name
-    for place in (INSTALLED.get(name, cache), cache):
-        found, missing = _search(name, place)
-        if not missing:
-            return found
-    for url, md5 in dict.fromkeys(SOURCES[name].downloads[file] for file in missing):
-        path = cache / url.rsplit("/", 1)[1]
-        fetch(url, path, md5)
+    found: dict[str, Stored] = {}
+    for download in dict.fromkeys(SOURCES[name].downloads.values()):
+        path = cache / download.name
+        content = _verified(path, download)
+        if content is None:
+            fetch(download, path)
+            content = _verified(path, download)
+        names = [file for file, where in SOURCES[name].downloads.items() if where == download]
+        if content is None:
+            raise InputError(f"'{path}' must keep what was downloaded, got something else")
         if path.name.endswith(".tar.gz"):
-            unpack(path, SOURCES[name].downloads, cache / _CIFAR_FOLDER)
-            path.unlink()
-    return locate(name, cache)
+            found |= unpack(Stored(path, content), names)
+        else:
+            found[names[0]] = Stored(path, content)
+    return found
 
 
-def _search(name: str, folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The dataset's files in the folder, under any of the names they go by, and those that are not there."""
-    files, found = [*SOURCES[name].downloads], {}
-    for file in files:
-        names = [variant + end for variant in (file, file.replace("-idx", ".idx")) for end in ("", ".gz")]
-        paths = [folder / inner / one for inner in ("", _CIFAR_FOLDER) for one in names]
-        if path := next((path for path in paths if path.is_file()), None):
-            found[file] = path
-    return found, [file for file in files if file not in found]
+def _verified(path: Path, download: Download) -> bytes | None:
+    """The content of a file if it is that of the download, None where it is not there, or damaged, which is said."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        content = file.read(download.size + 1)
+    try:
+        _require_same(f"'{path}'", download, len(content), hashlib.sha256(content).hexdigest())
+    except InputError as error:
+        print(f"lora-flow: {error}; it is downloaded again", file=sys.stderr)
+        return None
+    return content
+
+
+def _require_same(name: str, download: Download, length: int, sha256: str) -> None:
+    got = f"{length} bytes" if length != download.size else f"{sha256}; {_ADVICE}"
+    must = f"have {download.size} bytes with the SHA-256 checksum {download.sha256}"
+    require((length, sha256) == (download.size, download.sha256), name, must, got)
+
+
+def _require_secure(url: str) -> None:
+    require(url.startswith(SCHEMES), "a download", f"be by {' or '.join(SCHEMES)}", url)
+
+
+class _SecureRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server's redirections as far as they are as safe as the address that was asked for."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(SCHEMES):
+            fp.close()  # it holds the connection open
+        _require_secure(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _search(name: str, folder: Path) -> tuple[dict[str, Stored], str]:
+    """The dataset's files in the folder, all from one place under any of their names, or the first that is missing."""
+    files, missing = [*SOURCES[name].downloads], ""
+    for inner in INNER[name]:
+        found = {}
+        for file in files:
+            names = [variant + end for variant in (file, file.replace("-idx", ".idx")) for end in ("", ".gz")]
+            there = [path for one in names if (path := folder / inner / one).is_file()]
+            if there:
+                found[file] = Stored(there[0])
+        if len(found) == len(files):
+            return found, ""
+        if found or not missing:
+            missing = next(file for file in files if file not in found)
+    archive = folder / SOURCES[name].downloads[files[0]].name
+    if archive.name.endswith(".tar.gz") and archive.is_file():
+        return unpack(Stored(archive), files), ""
+    return {}, missing
 
 
 @contextmanager

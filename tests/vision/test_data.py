@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import shutil
 import struct
 import tarfile
 import threading
@@ -18,7 +19,7 @@ from sklearn.datasets import load_digits
 from lora_flow import InputError
 from vision import data, sources
 from vision.data import DATASETS, epochs, load_dataset, prepare
-from vision.sources import fetch
+from vision.sources import Download, fetch
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
@@ -190,16 +191,89 @@ def test_a_given_folder_is_never_filled_by_a_download(tmp_path, monkeypatch):
         load_dataset("minst", tmp_path)
 
 
+def write_elsewhere(folder, name):
+    """A small dataset where torchvision puts it."""
+    return write_idx(folder / {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[name] / "raw")
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
+@pytest.mark.parametrize("above", [True, False])
+def test_files_are_found_where_torchvision_puts_them(tmp_path, monkeypatch, name, above):
+    images, labels, *_ = write_elsewhere(tmp_path, name)
+    (inner,) = tmp_path.iterdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert_is(load_dataset(name, "~" if above else inner).train, images[..., None], labels)
+    other = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}[name]
+    with pytest.raises(InputError, match=f"must hold the files of {other}, got no 'train-images-idx3-ubyte'"):
+        load_dataset(other, tmp_path)
+
+
+def test_files_of_one_dataset_come_from_one_place(tmp_path):
+    images, labels, *_ = write_elsewhere(tmp_path, "mnist")
+    (tmp_path / IDX[0]).write_bytes(idx(drawn(7, 5, 4, seed=9)[0]))  # of another, without its labels
+    assert_is(load_dataset("mnist", tmp_path).train, images[..., None], labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnist.NPZ", "'mnist.NPZ', arrays as Keras keeps them; write its images and labels as IDX files"),
+        ("train_images.npy", "'train_images.npy', an array of NumPy's; write its images and labels as IDX files"),
+        (
+            "cifar-10-batches-py",
+            "'cifar-10-batches-py', which is pickled; take the binary version, cifar",
+        ),
+        ("cifar-10-python.tar.gz", "'cifar-10-python.tar.gz', which is pickled; take the binary version"),
+        ("train-00000-of-00001.parquet", "'train-00000-of-00001.parquet', a table as Hugging Face keeps data sets"),
+        ("training.pt", "'training.pt', pickled tensors; write"),
+        ("0001.PNG", "'0001.PNG', a picture by itself"),
+        ("fashion-mnist_train.csv", "'fashion-mnist_train.csv', a table of text"),
+    ],
+)
+def test_what_is_laid_out_otherwise_is_refused_by_what_it_looks_like(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"")
+    for dataset in ("mnist", "cifar10"):
+        with pytest.raises(InputError, match=f"'{tmp_path}' must hold the files of {dataset}, got {message}"):
+            load_dataset(dataset, tmp_path)
+
+
+def test_nothing_is_made_room_for_that_a_file_cannot_hold(tmp_path, monkeypatch):
+    """A header of 12 GB in a file of 20 bytes, and zeros without end that were zipped to little."""
+    said = struct.pack(">HBB3I", 0, 8, 3, 2**24, 28, 28)
+    write_idx(tmp_path, train_images=said + bytes(4))
+    with pytest.raises(InputError, match=r"must hold 13153337360 bytes for its shape \(16777216, 28, 28\), got 20$"):
+        load_dataset("mnist", tmp_path)
+    (tmp_path / IDX[0]).rename(tmp_path / f"{IDX[0]}.gz")
+    (tmp_path / f"{IDX[0]}.gz").write_bytes(gzip.compress(said + bytes(10**6)))
+    with pytest.raises(InputError, match=r"must hold 13153337360 bytes for its shape .*, got at most \d{7}$"):
+        load_dataset("mnist", tmp_path)
+    monkeypatch.setattr("vision.room.memory", lambda: 1000)
+    (tmp_path / f"{IDX[0]}.gz").write_bytes(gzip.compress(idx(IMAGES)))
+    with pytest.raises(InputError, match=r"train-images-idx3-ubyte.gz' must leave what fits into half of .* of memory"):
+        load_dataset("mnist", tmp_path)
+    write_cifar(tmp_path)
+    (tmp_path / CIFAR[0]).unlink()
+    monkeypatch.setattr("vision.files._MOST_RECORDS", 60)
+    (tmp_path / f"{CIFAR[0]}.gz").write_bytes(gzip.compress(bytes(10**6)))
+    with pytest.raises(InputError, match=r"data_batch_1.bin.gz' must hold at most 60 records of 3073 bytes, got more$"):
+        load_dataset("cifar10", tmp_path)
+
+
 @contextlib.contextmanager
-def served(content):
-    """The address of a local server that gives `content` at /whole, half of it at /half, and nothing elsewhere."""
+def served(pages):
+    """The address of a local server that gives these pages, bytes or an address that it redirects to."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if self.path in ("/whole", "/half") else 404)
-            self.send_header("Content-Length", str(len(content)))
+            page = pages.get(self.path.lstrip("/"))
+            self.send_response(404 if page is None else 302 if isinstance(page, str) else 200)
+            if isinstance(page, str):
+                self.send_header("Location", page)
+            elif page is not None and not self.path.startswith("/untold"):
+                self.send_header("Content-Length", str(len(page)))
             self.end_headers()
-            self.wfile.write({"/whole": content, "/half": content[: len(content) // 2]}.get(self.path, b""))
+            with contextlib.suppress(OSError):  # who has seen enough hangs up
+                self.wfile.write(page if isinstance(page, bytes) else b"")
 
         def log_message(self, *_):
             pass
@@ -214,66 +288,136 @@ def served(content):
             thread.join()
 
 
-def test_a_download_appears_whole_or_not_at_all(tmp_path):
-    content = np.random.default_rng(0).bytes(3 * 2**20 + 5)
-    md5, path = hashlib.md5(content).hexdigest(), tmp_path / "new" / "file.gz"
-    with served(content) as address:
-        for page, checksum, message in (
-            ("whole", "0" * 32, f"{address}/whole must have the MD5 checksum {'0' * 32}, got {md5}; .*--data-dir"),
-            ("half", md5, f"{address}/half must have the MD5 checksum {md5}, got .*--data-dir"),
-            ("none", md5, f"file.gz' must be downloaded from {address}/none, got HTTP Error 404: .*--data-dir"),
+def sha(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_download_appears_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    content = np.random.default_rng(0).bytes(2**20 + 5)
+    size, path, good = len(content), tmp_path / "new" / "file.gz", sha(content)
+    half, long, other = content[: size // 2], content + b"x" * 2**20, content[:-1] + b"x"
+    pages = {"whole": content, "half": half, "long": long, "untold-half": half, "untold-long": long, "other": other}
+    monkeypatch.setattr(sources, "SCHEMES", ("https://", "http://"))
+    with served(pages | {"moved": "/whole", "away": "ftp://127.0.0.1/whole"}) as address:
+        for page, message in (
+            (
+                "other",
+                f"/other must have {size} bytes with the SHA-256 checksum {good}, got {sha(other)}; ",
+            ),
+            ("half", f"/half must be {size} bytes long, got {size // 2}; .*--data-dir"),
+            ("long", f"/long must be {size} bytes long, got {size + 2**20}; .*--data-dir"),
+            ("untold-half", f"/untold-half must have {size} bytes with .*, got {size // 2} bytes"),
+            ("untold-long", f"/untold-long must be {size} bytes long, got more; .*--data-dir"),
+            ("none", f"file.gz' must be downloaded from {address}/none, got HTTP Error 404: .*--data-dir"),
+            ("away", "a download must be by https:// or http://, got ftp://127.0.0.1/whole"),
         ):
             with pytest.raises(InputError, match=message) as caught:
-                fetch(f"{address}/{page}", path, checksum)
+                fetch(Download(f"{address}/{page}", size, good), path)
             assert "\n" not in str(caught.value)
             assert list(path.parent.iterdir()) == []
-        fetch(f"{address}/whole", path, md5)
-    assert path.read_bytes() == content
-    assert list(path.parent.iterdir()) == [path]
+        fetch(Download(f"{address}/moved", size, good), path)
+        assert path.read_bytes() == content
+        assert list(path.parent.iterdir()) == [path]
+        assert "\r" not in capsys.readouterr().err  # progress is told in lines where there is no terminal
+        monkeypatch.undo()
+        with pytest.raises(InputError, match=f"a download must be by https://, got {address}/whole"):
+            fetch(Download(f"{address}/whole", size, good), tmp_path / "another")
+    monkeypatch.setattr(sources, "SCHEMES", ("http://",))
     with pytest.raises(InputError, match=r"must be downloaded from .*refused.*--data-dir"):
-        fetch(f"{address}/whole", tmp_path / "another", md5)  # the server is gone
+        fetch(Download(f"{address}/whole", size, good), tmp_path / "another")  # the server is gone
+
+
+def test_a_server_cannot_lead_from_https_to_http():
+    request = sources.urllib.request.Request("https://host/file")
+    follow = sources._SecureRedirects().redirect_request
+    assert (
+        follow(request, io.BytesIO(), 302, "Found", {}, "https://elsewhere/file").full_url == "https://elsewhere/file"
+    )
+    with pytest.raises(InputError, match="a download must be by https://, got http://elsewhere/file"):
+        follow(request, io.BytesIO(), 302, "Found", {}, "http://elsewhere/file")
 
 
 def offer(monkeypatch, tmp_path, name, downloads):
     """Have the dataset's files come from `downloads`, file by file, into a cache of the test's own."""
-    offered = {file: (path.as_uri(), hashlib.md5(path.read_bytes()).hexdigest()) for file, path in downloads.items()}
+    contents = {file: path.read_bytes() for file, path in downloads.items()}
+    offered = {
+        file: Download(path.as_uri(), len(contents[file]), sha(contents[file])) for file, path in downloads.items()
+    }
     monkeypatch.setitem(sources.SOURCES, name, sources.SOURCES[name]._replace(downloads=offered))
     monkeypatch.setattr(sources, "INSTALLED", {})
+    monkeypatch.setattr(sources, "SCHEMES", ("file://",))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "lora_flow" / "data" / name
 
 
-def test_missing_idx_files_are_downloaded_once(tmp_path, monkeypatch):
+def test_missing_idx_files_are_downloaded_once_and_verified_each_time(tmp_path, monkeypatch, capsys):
     images, labels, *_ = write_idx(tmp_path / "web")
     cache = offer(monkeypatch, tmp_path, "mnist", {file: tmp_path / "web" / file for file in IDX})
     cache.mkdir(parents=True)
-    (tmp_path / "web" / IDX[0]).rename(cache / IDX[0])  # there already, and no longer on offer
+    shutil.copy(tmp_path / "web" / IDX[0], cache / IDX[0])  # there already
+    asked = []
+    monkeypatch.setattr(sources, "fetch", lambda download, path: asked.append(download.name) or fetch(download, path))
     assert_is(load_dataset("mnist").train, images[..., None], labels)
     assert sorted(path.name for path in cache.iterdir()) == sorted(IDX)
-    monkeypatch.setattr(sources, "fetch", lambda *_: pytest.fail("downloads again"))
+    assert asked == list(IDX[1:])
     assert_is(load_dataset("mnist").train, images[..., None], labels)
+    assert asked == list(IDX[1:])
+    whole = (cache / IDX[0]).read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-1], whole + b"x", b""):
+        capsys.readouterr()
+        (cache / IDX[0]).write_bytes(damaged)  # a wrong pixel, which nothing else would show
+        assert_is(load_dataset("mnist").train, images[..., None], labels)
+        assert (cache / IDX[0]).read_bytes() == whole
+        assert f"{IDX[0]}' must have {len(whole)} bytes with the SHA-256 checksum" in capsys.readouterr().err
+    (tmp_path / "web" / IDX[0]).unlink()
+    (cache / IDX[0]).write_bytes(damaged)
+    with pytest.raises(InputError, match=f"{IDX[0]}' must be downloaded from .*, got"):
+        load_dataset("mnist")
 
 
-def test_from_the_cifar_archive_only_the_batches_are_taken(tmp_path, monkeypatch):
-    archive = tmp_path / "cifar-10-binary.tar.gz"
-    written = [cifar_records(2 + i, seed=i) for i in range(6)]
-    members = {f"cifar-10-batches-bin/{name}": content for name, (_, _, content) in zip(CIFAR, written, strict=True)}
-    with tarfile.open(archive, "w:gz") as tar:
-        for name, content in ({"../outside.bin": b"x", "cifar-10-batches-bin/readme.html": b"x"} | members).items():
+def write_archive(path, members):
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
+
+
+def test_from_the_cifar_archive_only_the_batches_are_taken(tmp_path, monkeypatch):
+    archive = tmp_path / "web" / "cifar-10-binary.tar.gz"
+    archive.parent.mkdir()
+    written = [cifar_records(2 + i, seed=i) for i in range(6)]
+    batches = [(f"cifar-10-batches-bin/{name}", content) for name, (_, _, content) in zip(CIFAR, written, strict=True)]
+    write_archive(archive, [("../outside.bin", b"x"), ("cifar-10-batches-bin/readme.html", b"x"), *batches])
     cache = offer(monkeypatch, tmp_path, "cifar10", dict.fromkeys(CIFAR, archive))
     assert_is(load_dataset("cifar10").test, *written[5][:2])
-    left = sorted(path.name for path in cache.parent.rglob("*") if path.is_file())
-    assert left == sorted(CIFAR)
+    assert_is(load_dataset("cifar10", archive.parent).test, *written[5][:2])
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == ["cifar-10-binary.tar.gz"] * 2
+    assert [path.name for path in cache.iterdir()] == ["cifar-10-binary.tar.gz"]
+    for members, message in (
+        (batches[1:], "must hold data_batch_1.bin, .*, got no data_batch_1.bin$"),
+        ([*batches, ("other/data_batch_1.bin", b"x")], "must hold one file data_batch_1.bin, got two$"),
+        ([("data_batch_1.bin", bytes(10**6))], "data_batch_1.bin' must be at most 184380 bytes long, got 1000000"),
+    ):
+        monkeypatch.setattr("vision.files._MOST_RECORDS", 60)
+        write_archive(archive, members)
+        with pytest.raises(InputError, match=message):
+            load_dataset("cifar10", archive.parent)
+    write_archive(archive, batches)
+    archive.write_bytes(archive.read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"cifar-10-binary.tar.gz' must be a readable file, got "):
+        load_dataset("cifar10", archive.parent)
 
 
-def test_the_datasets_on_offer_each_have_a_download_for_each_file():
+def test_every_download_has_a_length_a_sha256_and_comes_by_https():
     assert DATASETS == ("digits", "mnist", "fashion-mnist", "cifar10")
     for source in sources.SOURCES.values():
         assert list(source.downloads) == [*source.train, *source.test]
-        assert all(url.startswith("http") and len(bytes.fromhex(md5)) == 16 for url, md5 in source.downloads.values())
+        for url, size, sha256 in source.downloads.values():
+            assert url.startswith("https://")
+            assert len(bytes.fromhex(sha256)) == 32
+            assert size > 4000
 
 
 @pytest.mark.parametrize("size", [3, 8, 13])
