@@ -63,6 +63,7 @@ from .problem import Factorization as Factorization
 from .problem import Problem as Problem
 from .problem import linearised_task as linearised_task
 from .regression import regression_problem as regression_problem
+from .rounding import rounding_floor as rounding_floor
 from .single import Regression as Regression
 from .single import SingleLayer as SingleLayer
 from .single import SoftmaxRegression as SoftmaxRegression

@@ -29,6 +29,7 @@ from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed,
 from lora_flow.flows import Flow, as_flow
 from lora_flow.observables import measure, principal_directions
 from lora_flow.problem import Problem, check_problem, own_observables
+from lora_flow.rounding import rounding_floor
 from lora_flow.single import AdaptedLayer
 
 ORDERS = ("simultaneous", "A first", "B first")
@@ -92,10 +93,12 @@ class Descent(Trajectory):
     def __str__(self) -> str:
         if self.times.ndim > 1:
             return super().__str__()
+        last = float(self.observables["loss"][-1])
+        reached = "at rounding" if last < float(self.rounding_floor) else f"{last:.4g}"
         return (
             f"Descent of {int(self.iterations[-1])} iterations to t = {float(self.times[-1]):g}: "
             f"{STATUS[int(self.status)]}, rank {self.adapters[0].rank}; "
-            f"loss {float(self.initial_loss):.4g} -> {float(self.observables['loss'][-1]):.4g}"
+            f"loss {float(self.initial_loss):.4g} -> {reached}"
         )
 
 
@@ -205,6 +208,7 @@ def _descend(
         reached, (saved, iterations, times) = jax.tree.map(lambda leaf: leaf[:-1], (came, seen))
         looked_at = prepend((adapters, begin.iteration), (where(reached, saved, 0.0), iterations))
         loss, measurements, own, sizes = jax.vmap(look)(*looked_at)
+        floor = rounding_floor(problem, adapters)
         came, reached = jnp.isfinite(problem.loss(last.adapters)) & jnp.all(came), reached & jnp.isfinite(loss[1:])
     return Descent(
         times=times,
@@ -213,6 +217,7 @@ def _descend(
             "step_size": jnp.where(reached, sizes[1:], jnp.nan),
         },
         initial_loss=loss[0],
+        rounding_floor=floor,
         adapters=last.adapters,
         status=jnp.where(came & jnp.all(reached), 0, 2),
         stats={"num_steps": jnp.asarray(stops[-1])},

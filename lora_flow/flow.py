@@ -33,6 +33,7 @@ from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.observables import Direction, Measurement, measure, observables, principal_directions
 from lora_flow.offset import Offset
 from lora_flow.problem import HasGrowthBound, Problem, check_problem, own_observables, vector_field
+from lora_flow.rounding import rounding_floor
 
 RTOL = 5e-4
 MAX_STEPS = 100_000
@@ -50,6 +51,7 @@ class Trajectory(eqx.Module):
       `observe(adapters)` returns, where it has one. Times that a
       failed lane did not reach hold NaN.
     - `initial_loss`: at t = 0, whether that is among `times` or not.
+    - `rounding_floor`: a loss below it is at rounding, see `lora_flow.rounding_floor`.
     - `adapters`: at the time reached, t1 where `status` is 0.
     - `history`: the adapters over `times`, each leaf with a leading axis, where `save_adapters` was asked for.
     - `status`: index into `lora_flow.flow.STATUS`.
@@ -59,6 +61,7 @@ class Trajectory(eqx.Module):
     times: Float[Array, " time"]
     observables: dict[str, Float[Array, " time"]]
     initial_loss: Float[Array, ""]
+    rounding_floor: Float[Array, ""]
     adapters: Adapters
     status: Int[Array, ""]
     stats: dict[str, Any]
@@ -70,13 +73,14 @@ class Trajectory(eqx.Module):
             counts = ", ".join(f"{count} {name}" for name, count in zip(STATUS, ended, strict=True) if count)
             return f"Trajectory of {self.status.size} lanes ({counts}), {self.times.shape[-1]} times"
         last = {name: float(values[-1]) for name, values in self.observables.items()}
+        reached = "at rounding" if last["loss"] < float(self.rounding_floor) else f"{last['loss']:.4g}"
         alignment = f", alignment error {last['alignment_error']:.3g}" if "alignment_error" in last else ""
         drift = float(jnp.max(self.observables["drift"]))
         conserved = "" if np.isnan(drift) else f", drift of the conserved quantities {drift:.1g}"
         return (
             f"Trajectory to t = {float(self.times[-1]):g}: {STATUS[int(self.status)]} after "
             f"{int(self.stats['num_steps'])} steps ({int(self.stats['num_rejected_steps'])} rejected), "
-            f"rank {self.adapters[0].rank}; loss {float(self.initial_loss):.4g} -> {last['loss']:.4g}"
+            f"rank {self.adapters[0].rank}; loss {float(self.initial_loss):.4g} -> {reached}"
             f"{alignment}{conserved}"
         )
 
@@ -275,13 +279,14 @@ def solve_lane(
         reached = finite(saved)
         seen = prepend(state if afterwards else look(state), where(reached, saved, 0.0))
         loss, measurements, own = jax.vmap(look)(seen) if afterwards else seen
+        floor = rounding_floor(problem, adapters)
     named = observed(loss, measurements, own, reached, how.flow)
     ok = solution.result == diffrax.RESULTS.successful
     stopped = solution.result == diffrax.RESULTS.max_steps_reached
     status = jnp.where(ok & jnp.all(reached), 0, jnp.where(stopped, 1, 2))
     stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
     history = jax.vmap(unflatten)(where(reached, saved, jnp.nan)) if how.save_adapters else None
-    return Trajectory(times, named, loss[0], unflatten(final[0]), status, stats, history)
+    return Trajectory(times, named, loss[0], floor, unflatten(final[0]), status, stats, history)
 
 
 def observed(

@@ -101,6 +101,7 @@ _ABOUT = {
     "sigma_w2": "||W2^T u||, with that pair",
     "loss": "loss; 1/2 ||shift - update||_F^2 of a factorisation, L - L* of a network",
     "initial_loss": "loss at t = 0",
+    "rounding_floor": "loss below which it is at rounding, not a number",
     "drift": "drift of what the flow conserves, A A^T - B^T B if plain, relative to ||Z||^2 (an integration error)",
     "gradient_norm": "norm of the gradient of the loss with respect to the adapters",
     "update_singular_values": "singular values of the update F",

@@ -85,7 +85,7 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """The size of the result, without making it."""
-        return self.grid.size * (25 + 8 * sum(int(np.prod(shape)) for shape in self._shapes.values()))
+        return self.grid.size * (33 + 8 * sum(int(np.prod(shape)) for shape in self._shapes.values()))
 
     def empty(self) -> xr.Dataset:
         """The result before any lane has run: NaN everywhere, and status -1."""
@@ -98,6 +98,7 @@ class Plan:
         lanes = {
             "status": np.full(shape, PENDING, np.int8),
             "initial_loss": np.full(shape, np.nan),
+            "rounding_floor": np.full(shape, np.nan),
             "steps": np.zeros(shape, np.int32),
             "dead_directions": np.zeros(shape, np.int32),
             "loss_floor": np.full(shape, np.nan),
@@ -185,7 +186,7 @@ class Plan:
         """What is stored of one batch."""
         which = self.grid.problem_of(numbers)
         problems, lanes = [self.problems.members[i] for i in which], [self.grid.lane(number) for number in numbers]
-        values = solved.observables | {"initial_loss": solved.initial_loss}
+        values = solved.observables | {"initial_loss": solved.initial_loss, "rounding_floor": solved.rounding_floor}
         values |= {"status": solved.status, "steps": solved.stats["num_steps"]}
         values |= start_values(problems, lanes, start)  # which no change of coordinates alters
         if solved.history is None:

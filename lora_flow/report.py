@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.labels import LANE_DIMS, layers_of
+from lora_flow.levels import told
+from lora_flow.rounding import rounding_floors
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
 
@@ -32,7 +34,10 @@ def cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
 
 
 def final_values(dataset: xr.Dataset) -> str:
-    """A Markdown table of the values at the last time: means over seeds, plus or minus one standard deviation."""
+    """A Markdown table of the values at the last time: means over seeds, plus or minus one standard deviation.
+
+    Losses below their rounding floor are not numbers: "at rounding".
+    """
     varied = problem_dims(dataset)
     header = [*varied, "init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
     layers = range(1, 3 if "norm_z2" in dataset else 2)
@@ -49,7 +54,7 @@ def final_values(dataset: xr.Dataset) -> str:
                 coordinates.get("side", dataset.attrs.get("side")),
                 f"{coordinates['alpha']:g}",
                 coordinates["rank"],
-                _spread(log10(last["loss"]), 2),
+                told(last["loss"], rounding_floors(cell)),
                 _spread(log10(last["alignment_error"]), 2),
                 *(_spread(last[f"norm_z{i}"], 3) for i in layers),
                 f"{int(cell['steps'].min())}-{int(cell['steps'].max())}",
@@ -90,9 +95,9 @@ def show(value: Any) -> str:
 def report(runs: Mapping[str, Sequence[str]], pictures: Sequence[str], notes: str = "") -> str:
     """The text of `report.md`: the parts that tell of each run, then the notes and the pictures."""
     parts = ["# Gradient flow of LoRA: final values"]
-    for name, told in runs.items():
+    for name, lines in runs.items():
         parts += [f"## {name}"] if name else []
-        parts += told
+        parts += lines
     parts += [notes, *(f"![{picture}]({picture})" for picture in pictures)]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import concrete, require, require_choice
+from lora_flow.control import ROUNDING_FLOOR
 from lora_flow.matrices import as_matrix, dense, singular_values, spectral_norm
 from lora_flow.problem import Layers, matrix_rank, spectrum_text
 
@@ -240,6 +241,10 @@ class SoftmaxRegression(AdaptedLayer):
     def smoothness(self) -> Float[Array, ""]:
         """A Lipschitz constant of dL/d(B A): s^2 ||X||_2^2/(2 N), since the softmax has derivatives up to 1/2."""
         return (self.scaling * spectral_norm(self.inputs)) ** 2 / (2 * len(self.inputs))
+
+    def rounding_floor(self, adapters: Adapters) -> Float[Array, ""]:
+        """50 eps: -log p is known to eps where p is near 1, as p is."""
+        return jnp.asarray(ROUNDING_FLOOR * jnp.finfo(self.weight.dtype).eps)
 
     def _logits(self, change: Float[Array, "out in"]) -> Float[Array, "samples out"]:
         return self.inputs @ (self.weight + change).T

@@ -55,8 +55,9 @@ def sweep(
 
     **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha where there are
     several), the variables of `Trajectory.observables`, and without `time` `status` (see its flag attributes), `steps`,
-    `initial_loss`, `dead_directions` and `loss_floor` (see `lora_flow.lanes.start_values`). Initialisations that offset
-    the frozen weights by their start (`Scheme.offset`) are solved on `Offset(problem, start)`.
+    `initial_loss`, `rounding_floor` (a loss below it is at rounding), `dead_directions` and `loss_floor` (see
+    `lora_flow.lanes.start_values`). Initialisations that offset the frozen weights by their start (`Scheme.offset`) are
+    solved on `Offset(problem, start)`.
 
     **Raises:** `InputError` for bad arguments. A lane that fails is a status, never an exception.
     """
