@@ -10,6 +10,7 @@ import numpy as np
 
 from lora_flow.adapter import Adapters
 from lora_flow.flows import Flow, as_flow
+from lora_flow.formulas import keeps_loss
 from lora_flow.observables import Direction, principal_directions
 from lora_flow.offset import Offset
 from lora_flow.problem import Factorization, Problem, matrix_rank, vector_field
@@ -42,11 +43,11 @@ def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") ->
     finite: Any = jax.tree.unflatten(jax.tree.structure(adapters), kept)  # of NumPy's arrays
     directions = jax.tree.map(np.asarray, principal_directions(problem))
     named = _of_the_flow(problem, as_flow(flow), finite, directions) | _alignment(finite, directions)
-    if isinstance(problem, Offset) and isinstance(problem.problem, Factorization):
+    if isinstance(problem, Offset) and keeps_loss(problem.problem, Factorization):
         joined = _of_the_update(problem.problem, jax.tree.map(np.asarray, problem.joined(finite)))
         count = min(*problem.problem.shift.shape, 2 * adapters[0].rank)
         named |= joined | {"update_singular_values": joined["update_singular_values"][..., :count]}
-    elif isinstance(problem, Factorization):
+    elif keeps_loss(problem, Factorization):
         named |= _of_the_update(problem, finite)
     for values in named.values():
         values[~reached] = np.nan

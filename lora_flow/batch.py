@@ -78,24 +78,36 @@ def draw(
     which: Any,
     seeds: Any,
     alphas: Any,
+    narrowed: bool = True,
 ) -> tuple[Adapters, Bases | None]:
-    """Initial adapters of one scheme and rank for many (problem, seed, alpha), narrowed and padded to a common rank.
+    """Initial adapters of one scheme and rank for many (problem, seed, alpha), padded to a common rank.
+
+    Narrowed before, if the loss is one of the products B A alone.
 
     In the coordinates, where there are some, and then with the bases that lead back.
     """
     arrays, rest = eqx.partition((problem, coordinates), eqx.is_array)
-    return _draw(init, side, rank, padded_rank, rest, arrays, which, seeds, alphas)
+    return _draw(init, side, rank, padded_rank, narrowed, rest, arrays, which, seeds, alphas)
 
 
-@jit_once(static_argnums=(0, 1, 2, 3, 4))
+@jit_once(static_argnums=(0, 1, 2, 3, 4, 5))
 def _draw(
-    init: str, side: str, rank: int, padded_rank: int, rest: Any, arrays: Any, which: Any, seeds: Array, alphas: Array
+    init: str,
+    side: str,
+    rank: int,
+    padded_rank: int,
+    narrowed: bool,
+    rest: Any,
+    arrays: Any,
+    which: Any,
+    seeds: Array,
+    alphas: Array,
 ) -> tuple[Adapters, Bases | None]:
     problem, coordinates = eqx.combine(arrays, rest)
 
     def one(index: Array | None, seed: Array, alpha: Array) -> tuple[Adapters, Bases | None]:
         drawn = initialize(init, jax.random.key(seed), _pick(problem, index), rank=rank, alpha=alpha, side=side)
-        padded = pad(narrow(drawn), padded_rank)
+        padded = pad(narrow(drawn) if narrowed else drawn, padded_rank)
         return (padded, None) if coordinates is None else _pick(coordinates, index).enter(padded)
 
     with jax.default_matmul_precision("highest"):

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
 from lora_flow.matrices import Diagonal, Matrix, gram_schmidt
-from lora_flow.problem import Factorization, Layers, matrix_rank
+from lora_flow.problem import Factorization, Layers, check_factorization, matrix_rank
 
 DENSE_BELOW = 4  # the shift is written out where the residual is no larger than this times the rank
 
@@ -71,7 +71,7 @@ def canonical(problem: Factorization, *, rank: int) -> Canonical:
 
     Set up on the host by singular value decompositions, except for a problem of `Diagonal` matrices, which has them.
 
-    **Raises:** `InputError` unless the rank is at least 1.
+    **Raises:** `InputError` unless the rank is at least 1, and for a subclass that changes or adds anything.
     """
     return canonical_all([problem], rank=rank)[0]
 
@@ -79,6 +79,8 @@ def canonical(problem: Factorization, *, rank: int) -> Canonical:
 def canonical_all(problems: Sequence[Factorization], *, rank: int) -> list[Canonical]:
     """Several problems of one shape in canonical coordinates of one shape, so that they can share a program."""
     require(isinstance(rank, (int, np.integer)) and rank >= 1, "rank", "be an integer, at least 1", rank)
+    for problem in problems:
+        check_factorization(problem)
     turned = [_turn_aligned(problem) for problem in problems]
     if any(one is None for one in turned):
         turned = [_turn(problem) for problem in problems]

@@ -29,6 +29,8 @@ class DeepLinear(eqx.Module):
     weights: tuple[Float[Array, "out in"], ...]
     shift: Float[Array, "last first"]
 
+    of_products = True
+
     def __init__(self, weights: Sequence[ArrayLike], shift: ArrayLike | None = None, target: ArrayLike | None = None):
         require(len(weights) > 0, "weights", "hold at least one matrix", "none")
         self.weights = tuple(dense(as_matrix(f"weights[{i}]", weight)) for i, weight in enumerate(weights))

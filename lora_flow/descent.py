@@ -27,6 +27,7 @@ from lora_flow.checks import (
 )
 from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, prepend, velocity, where
 from lora_flow.flows import Flow, as_flow
+from lora_flow.formulas import formula
 from lora_flow.observables import measure, principal_directions
 from lora_flow.problem import Problem, check_problem, own_observables
 from lora_flow.rounding import rounding_floor
@@ -72,7 +73,10 @@ class MuKlabjan(StepRule):
 
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
         must = "adapt one layer (SingleLayer, Regression or SoftmaxRegression) for the step rule MuKlabjan"
-        require(isinstance(problem, AdaptedLayer), "problem", must, type(problem).__name__)
+        known = isinstance(problem, AdaptedLayer) and formula(problem, "product_descent") is not None
+        require(known, "problem", must, type(problem).__name__)
+        known = self.smoothness is not None or formula(problem, "smoothness") is not None
+        require(known, "smoothness", "be given for a problem that does not know its own", self.smoothness)
 
     def size(self, state: Any, problem: Any, adapters: Adapters, iteration: Int[Array, ""]) -> Float[Array, ""]:
         smoothness = problem.smoothness() if self.smoothness is None else self.smoothness

@@ -30,9 +30,10 @@ from lora_flow.checks import (
 )
 from lora_flow.control import ResidualController
 from lora_flow.flows import Flow, Plain, as_flow
+from lora_flow.formulas import formula, keeps_loss
 from lora_flow.observables import Direction, Measurement, measure, observables, principal_directions
 from lora_flow.offset import Offset
-from lora_flow.problem import HasGrowthBound, Problem, check_problem, own_observables, vector_field
+from lora_flow.problem import Problem, check_problem, own_observables, vector_field
 from lora_flow.rounding import rounding_floor
 
 RTOL = 5e-4
@@ -338,7 +339,9 @@ def _controller(
     if how.stepsize_controller is not None:
         return how.stepsize_controller
     seen = unflatten
-    if isinstance(problem, Offset):  # progress is measured on the problem that it stands for
+    if isinstance(problem, Offset) and keeps_loss(
+        problem, Offset
+    ):  # progress is measured on the problem that it stands for
         joined, problem = problem.joined, problem.problem
         seen = lambda state: joined(unflatten(state))  # noqa: E731
     start = problem.loss(zero_adapters(problem.layers, rank=1))
@@ -379,8 +382,9 @@ def _growth_bound(
     problem, directions = jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, (problem, directions)
     )
-    if isinstance(problem, HasGrowthBound):
-        bound = problem.growth_bound()
+    own = formula(problem, "growth_bound")
+    if own is not None:
+        bound = own()
         return lambda state: bound(unflatten(state))
     seeds = tuple(Adapter(one.right[None], jnp.zeros((one.left.size, 1))) for one in directions)
     fastest = jnp.max(jnp.stack([jnp.linalg.norm(change.b) for change in vector_field(problem)(seeds)]))

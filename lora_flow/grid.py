@@ -20,7 +20,7 @@ from lora_flow.checks import InputError, require, require_choice
 from lora_flow.flows import Flow
 from lora_flow.initialization import SIDES, allows_any_width, check_alpha, check_rank, find_scheme, initialize
 from lora_flow.labels import LANE_DIMS, check_labels
-from lora_flow.problem import Problem, check_problem, task_rank
+from lora_flow.problem import Problem, check_padding, check_problem, task_rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Grid:
             check_alpha(scale)
         for r in grid.rank:
             check_rank(r, problems.members[0].layers, bounded=not allows_any_width(problems.members[0]))
+        check_padding(problems.members[0], grid.rank)
         if "spectral" in grid.init:
             needed, smallest = max(map(task_rank, problems.members)), min(grid.rank)
             must = f"be at least {needed}, the rank of the shift, for init spectral"

@@ -11,9 +11,10 @@ import numpy as np
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.analysis import analyse
 from lora_flow.flows import Flow
+from lora_flow.formulas import formula
 from lora_flow.initialization import find_scheme
 from lora_flow.offset import Offset
-from lora_flow.problem import HasLowestLoss, Problem, scaling_of
+from lora_flow.problem import Problem, scaling_of
 
 Values = dict[str, np.ndarray]
 DEAD = 1e-7  # of the largest singular value of Z, which has the rounding of single precision where that is in use
@@ -65,11 +66,12 @@ def _rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _floor(problem: Problem, lane: dict[str, Any], start: Any) -> float:
-    if not isinstance(problem, HasLowestLoss) or len(start) > 1:
+    lowest = formula(problem, "lowest_loss")
+    if lowest is None or len(start) > 1:
         return np.nan
     (adapter,) = start
     frozen = _product(problem, adapter) if find_scheme(lane["init"]).offset else None
-    return problem.lowest_loss(lane["rank"], frozen)
+    return lowest(lane["rank"], frozen)
 
 
 def _product(problem: Problem, adapter: Adapter) -> np.ndarray:

@@ -18,6 +18,7 @@ from lora_flow.adapter import Adapters
 from lora_flow.checks import concrete, require, require_choice
 from lora_flow.descent import StepRule
 from lora_flow.flows import Flow, Plain
+from lora_flow.formulas import keeps_loss
 from lora_flow.network import LinearNetwork
 from lora_flow.problem import Problem, vector_field
 from lora_flow.theory import linear_descent as descent
@@ -34,7 +35,8 @@ class NetworkRule(StepRule):
     """
 
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
-        require(isinstance(problem, LinearNetwork), "problem", f"be a LinearNetwork for {self}", type(problem).__name__)
+        must = f"be a LinearNetwork, with its loss, for {self}"
+        require(keeps_loss(problem, LinearNetwork), "problem", must, type(problem).__name__)
         _check_plain(self, flow, order)
 
     def __str__(self) -> str:

@@ -25,6 +25,7 @@ from lora_flow.canonical import Canonical, canonical_all
 from lora_flow.checks import require
 from lora_flow.flow import Integrator, integrator, save_times
 from lora_flow.flows import Flow, as_flow
+from lora_flow.formulas import keeps_all, keeps_loss
 from lora_flow.grid import Grid, Problems, stack
 from lora_flow.initialization import find_scheme
 from lora_flow.labels import PENDING, label, portable_attrs
@@ -32,7 +33,7 @@ from lora_flow.lanes import Values, detail_values, start_values
 from lora_flow.matrices import WRITTEN_OUT, Diagonal
 from lora_flow.network import LinearNetwork
 from lora_flow.observables import Measurement, observables, principal_directions
-from lora_flow.problem import Factorization, Problem, fastest_rate, on_host, own_observables
+from lora_flow.problem import Factorization, Problem, fastest_rate, of_products, on_host, own_observables
 from lora_flow.progress import Progress
 
 BATCH_SIZE = 64
@@ -145,8 +146,11 @@ class Plan:
 
     @functools.cached_property
     def coordinates(self) -> Canonical | None:
-        """Where the problems are solved, stacked as they are; None for others than factorisations of moderate size."""
-        members = [problem for problem in self.problems.members if isinstance(problem, Factorization)]
+        """Where the problems are solved, stacked as they are; None for others than factorisations of moderate size.
+
+        For just these: a subclass that changes anything, or records more, is solved as it is.
+        """
+        members: Any = [problem for problem in self.problems.members if keeps_all(problem, Factorization)]
         if len(members) < len(self.problems.members) or not all(map(_quick_to_turn, members)):
             return None
         turned = canonical_all(members, rank=max(self.grid.rank))
@@ -170,9 +174,8 @@ class Plan:
             seeds = np.asarray([coordinates[place]["seed"] for place in padded])
             alphas = np.asarray([coordinates[place]["alpha"] for place in padded], jnp.result_type(float))
             index = which[padded] if self.problems.axes else None
-            drawn = draw(
-                init, side, rank, self._padded_rank, self.problems.stacked, self.coordinates, index, seeds, alphas
-            )
+            whole = self.problems.stacked, self.coordinates
+            drawn = draw(init, side, rank, self._padded_rank, *whole, index, seeds, alphas, self._narrowed)
             parts.append([np.asarray(leaf)[: len(members)] for leaf in jax.tree.leaves(drawn)])
             places.extend(members)
         back = np.argsort(places)
@@ -207,8 +210,13 @@ class Plan:
 
     @property
     def _padded_rank(self) -> int:
-        """The rank that all lanes are brought to: no more than the layers have room for."""
-        return min(max(self.grid.rank), max(map(sum, self.problems.members[0].layers)))
+        """The rank that all lanes are brought to: no more than the layers have room for, where starts are narrowed."""
+        most = max(self.grid.rank)
+        return min(most, max(map(sum, self.problems.members[0].layers))) if self._narrowed else most
+
+    @property
+    def _narrowed(self) -> bool:
+        return of_products(self.problems.members[0])
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -229,10 +237,10 @@ class Plan:
         def over_problems(values: Any) -> Any:
             return tuple(self.problems.axes), np.reshape(list(values), shape)
 
-        if isinstance(self.problems.members[0], LinearNetwork):
+        if keeps_loss(self.problems.members[0], LinearNetwork):
             networks: Any = self.problems.members
             return {"least_loss": over_problems(float(network.least_loss) for network in networks)}
-        problems = [problem for problem in self.problems.members if isinstance(problem, Factorization)]
+        problems: Any = [problem for problem in self.problems.members if keeps_loss(problem, Factorization)]
         if not problems:
             return {}
 
@@ -247,8 +255,8 @@ class Plan:
 
     def _attrs(self) -> dict[str, Any]:
         side = {"side": self.grid.side[0]} if len(self.grid.side) == 1 else {}
-        problem = self.problems.members[0]
-        spectrum = problem.spectrum() if isinstance(problem, Factorization) and not self.problems.axes else {}
+        problem: Any = self.problems.members[0]
+        spectrum = problem.spectrum() if keeps_loss(problem, Factorization) and not self.problems.axes else {}
         return portable_attrs(
             side
             | {

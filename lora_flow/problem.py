@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from lora_flow.adapter import Adapter, Adapters, zero_adapters
+from lora_flow.adapter import Adapter, Adapters, pad, zero_adapters
 from lora_flow.checks import InputError, concrete, require
+from lora_flow.formulas import formula, keeps_all, keeps_loss
 from lora_flow.matrices import (
     Diagonal,
     Matrix,
@@ -33,10 +34,12 @@ class Problem(Protocol):
 
     `layers` holds the `(out, in)` shape of each adapted layer, and `loss` maps a tuple of adapters,
     one for each layer, to a scalar that is at least 0. The flow is then `-jax.grad(loss)`; a problem
-    that knows a faster way to it offers `field(adapters)`, and `linearised_task()` likewise; `weights`, `layer_inputs`
+    that knows a faster way to it offers `field(adapters)`, and `linearised_task()` likewise: formulas, which are used
+    where they are about the loss in force (`lora_flow.formulas`). `weights`, `layer_inputs`
     and `scaling`, LoRA's output multiplier, are what some initialisations are made from, and what
     `observe(adapters)` returns, scalars by name, is recorded along the way beside the loss. `any_width` says that ranks
-    above the layer's dimensions make sense, as of a network's hidden layer. An object that is not
+    above the layer's dimensions make sense, as of a network's hidden layer; `of_products`, that the loss is one of the
+    products B_i A_i alone. An object that is not
     a PyTree must be hashable, and must not change once it has been solved: the compiled program keeps its arrays.
     """
 
@@ -44,31 +47,6 @@ class Problem(Protocol):
     def layers(self) -> Layers: ...
 
     def loss(self, adapters: Adapters) -> Array: ...
-
-
-@runtime_checkable
-class HasField(Protocol):
-    def field(self, adapters: Adapters) -> Adapters: ...
-
-
-@runtime_checkable
-class HasGrowthBound(Protocol):
-    def growth_bound(self) -> Callable[[Adapters], Array]: ...
-
-
-@runtime_checkable
-class HasLinearisedTask(Protocol):
-    def linearised_task(self) -> tuple[Matrix, ...]: ...
-
-
-@runtime_checkable
-class HasObservables(Protocol):
-    def observe(self, adapters: Adapters) -> dict[str, Array]: ...
-
-
-@runtime_checkable
-class HasLowestLoss(Protocol):
-    def lowest_loss(self, rank: int, frozen: np.ndarray | None = None) -> float: ...
 
 
 class Factorization(eqx.Module):
@@ -89,6 +67,8 @@ class Factorization(eqx.Module):
     w1: Float[Array, "h n"] | Diagonal
     w2: Float[Array, "m h"] | Diagonal
     shift: Float[Array, "m n"] | Diagonal
+
+    of_products = True
 
     def __init__(
         self,
@@ -250,7 +230,8 @@ class Factorization(eqx.Module):
         spectrum = self.spectrum()
         aligned = "aligned" if spectrum["aligned"] else "not aligned"
         return (
-            f"Factorization: W1 {self.w1.shape[0]} x {self.w1.shape[1]}, W2 {self.w2.shape[0]} x {self.w2.shape[1]}; "
+            f"{type(self).__name__}: W1 {self.w1.shape[0]} x {self.w1.shape[1]}, "
+            f"W2 {self.w2.shape[0]} x {self.w2.shape[1]}; "
             f"{spectrum_text(spectrum['sigma_shift'])}, {aligned} with the weights; delta_w = {spectrum['delta_w']:.4g}"
         )
 
@@ -270,10 +251,47 @@ def check_problem(problem: Problem) -> None:
         raise InputError(f"problem must {must}, got an unhashable {type(problem).__name__}") from None
 
 
+def check_factorization(problem: Any) -> None:
+    """Raises for what no other factorisation can stand in for: a subclass that changes or adds something."""
+    require(keeps_all(problem, Factorization), "problem", "be a Factorization as it is", type(problem).__name__)
+
+
+def check_padding(problem: Problem, ranks: Sequence[int]) -> None:
+    """Raises where zero rows of A and columns of B, which ranks are padded with, change the loss or do not stay zero.
+
+    Of a loss of the products B_i A_i nothing need be asked. Others are tried at one state.
+    """
+    least, most = min(ranks), max(ranks)
+    if least == most or of_products(problem):
+        return
+    small = probe(problem.layers, least)
+    slope, before, after = jax.grad(problem.loss)(pad(small, most)), problem.loss(small), problem.loss(pad(small, most))
+    moved = [(one.a[least:], one.b[:, least:]) for one in slope]
+    same = jnp.abs(after - before) <= jnp.sqrt(jnp.finfo(after.dtype).eps) * jnp.abs(before)
+    stays = all(not jnp.any(leaf) for leaf in jax.tree.leaves(moved))
+    must = "be one number for a problem whose loss depends on it by itself, beside the products B A"
+    require(bool(same) and stays, "rank", must, sorted(set(map(int, ranks))))
+
+
+def of_products(problem: Any) -> bool:
+    """Whether the loss is known to be one of the products B_i A_i alone."""
+    return bool(formula(problem, "of_products"))
+
+
+def probe(layers: Layers, rank: int) -> Adapters:
+    """Adapters at which nothing vanishes, always the same."""
+
+    def wave(rows: int, columns: int, phase: float) -> Array:
+        return jnp.cos(phase + jnp.arange(rows)[:, None] + 0.7 * jnp.arange(columns)[None] ** 1.5) / np.sqrt(rank)
+
+    return tuple(Adapter(wave(rank, n_in, 0.1), wave(n_out, rank, 0.5)) for n_out, n_in in layers)
+
+
 def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:
-    """The problem's own field where it has one, else -grad of its loss."""
-    if isinstance(problem, HasField):
-        return problem.field
+    """The problem's own field where it has one of its loss, else -grad of that."""
+    own = formula(problem, "field")
+    if own is not None:
+        return own
     return lambda adapters: jax.tree.map(jnp.negative, jax.grad(problem.loss)(adapters))
 
 
@@ -282,9 +300,8 @@ def own_observables(problem: Problem, adapters: Adapters) -> dict[str, Array]:
 
     **Raises:** `InputError` for what is not a scalar.
     """
-    if not isinstance(problem, HasObservables):
-        return {}
-    own = {name: jnp.asarray(value, float) for name, value in problem.observe(adapters).items()}
+    observe = getattr(problem, "observe", None)
+    own = {} if observe is None else {name: jnp.asarray(value, float) for name, value in observe(adapters).items()}
     for name, value in own.items():
         require(value.ndim == 0, f"the observable '{name}' of the problem", "be a scalar", f"shape {value.shape}")
     return own
@@ -293,11 +310,12 @@ def own_observables(problem: Problem, adapters: Adapters) -> dict[str, Array]:
 def linearised_task(problem: Problem) -> tuple[Matrix, ...]:
     """-dL/dW_i at the start, one `(out, in)` matrix a layer: what each adapter learns while small.
 
-    For a problem that offers no formula of its own: with A = 0 and B = I the gradient with respect
+    For a problem that offers no formula of its loss: with A = 0 and B = I the gradient with respect
     to A is the gradient with respect to the layer's weight, since B A = 0 leaves the others as they are.
     """
-    if isinstance(problem, HasLinearisedTask):
-        return problem.linearised_task()
+    own = formula(problem, "linearised_task")
+    if own is not None:
+        return own()
 
     def task(index: int) -> Array:
         width = problem.layers[index][0]
@@ -320,13 +338,13 @@ def on_host(tree: Any) -> Any:
 
 def fastest_rate(problem: Problem) -> float:
     """The largest singular value of the linearised tasks: the rate at which small adapters grow."""
-    known = on_host(problem) if isinstance(problem, Factorization) else problem
+    known = on_host(problem) if keeps_all(problem, Factorization) else problem
     return max(float(singular_values(task)[0]) for task in linearised_task(known))
 
 
 def task_rank(problem: Problem) -> int:
     """The rank of what must be learned: of the shift, or else the largest of the linearised tasks."""
-    tasks = [problem.shift] if isinstance(problem, Factorization) else linearised_task(problem)
+    tasks = [problem.shift] if keeps_loss(problem, Factorization) else linearised_task(problem)
     return max(matrix_rank(singular_values(task), task.shape) for task in tasks)
 
 

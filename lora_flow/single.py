@@ -26,6 +26,8 @@ class AdaptedLayer(eqx.Module):
     scaling: eqx.AbstractVar[Float[Array, ""]]
     weight: eqx.AbstractVar[Float[Array, "out in"] | None]
 
+    of_products = True
+
     @property
     @abc.abstractmethod
     def layers(self) -> Layers: ...

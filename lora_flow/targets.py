@@ -14,7 +14,7 @@ from jaxtyping import Array
 from lora_flow.checks import InputError, require, require_choice
 from lora_flow.compiling import jit_once
 from lora_flow.matrices import WRITTEN_OUT, Diagonal, dense
-from lora_flow.problem import Factorization, matrix_rank
+from lora_flow.problem import Factorization, check_factorization, matrix_rank
 
 PAPER_SPECTRUM = (6.5, 0.099)  # largest and smallest singular value of the paper's 10 x 10 draw
 
@@ -127,6 +127,7 @@ def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factoriza
 
     **Raises:** `InputError` unless 0 <= angle <= 90 and twice the shift's rank is at most min(m, n).
     """
+    check_factorization(problem)
     require(0 <= angle <= 90, "angle", "lie between 0 and 90 degrees", angle)
     if angle == 0:
         return problem
@@ -156,6 +157,7 @@ def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
 
     **Raises:** `InputError` unless noise is finite and at least 0.
     """
+    check_factorization(problem)
     require(np.isfinite(noise) and noise >= 0, "noise", "be at least 0", noise)
     if noise == 0:
         return problem
