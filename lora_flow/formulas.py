@@ -22,6 +22,7 @@ FORMULAS = frozenset(
         "growth_bound",
         "lowest_loss",
         "smoothness",
+        "rounding_floor",
         "spectrum",
         "leading_gains",
         "descent_of",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,15 +10,11 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters, zero_adapters
 from lora_flow.control import ROUNDING_FLOOR
+from lora_flow.formulas import formula, keeps_loss
 from lora_flow.offset import Offset
 from lora_flow.problem import Problem
 
 ROUNDING = 2 * ROUNDING_FLOOR  # in eps of the relative residual
-
-
-@runtime_checkable
-class HasRoundingFloor(Protocol):
-    def rounding_floor(self, adapters: Adapters) -> Array: ...
 
 
 def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
@@ -42,9 +36,10 @@ def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
     For a loss that is no sum of squares this is no more than a guess; a problem that knows better has a method
     `rounding_floor(adapters)`.
     """
-    if isinstance(problem, HasRoundingFloor):
-        return problem.rounding_floor(adapters)
-    if isinstance(problem, Offset):
+    own = formula(problem, "rounding_floor")
+    if own is not None:
+        return own(adapters)
+    if isinstance(problem, Offset) and keeps_loss(problem, Offset):
         return rounding_floor(problem.problem, problem.start)
     largest = jnp.maximum(problem.loss(zero_adapters(problem.layers, rank=1)), problem.loss(adapters))
     return jax.lax.stop_gradient((ROUNDING * jnp.finfo(largest.dtype).eps) ** 2 * largest)
