@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,16 +15,18 @@ import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array
-from tqdm import tqdm
 
 from lora_flow import Adapters, solve
 from lora_flow.checks import require
+from lora_flow.progress import Progress
 from vision.base import base_model
+from vision.config import ViTConfig
 from vision.data import epochs, load_dataset, prepare
 from vision.lora import Spec, choose
 from vision.measures import measure, targets
 from vision.model import DTYPE, ViT
-from vision.results import Unit, VisionFolder, saved_steps
+from vision.results import Unit, VisionFolder, saved_steps, units
+from vision.room import memory, require_memory
 from vision.settings import HEAD, VisionSettings
 from vision.starts import start
 from vision.task import Classification, HeadTask, NetworkTask
@@ -68,13 +69,16 @@ def build(settings: VisionSettings) -> tuple[Bench, dict[str, Any]]:
         inputs, held_out = (features_of(model, images, ready) for images in (train_images, test_images))
         task: Classification = HeadTask(inputs, train_labels, kernel.T, bias, settings.scaling, dtype=DTYPE)
     else:
-        _check_room(len(train_images) + len(test_images), model)
+        count = len(train_images) + len(test_images)
+        size = 4 * model.config.image_size**2 * model.config.channels
+        require_memory("limit", count * size, f"{count} images")
         task = NetworkTask(model, ready(train_images), train_labels, dict.fromkeys(paths, settings.scaling))
         held_out = jnp.asarray(ready(test_images))
     gradients = jax.jit(lambda task: task.linearised_task())(task)
     flat = [path for path, one in zip(paths, gradients, strict=True) if not np.any(np.asarray(one))]
     require(not flat, "layers", "have a one-step gradient that is not zero", ", ".join(flat))
     bench = Bench(task, (held_out, jnp.asarray(test_labels, jnp.int32)), paths, gradients)
+    _check_room(bench, settings)
     attrs = {
         "data_name": data.name,
         "train_images": len(train_labels),
@@ -96,24 +100,32 @@ def features_of(model: ViT, images: np.ndarray, ready: Callable[[np.ndarray], np
     def features(state: Any, images: Array) -> Array:
         return nnx.merge(graph, state).features(images).astype(DTYPE)
 
-    parts = [images[first : first + FEATURES_AT_ONCE] for first in range(0, len(images), FEATURES_AT_ONCE)]
+    each = _bytes_an_image(model.config)
+    require_memory("image_size", each, "one image on its way through the network")
+    at_once = max(1, min(FEATURES_AT_ONCE, memory() // 8 // each))
+    parts = [images[first : first + at_once] for first in range(0, len(images), at_once)]
     return jnp.concatenate([features(state, ready(part)) for part in parts])
 
 
-def _check_room(count: int, model: ViT) -> None:
-    """Images pass through the network at every step, and so must fit into memory as the model takes them."""
-    config = model.config
-    needed = count * config.image_size**2 * config.channels * 4 / 1e9
-    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    require(needed < room / 2, "limit", f"leave images that fit into half of {room:.0f} GB", f"{needed:.0f} GB of them")
+def _bytes_an_image(config: ViTConfig) -> int:
+    """About what one image takes on its way through the network: itself, a block's activations and its attention."""
+    block = config.tokens * (8 * config.width + 2 * config.hidden + 2 * config.heads * config.tokens)
+    return 4 * (config.image_size**2 * config.channels + block)
+
+
+def _check_room(bench: Bench, settings: VisionSettings) -> None:
+    """The adapters of all lanes that train together, with their gradients and an optimiser's moments."""
+    together = len(settings.alphas) * len(units(settings)[0].seeds)
+    sizes = sum(sum(shape) for shape in bench.task.layers) * max(settings.rank)
+    require_memory("seeds", 4 * 6 * together * sizes, f"the adapters of {together} runs")
 
 
 def run(folder: VisionFolder, bench: Bench, progress: bool = True) -> None:
     """Trains what is pending and stores each unit when it is done."""
     settings, pending = folder.settings, folder.pending()
-    with tqdm(total=settings.steps * len(pending), unit="step", disable=not progress, smoothing=0.1) as bar:
+    with Progress(settings.steps * len(pending), "steps", shown=progress) as bar:
         for unit in pending:
-            bar.set_description(f"{unit.optimizer} {unit.init} rank {unit.rank}")
+            bar.describe(f"{unit.optimizer} {unit.init} rank {unit.rank}")
             if unit.optimizer == "flow":
                 adapters, seen = flow(bench, settings, unit)
                 bar.update(settings.steps)

@@ -9,9 +9,12 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-HOLDS, FAILS, REVERSED = "holds", "fails", "reversed"
+HOLDS, FAILS, REVERSED, UNDECIDED = "holds", "fails", "reversed", "undecided"
+SEEDS = 3  # from fewer there is no verdict
+LEARNED = 0.5  # the share of its first train loss that every run must have lost, or it is too early for a verdict
 TREND = 0.7  # mean of Spearman's rho over seeds from which there is one
 BETTER = 0.9  # share of standard deviations at which one start must be better than another, in every seed
+ALIGNED_BY = 300  # steps, as in Figure 5
 ALIGNED = 0.7  # the worst value of equation 215 that is published (Figure 5) is .665
 LABELS = {"flow": "flow", "sgd": "SGD", "adam": "Adam"}
 STARTS = {"gaussian-A": "A random", "gaussian-B": "B random", "spectral": "spectral", "lora-one": "LoRA-One"}
@@ -23,7 +26,10 @@ QUANTITIES = {
 
 
 class Verdict(NamedTuple):
-    """`time` is the moment that a claim is about; None for a claim about all of them."""
+    """`time` is the moment that a claim is about; None for a claim about all of them.
+
+    Where too few seeds or too short a time are behind it, the verdict is "undecided", and the statistic says so.
+    """
 
     verdict: str
     claim: str
@@ -37,7 +43,10 @@ class Verdict(NamedTuple):
 
 def verdicts(dataset: xr.Dataset) -> list[Verdict]:
     """One for each claim, optimiser, start, rank and time; `report_steps` are the times."""
-    return [*_orderings(dataset), *_alignments(dataset), *_comparisons(dataset)]
+    found = [*_orderings(dataset), *_alignments(dataset), *_comparisons(dataset)]
+    seeds = dataset.sizes["seed"]
+    missing = f"{seeds} seed{'s' * (seeds > 1)}, needs {SEEDS}"
+    return found if seeds >= SEEDS else [_undecided(one, missing) for one in found]
 
 
 def report_steps(dataset: xr.Dataset) -> list[int]:
@@ -82,12 +91,13 @@ def _orderings(dataset: xr.Dataset) -> Iterator[Verdict]:
             low, high = (float(cell["alpha"][place]) for place in (0, -1))
             statistic = f"rho = {sign * rho.mean():.2f}, as claimed in {agree} of {len(rho)} seeds, "
             statistic += f"{first:.3g} at std {low:g}, {last:.3g} at {high:g}"
-            yield Verdict(verdict, claim, where, statistic, at)
+            one = Verdict(verdict, claim, where, statistic, at)
+            yield _undecided(one, _early(compared, optimizer, [init], rank, step))
 
 
 def _alignments(dataset: xr.Dataset) -> Iterator[Verdict]:
     """Small adapters align with the one-step gradient while they are small (Figure 5)."""
-    early = dataset["alignment"].sel(alpha=dataset.attrs["aligned_at"]).where(dataset["step"] <= 300, drop=True)
+    early = dataset["alignment"].sel(alpha=dataset.attrs["aligned_at"]).where(dataset["step"] <= ALIGNED_BY, drop=True)
     for optimizer, init, rank in _cells(dataset, ["gaussian-A"]):
         cell = early.sel({"optimizer": optimizer, "init": init, "rank": rank})
         where = f"{LABELS[optimizer]}, rank {rank}, {STARTS[init]}, std {dataset.attrs['aligned_at']:g}"
@@ -100,17 +110,19 @@ def _alignments(dataset: xr.Dataset) -> Iterator[Verdict]:
         first, low, last = (float(one.mean()) for one in (cell.isel(step=0), least, cell.isel(step=-1)))
         statistic = f"{first:.2f} falls to {low:.2f} near step {float(at.mean()):.0f}, {last:.2f} after "
         statistic += str(int(cell["step"][-1]))
-        yield Verdict(verdict, claim, where, statistic)
+        falling = bool((at == cell["step"][-1]).any()) and int(cell["step"][-1]) < ALIGNED_BY
+        missing = f"still falling after {int(cell['step'][-1])} steps" if verdict == FAILS and falling else ""
+        yield _undecided(Verdict(verdict, claim, where, statistic), missing)
 
 
 def _comparisons(dataset: xr.Dataset) -> Iterator[Verdict]:
     """A start along the gradient's directions beats a random one of the same norm."""
     if "gaussian-A" not in dataset["init"]:
         return
-    compared = dataset["train_loss"].sel(alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
+    compared = dataset.sel(alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
     for optimizer, init, rank, step in _places(dataset, ["spectral", "lora-one"]):
         one, random = (
-            compared.sel({"optimizer": optimizer, "init": name, "rank": rank, "step": step})
+            compared["train_loss"].sel({"optimizer": optimizer, "init": name, "rank": rank, "step": step})
             for name in (init, "gaussian-A")
         )
         claim, at = f"{STARTS[init]} gives lower train loss than random A of its norm", moment(dataset, optimizer, step)
@@ -126,7 +138,24 @@ def _comparisons(dataset: xr.Dataset) -> Iterator[Verdict]:
             f"at {100 * float(shares[0].mean()):.0f} % of the stds, at {100 * BETTER:.0f} % and more in {count} of "
             f"{one.sizes['seed']} seeds, median ratio {float((one / random).median()):.2f}"
         )
-        yield Verdict(verdict, claim, where, statistic, at)
+        verdict_then = Verdict(verdict, claim, where, statistic, at)
+        yield _undecided(verdict_then, _early(compared, optimizer, [init, "gaussian-A"], rank, step))
+
+
+def _undecided(one: Verdict, missing: str) -> Verdict:
+    """The verdict taken back where something is missing for it."""
+    return one._replace(verdict=UNDECIDED, statistic=f"{one.statistic}; {missing}") if missing else one
+
+
+def _early(compared: xr.Dataset, optimizer: str, inits: list[str], rank: int, step: int) -> str:
+    """Which runs have hardly learned anything so far, in words; "" for none. Before, an order is one of speed alone."""
+    losses = compared["train_loss"].sel({"optimizer": optimizer, "init": inits, "rank": rank})
+    left = (losses.sel(step=step) / losses.isel(step=0)).mean("seed").max("init")
+    most = left.isel(alpha=int(left.fillna(0).argmax("alpha")))
+    if not float(most) > 1 - LEARNED:
+        return ""
+    lost = f"lost {100 * (1 - float(most)):.0f} % of its train loss"
+    return f"too early, std {float(most['alpha']):g} has {lost}, needs {100 * LEARNED:.0f} %"
 
 
 def _diverged(*cells: xr.DataArray) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_flow.checks import require, require_choice
 from vision.config import CONFIGS
+from vision.room import require_memory
 
 OPTIMIZERS = ("flow", "sgd", "adam")
 INITS = ("gaussian-A", "gaussian-B", "spectral", "lora-one")
@@ -15,6 +16,7 @@ PRECISIONS = ("single", "bfloat16")
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10")
 PUBLISHED_STDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)  # arXiv 2503.06982, section 5.2
 HEAD = "head"
+LEAST = 1e-15  # of standard deviations: single precision holds their squares, and those of 1 over it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,10 @@ class VisionSettings:
             require(len(listed) > 0, name, "hold at least one value", "none")
             require(len(set(listed)) == len(listed), name, "name each value once", listed)
         require(all(0 < std < float("inf") for std in self.alpha), "alpha", "be positive and finite", self.alpha)
+        for name, stds in (("alpha", self.alpha), ("aligned_at", (self.aligned_at,))):
+            held = all(not 0 < std < LEAST and not std > 1 / LEAST for std in stds)
+            must = f"lie between {LEAST:g} and {1 / LEAST:g}, where single precision has room to compute"
+            require(held, name, must, stds if name == "alpha" else self.aligned_at)
         require(0 < self.aligned_at < min(self.alpha), "aligned_at", "be positive and below alpha", self.aligned_at)
         for name in ("seeds", "steps"):
             require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
@@ -85,7 +91,15 @@ class VisionSettings:
         for name in ("batch_size", "limit", "image_size"):
             require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
         alone = self.layers == HEAD or "flow" not in self.optimizer
+        self._check_room()
         require(alone, "optimizer", f"be sgd or adam where layers is not {HEAD!r}", ", ".join(self.optimizer))
+
+    def _check_room(self) -> None:
+        """What grows with numbers alone: the results, and minibatches that are drawn beforehand."""
+        together = len(self.alphas) * (self.seeds if self.layers == HEAD else 1)
+        lanes = len(self.optimizer) * len(self.init) * len(self.rank) * len(self.alphas) * self.seeds
+        require_memory("seeds and steps", 8 * 8 * lanes * (32 + self.steps // 100), "the results")
+        require_memory("batch_size", 4 * together * self.steps * self.batch_size, "the order of the images")
 
     @property
     def alphas(self) -> tuple[float, ...]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +19,12 @@ from jaxtyping import Array, Int
 
 from lora_flow import Adapters
 from lora_flow.checks import require
+from lora_flow.storage import write_atomically
 from vision.task import Classification
 
 Look = Callable[[Classification, Adapters, Any], dict[str, Array]]
 SECONDS_BETWEEN = 10.0  # checkpoints
+DIGESTS = "lora-flow-sha256.json"  # in each of them
 
 
 class Lanes(NamedTuple):
@@ -44,8 +50,9 @@ def train(
 
     A step follows the gradient of the loss over all data, or where there are `batches`, indices of data for each lane
     and step, over those. `look(task, adapters, shared)` is for one lane, `shared` any PyTree; its values come back as
-    `(lanes, saves)`. With a `folder`, checkpoints are kept there, and one that is found is gone on from: the
-    result is the same, bit by bit. `stepped` hears how many steps were done.
+    `(lanes, saves)`. With a `folder`, checkpoints are kept there, and the newest that is whole is gone on from: the
+    result is the same, bit by bit. What of them is damaged is removed, and said. `stepped` hears how many steps were
+    done.
 
     **Raises:** `InputError` unless `saves` are increasing integers from 0.
     """
@@ -97,16 +104,11 @@ def _advance(
 
 
 class _Kept:
-    """The checkpoints of one call of `train`; with no folder there are none."""
+    """The checkpoints of one call of `train`, each with the digests of its files; with no folder there are none."""
 
     def __init__(self, folder: Path | None):
+        self._folder, self._saved = folder, time.monotonic()
         self._manager: Any = None
-        self._saved = time.monotonic()
-        if folder is not None:
-            import orbax.checkpoint as ocp
-
-            options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-            self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def __enter__(self) -> _Kept:
         return self
@@ -116,14 +118,23 @@ class _Kept:
             self._manager.close()
 
     def newest(self, lanes: Lanes, seen: Mapping[str, np.ndarray]) -> tuple[int, Lanes, dict[str, np.ndarray]]:
-        latest = None if self._manager is None else self._manager.latest_step()
-        if latest is None:
-            return 0, lanes, dict(seen)
-        import orbax.checkpoint as ocp
-
-        like = {"lanes": lanes, "seen": dict(seen)}
-        found = self._manager.restore(latest, args=ocp.args.StandardRestore(like))
-        return latest, found["lanes"], {name: np.array(value) for name, value in found["seen"].items()}
+        """The number of saves, the lanes and what was seen, of the checkpoint if there is one that is whole."""
+        folder, nothing = self._folder, (0, lanes, dict(seen))
+        if folder is None:
+            return nothing
+        try:
+            _check_digests(folder)
+            self._open(folder)
+            latest = self._manager.latest_step()
+            return nothing if latest is None else (latest, *self._restore(latest, lanes, seen))
+        except PermissionError:
+            raise
+        except Exception as error:  # of as many kinds as there are ways to damage a folder
+            reason = " ".join(str(error).split())[:100]
+            print(f"lora-flow: '{folder}' is damaged ({reason}); it is trained from its start", file=sys.stderr)
+            self._clear(folder)
+            self._open(folder)
+        return nothing
 
     def save(self, index: int, lanes: Lanes, seen: Mapping[str, np.ndarray]) -> None:
         if self._manager is None or time.monotonic() - self._saved < SECONDS_BETWEEN:
@@ -131,4 +142,52 @@ class _Kept:
         import orbax.checkpoint as ocp
 
         self._manager.save(index, args=ocp.args.StandardSave({"lanes": lanes, "seen": dict(seen)}))
+        step = Path(self._manager.directory) / str(index)
+        write_atomically(step / DIGESTS, json.dumps({"step": step.name, "files": _digests(step)}))
         self._saved = time.monotonic()
+
+    def _open(self, folder: Path) -> None:
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+
+    def _clear(self, folder: Path) -> None:
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder)
+        else:
+            folder.unlink(missing_ok=True)
+
+    def _restore(self, step: int, lanes: Lanes, seen: Mapping[str, np.ndarray]) -> tuple[Lanes, dict[str, np.ndarray]]:
+        import orbax.checkpoint as ocp
+
+        like = {"lanes": lanes, "seen": dict(seen)}
+        found = self._manager.restore(step, args=ocp.args.StandardRestore(like))
+        shapes = [[(np.shape(leaf), leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (found, like)]
+        if shapes[0] != shapes[1] or not 0 < step <= next(iter(seen.values())).shape[1]:
+            raise ValueError("it is of another training")
+        return found["lanes"], {name: np.array(value) for name, value in found["seen"].items()}
+
+
+def _check_digests(folder: Path) -> None:
+    """Raises unless the checkpoints in a folder are as they were written, where they have digests."""
+    if not folder.is_dir():
+        if folder.exists():
+            raise ValueError("it is no folder")
+        return
+    for step in (entry for entry in folder.iterdir() if (entry / DIGESTS).is_file()):
+        kept, found = json.loads((step / DIGESTS).read_bytes()), _digests(step)
+        if kept["step"] != step.name:
+            raise ValueError(f"{step.name} was {kept['step']}")
+        if kept["files"] != found:
+            changed = sorted(name for name, _ in kept["files"].items() ^ found.items())
+            raise ValueError(f"{step.name}/{changed[0]} is not as it was written")
+
+
+def _digests(step: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a checkpoint."""
+    files = [path for path in step.rglob("*") if path.is_file() and path.name != DIGESTS]
+    return {path.relative_to(step).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

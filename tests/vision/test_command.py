@@ -115,7 +115,7 @@ def test_a_check_draws_its_figures_and_says_its_verdicts(finished):
         assert f"figures/{name}.png" in report
         assert f"{out}/figures/{name}.png" in said
     assert said.startswith("60 training and 60 test images of digits\nLoRA on head; 12 units of 8 runs\n")
-    verdicts = re.findall(r"^(\S.*): (holds|fails|reversed)$", said, re.MULTILINE)
+    verdicts = re.findall(r"^(\S.*): (undecided)$", said, re.MULTILINE)
     for claim in ("smaller std gives lower train loss: ", "adapters align: ", "spectral gives ", "LoRA-One gives "):
         assert any(line.startswith(claim) for line, _ in verdicts)
     for line, verdict in verdicts:
@@ -340,6 +340,22 @@ def assert_one_line(capsys, message):
         (["--alpha", "0.1", "-1"], r"alpha must be positive and finite, got \(0\.1, -1\.0\)"),
         (["--aligned-at", "0.05"], "aligned_at must be positive and below alpha, got 0.05"),
         (["--batch-size", "61", "--optimizer", "sgd"], "batch_size must be at most 60, the training images, got 61"),
+        (
+            ["--seeds", "100000000000000000000"],
+            "seeds and steps must leave what fits into half .* the results",
+        ),
+        (
+            ["--steps", "1000000000000"],
+            "seeds and steps must leave what fits into half of .* the results",
+        ),
+        (
+            ["--batch-size", "60", "--steps", "500000000", "--optimizer", "sgd"],
+            "must leave what fits into half of .* GB of memory, got .* for",
+        ),
+        (["--image-size", "4000000"], "must leave what fits into half of .* GB of memory, got .* for"),
+        (["--alpha", "1e-300", "--aligned-at", "1e-301"], "alpha must lie between 1e-15 and 1e\\+15, where single"),
+        (["--alpha", "1", "1e300"], "alpha must lie between 1e-15 and 1e\\+15, where single precision has room"),
+        (["--revision", "main"], "revision must be left out unless weights is a name on the hub, got 'main'"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--seeds", "0"], "seeds must be at least 1, got 0"),
         (["--sgd-rate", "nan"], "sgd_rate must be positive and finite, got nan"),

@@ -1,5 +1,7 @@
 """Lanes trained at once are each trained alone, step by step; an interrupted training ends with the same bits."""
 
+import shutil
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -168,6 +170,76 @@ def test_a_training_may_die_again_and_again(task, starts, tmp_path, monkeypatch)
     assert_same_bits(trained(task, starts, ADAM, saves, folder=tmp_path), trained(task, starts, ADAM, saves))
     kept = [path for path in tmp_path.iterdir() if path.name.isdigit()]
     assert [path.name for path in kept] == ["6"]  # of the looks, and no older ones
+
+
+@pytest.fixture(scope="module")
+def interrupted(task, starts, batches, tmp_path_factory):
+    """A checkpoint after three of seven steps, and what the whole training ends with."""
+    folder = tmp_path_factory.mktemp("interrupted") / "unit"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "SECONDS_BETWEEN", 0)
+        with pytest.raises(Died):
+            trained(task, starts, ADAM, batches=batches, folder=folder, stepped=dying(3)[1])
+    return folder, trained(task, starts, ADAM, batches=batches)
+
+
+def files_of(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def cut(path, _):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path, _):
+    path.write_bytes(b"")
+
+
+def lose(path, _):
+    path.unlink()
+
+
+def garble(path, place):
+    content = bytearray(path.read_bytes() or b"x")
+    content[place % len(content)] ^= 0x20
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, lose, garble])
+def test_whatever_is_damaged_of_a_checkpoint_the_end_has_the_same_bits(
+    task, starts, batches, interrupted, tmp_path, capfd, damage
+):
+    """Every file in turn, also in the list of their digests: from the start where something is lost, which is said."""
+    folder, whole = interrupted
+    names = [path.relative_to(folder) for path in files_of(folder)]
+    assert len(names) > 5
+    told = 0
+    for number, name in enumerate(names):
+        copy = shutil.copytree(folder, tmp_path / str(number))
+        damage(copy / name, 7 * number + 3)
+        heard = []
+        capfd.readouterr()
+        again = trained(task, starts, ADAM, batches=batches, folder=copy, stepped=heard.append)
+        said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("lora-flow")]
+        assert_same_bits(again, whole)
+        assert (heard[0] == 0) == (len(said) == 1 and said[0].endswith("; it is trained from its start"))
+        told += len(said)
+    assert told == len(names) - (damage is lose)  # without the digests there is nothing to hold the values against
+
+
+def test_what_is_no_checkpoint_is_removed_and_the_training_begins(task, starts, batches, interrupted, tmp_path, capfd):
+    folder, whole = interrupted
+    (tmp_path / "file").write_text("x")
+    shutil.copytree(folder, tmp_path / "later")
+    (tmp_path / "later" / "3").rename(tmp_path / "later" / "4")
+    shutil.copytree(folder, tmp_path / "far")
+    (tmp_path / "far" / "3").rename(tmp_path / "far" / "400")
+    for name in ("file", "later", "far"):
+        heard = []
+        again = trained(task, starts, ADAM, batches=batches, folder=tmp_path / name, stepped=heard.append)
+        assert_same_bits(again, whole)
+        assert heard[0] == 0
+        assert f"lora-flow: '{tmp_path / name}' is damaged (" in capfd.readouterr().err
 
 
 def test_checkpoints_are_kept_seconds_apart(task, starts, tmp_path, monkeypatch):
