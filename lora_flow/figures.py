@@ -171,16 +171,18 @@ def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | Non
     return figure
 
 
-def save_figures(dataset: xr.Dataset, folder: Path, name: str) -> list[Path]:
+def save_figures(dataset: xr.Dataset, folder: Path, name: str, title: str = "") -> list[Path]:
     """One picture for every problem, side and rank: `<name>.png`, or `<name>-B-r4.png` where there are several."""
-    return save({f"{name}{suffix}": three_panels(one) for suffix, one in single_cases(dataset)}, folder)
+    return save({f"{name}{suffix}": three_panels(one) for suffix, one in single_cases(dataset)}, folder, title)
 
 
-def save(pictures: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Writes pictures as PNG files under their names."""
+def save(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[Path]:
+    """Writes pictures as PNG files under their names, under a title of their own if one is given."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png" for name in pictures]
     for path, figure in zip(paths, pictures.values(), strict=True):
+        if title:
+            figure.suptitle(title)
         figure.savefig(path)
         plt.close(figure)
     return paths

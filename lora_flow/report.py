@@ -1,18 +1,33 @@
-"""The final values of a run as tables for people: `report.md`."""
+"""`report.md`: its parts in order, its tables, and what a run was."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from lora_flow.labels import LANE_DIMS, layers_of
-from lora_flow.levels import told
+from lora_flow.labels import LANE_DIMS, PENDING, layers_of
+from lora_flow.levels import spread, told
 from lora_flow.rounding import rounding_floors
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
+LONG, HEAD = 30, 10  # rows of a table beyond which it goes to a file, and those that are shown then
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a report under its heading, with what there is to say of it; a long one goes to `report-NAME.csv`."""
+
+    name: str
+    heading: str
+    about: str
+    header: Sequence[Any]
+    rows: Sequence[Sequence[Any]]
 
 
 def log10(values: xr.DataArray) -> xr.DataArray:
@@ -26,26 +41,23 @@ def mean_and_std(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
-    """Every combination of initialisation, side, alpha and rank, with its dataset over seed and time."""
+    """Every combination of problem, initialisation, side, alpha and rank, with its dataset over seed and time."""
     dims = [str(dim) for dim in dataset["status"].dims if dim != "seed"]
     for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
         where = dict(zip(dims, index, strict=True))
         yield {dim: dataset[dim].values[i].item() for dim, i in where.items()}, dataset.isel(where)
 
 
-def final_values(dataset: xr.Dataset) -> str:
-    """A Markdown table of the values at the last time: means over seeds, plus or minus one standard deviation.
-
-    Losses below their rounding floor are not numbers: "at rounding".
-    """
+def final_values(dataset: xr.Dataset) -> Table:
+    """The values at the last time: means over seeds, plus or minus one standard deviation where there are several."""
     varied = problem_dims(dataset)
     header = [*varied, "init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
     layers = range(1, 3 if "norm_z2" in dataset else 2)
     header += [*(f"norm Z{i}" for i in layers), "steps", "done"]
-    floors = bool(dataset["loss_floor"].notnull().any())
-    header += (["lowest possible loss"] if floors else []) + (["distance"] if "distance" in dataset else [])
+    lowest = bool(dataset["loss_floor"].notnull().any())
+    header += (["lowest possible loss"] if lowest else []) + (["distance"] if "distance" in dataset else [])
     rows = []
-    for coordinates, cell in cells(dataset):
+    for coordinates, cell in cells(dataset.assign(floor=rounding_floors(dataset))):
         last = cell.isel(time=-1)
         rows.append(
             [
@@ -54,16 +66,22 @@ def final_values(dataset: xr.Dataset) -> str:
                 coordinates.get("side", dataset.attrs.get("side")),
                 f"{coordinates['alpha']:g}",
                 coordinates["rank"],
-                told(last["loss"], rounding_floors(cell)),
-                _spread(log10(last["alignment_error"]), 2),
-                *(_spread(last[f"norm_z{i}"], 3) for i in layers),
-                f"{int(cell['steps'].min())}-{int(cell['steps'].max())}",
+                told(last["loss"], cell["floor"]),
+                spread(log10(last["alignment_error"])),
+                *(spread(last[f"norm_z{i}"], 3) for i in layers),
+                _steps(cell),
                 f"{int((cell['status'] == 0).sum())} of {cell.sizes['seed']}",
-                *([_floor(cell["loss_floor"])] if floors else []),
+                *([_floor(cell["loss_floor"])] if lowest else []),
                 *([_mantissa(last["distance"])] if "distance" in last else []),
             ]
         )
-    return table(header, rows)
+    several = "Means over seeds, ± one standard deviation." if dataset.sizes["seed"] > 1 else ""
+    return Table("final", "Final values", several, header, rows)
+
+
+def _steps(cell: xr.Dataset) -> str:
+    steps = cell["steps"].values[cell["status"].values != PENDING]
+    return f"{steps.min()}-{steps.max()}" if steps.size else "-"
 
 
 def warnings(dataset: xr.Dataset) -> str:
@@ -92,34 +110,83 @@ def show(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def report(runs: Mapping[str, Sequence[str]], pictures: Sequence[str], notes: str = "") -> str:
-    """The text of `report.md`: the parts that tell of each run, then the notes and the pictures."""
-    parts = ["# Gradient flow of LoRA: final values"]
-    for name, lines in runs.items():
-        parts += [f"## {name}"] if name else []
-        parts += lines
-    parts += [notes, *(f"![{picture}]({picture})" for picture in pictures)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+def unfinished(datasets: Iterable[xr.Dataset]) -> str:
+    """ "unfinished: 40 of 240 lanes", or "" where every lane has run."""
+    lanes = [dataset["status"].values for dataset in datasets]
+    total, waiting = sum(one.size for one in lanes), sum(int((one == PENDING).sum()) for one in lanes)
+    return f"unfinished: {total - waiting} of {total} lanes" if waiting else ""
+
+
+def report(
+    runs: Mapping[str, Sequence[str | Table]], pictures: Sequence[str], notes: str = "", state: str = ""
+) -> tuple[str, dict[str, str]]:
+    """The text of `report.md`, and the files beside it, name -> text, that hold its long tables.
+
+    First `state`, if there is something to say of it, then the notes of a figure, then what is told of each run, and
+    the pictures.
+    """
+    parts = ["# Gradient flow of LoRA: when it aligns, and where the loss stops", state and f"**{state}**"]
+    files: dict[str, str] = {}
+    parts += [f"![{picture}]({picture})" for picture in pictures[:1]] + [notes]
+    for name, run_parts in runs.items():
+        parts += [f"# {name}"] if name else []
+        for part in run_parts:
+            parts += _shown(part, name, files) if isinstance(part, Table) else [part]
+    parts += [f"![{picture}]({picture})" for picture in pictures[1:]]
+    return "\n\n".join(part for part in parts if part) + "\n", files
+
+
+def _shown(part: Table, run: str, files: dict[str, str]) -> Iterator[str]:
+    yield f"## {part.heading}"
+    yield part.about
+    if len(part.rows) <= LONG:
+        yield table(part.header, part.rows)
+        return
+    file = f"report-{run}-{part.name}.csv" if run else f"report-{part.name}.csv"
+    files[file] = _csv(part)
+    yield table(part.header, part.rows[:HEAD])
+    yield f"The first {HEAD} of {len(part.rows)} rows; all of them are in [{file}]({file})."
+
+
+def _csv(part: Table) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([part.header, *part.rows])
+    return text.getvalue()
 
 
 def about(dataset: xr.Dataset) -> str:
     """One paragraph: the problem, the flow, its accuracy."""
     attrs = dataset.attrs
-    problem = f"Layers {' and '.join(f'{out} x {into}' for out, into in layers_of(dataset))}"
+    problem = f"{kind_of(dataset).capitalize()}, {' and '.join(f'{out} x {into}' for out, into in layers_of(dataset))}"
     if varied := problem_dims(dataset):
         problem += f"; {' x '.join(str(dataset.sizes[dim]) for dim in varied)} problems over {', '.join(varied)}"
     elif "sigma_shift" in attrs:
         aligned = "aligned" if attrs["aligned"] else "not aligned"
         problem += f"; shift of rank {np.size(attrs['sigma_shift'])}, {aligned} with the weights"
         problem += f"; delta_w = {attrs['delta_w']:.4g}"
+    same = [
+        f"{dim} {show(dataset[dim].values[0].item())}" for dim in ("init", "alpha", "rank") if dataset.sizes[dim] == 1
+    ]
+    same += [f"side {attrs['side']}"] if "side" in attrs else []
     name, largest = attrs.get("flow", "plain"), float(dataset["drift"].max())
     flow = "Flow" if name == "plain" else f"Flow {name}"
     drift = " Largest drift of the conserved quantities, relative to the adapters' squared norm: "
     drift = "" if np.isnan(largest) else f"{drift}{largest:.1g}."
+    seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
     return (
         f"{problem}. {flow} to t = {attrs['t1']:g} by {attrs['solver']} at rtol = {attrs['rtol']:g} "
-        f"({attrs['dtype']}); {dataset.sizes['seed']} seeds, mean and one standard deviation over seeds.{drift}"
+        f"({attrs['dtype']}); {', '.join([*same, seeds])}.{drift}"
     )
+
+
+def kind_of(dataset: xr.Dataset) -> str:
+    """What kind of problem a result is about, for a sentence."""
+    layers = len(layers_of(dataset))
+    if "sigma_w1" in dataset.coords:
+        return "a factorisation of two layers"
+    if "least_loss" in dataset.coords:
+        return "a linear network trained from scratch"
+    return "one adapted layer" if layers == 1 else f"a problem of {layers} adapted layers"
 
 
 def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
@@ -129,27 +196,22 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
-    """How many lanes ended with each status other than success."""
+    """How many lanes ended with each status other than success; those that have not run are not meant."""
     counts: dict[str, int] = {}
     for dataset in datasets:
         attrs = dataset["status"].attrs
         for code, meaning in zip(attrs["flag_values"], attrs["flag_meanings"].split(), strict=True):
             count = int((dataset["status"] == code).sum())
-            if code != 0 and count:
+            if code not in (0, PENDING) and count:
                 counts[meaning] = counts.get(meaning, 0) + count
     return counts
 
 
-def _floor(floors: xr.DataArray) -> str:
-    mean = float(floors.mean())
+def _floor(lowest: xr.DataArray) -> str:
+    mean = float(lowest.mean())
     return "" if np.isnan(mean) else f"{mean:.2g}"
 
 
 def _mantissa(values: xr.DataArray) -> str:
     mean, std = mean_and_std(values)
-    return f"{float(mean):.3g} ± {float(std):.1g}"
-
-
-def _spread(values: xr.DataArray, digits: int) -> str:
-    mean, std = mean_and_std(values)
-    return f"{float(mean):.{digits}f} ± {float(std):.{digits}f}"
+    return f"{float(mean):.3g}" + (f" ± {float(std):.1g}" if values.sizes["seed"] > 1 else "")
