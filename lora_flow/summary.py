@@ -187,10 +187,11 @@ def _losses(dataset: xr.Dataset, found: Sequence[Cell]) -> Table:
         since = f" since t = {time(cell.reached)}" if cell.ending == AT_ROUNDING else ""
         rows.append([*_start(dataset, cell.where), loss, _endings(cell) + since, rate])
     header = [*_dims(dataset), f"loss at t = {dataset.attrs['t1']:g}", "then", "decades per unit of time"]
+    floor = float(rounding_floors(dataset).median())
     text = (
         "`level`: the loss changes by less than a hundredth of a decade in the last tenth of the time (on a saddle as "
-        f"well); `at rounding`: below {float(rounding_floors(dataset).median()):.1g}, where it says nothing but how numbers are "
-        f"rounded. {_medians(dataset)}"
+        f"well); `at rounding`: below {floor:.1g}, where it says nothing but how numbers are rounded. "
+        f"{_medians(dataset)}"
     )
     if "least_loss" in dataset.coords:
         text = f"The loss is L - L*, above the least that a network of this kind has. {text}"

@@ -132,7 +132,7 @@ def test_the_best_cells():
 def test_a_line_for_each_of_few_cells():
     told = short(made([falling(2), falling(7)], [flat(1e-8), flat(0.5)])).splitlines()
     assert told == [
-        "alpha 1: aligns to 1 - cos = 1e-08 by t = 1.1 (T1 = 2.42); loss 2.1e-09 at t = 10, still falling by 0.87 "
+        "alpha 1: aligns to 1 - cos = 1e-08 by t = 1.1 (T1 = 2.41); loss 2.1e-09 at t = 10, still falling by 0.87 "
         "decades per unit of time.",
         "alpha 0.1: does not align (1 - cos is at least 0.5); loss at rounding at t = 10, since t = 8.55.",
         "Lowest loss: at rounding with alpha 0.1, at t = 8.55; fastest: alpha 0.1, at 0.001 of the first loss (0.001) "

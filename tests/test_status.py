@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lora_flow import InputError, load_run
+from lora_flow.cli import main
 from lora_flow.labels import PENDING
 from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.status import status
@@ -30,8 +31,9 @@ def unfinished(tmp_path_factory):
     return out
 
 
-def test_status_counts_lanes_and_says_how_to_go_on(unfinished):
-    lines = status(unfinished).splitlines()
+def test_status_counts_lanes_and_says_how_to_go_on(unfinished, capsys):
+    assert main(["status", str(unfinished)]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{unfinished}: 6 of 8 lanes done (3 of 4 batches); ended: 6 success"
     assert lines[1].startswith("last written ")
     assert " ago (" in lines[1]

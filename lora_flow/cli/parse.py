@@ -13,7 +13,8 @@ from lora_flow.checks import InputError, require, require_choice
 
 COMMANDS = {  # name -> what it does, in a line
     "sweep": "solve the gradient flow for every combination of settings, into a run folder",
-    "plot": "draw a finished run or figure again, and write its report",
+    "plot": "draw a run or figure again, and write its report",
+    "status": "say how far a run or figure is, and how to go on with it",
     "figure": "run and draw a named experiment, with a table of its values",
     "theory": "hold every claim of the theory against runs",
     "inits": "list the initialisations: formulas, and what each asks for",

@@ -14,7 +14,9 @@ from lora_flow.checks import require, require_choice
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-    """Draw a finished run or figure again, and write its report.md: loss, alignment and phases for every side and rank.
+    """Draw a run or figure again, and write its report.md: loss, alignment and phases for every side and rank.
+
+    Of a run that is not finished, what is stored so far, marked so.
 
     For example: lora-flow plot runs/demo
     """
@@ -32,21 +34,23 @@ class Plot:
         from lora_flow.studies import study_of
 
         name = study_of(self.out)
-        return draw_study(self.out, name) if name else draw(self.out)
+        return draw_study(self.out, name) if name else draw(self.out, partial=True)
 
 
-def draw(out: str) -> int:
-    """Draws what a folder holds, a run or a figure of several, and writes its report."""
+def draw(out: str, partial: bool = False) -> int:
+    """Draws what a folder holds, a run or a figure of several, and writes its report; `partial`: unfinished too."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from lora_flow.experiments import EXPERIMENTS
     from lora_flow.figures import save, save_figures
-    from lora_flow.report import about, failed, final_values, report, warnings
+    from lora_flow.report import about, failed, final_values, report, unfinished, warnings
     from lora_flow.store import load_figure
+    from lora_flow.summary import answered, short
     from lora_flow.theory.predictions import predictions
 
-    name, datasets = load_figure(out)
+    name, datasets = load_figure(out, partial)
+    state = unfinished(datasets.values())
     folder = Path(out) / "figures"
     if name and set(datasets) != set(EXPERIMENTS[name].runs):
         alone = list(datasets) == [""]  # one of a figure's runs, drawn as the sweep that it is
@@ -57,15 +61,21 @@ def draw(out: str) -> int:
         name = ""
     if name:
         experiment, stem = EXPERIMENTS[name], f"figure{name}" if name.isdigit() else f"figure-{name}"
-        pictures = save({f"{stem}{suffix}": one for suffix, one in experiment.draw(datasets).items()}, folder)
-        notes = experiment.notes(datasets)
+        drawn = {f"{stem}{suffix}": one for suffix, one in experiment.draw(datasets).items()}
+        pictures = save(drawn, folder, state)
+        notes = "" if state else experiment.notes(datasets)
     else:
-        pictures, notes = save_figures(datasets[""], folder, "sweep"), ""
+        pictures, notes = save_figures(datasets[""], folder, "sweep", state), ""
     links = [str(picture.relative_to(out)) for picture in pictures]
-    told = {run: [about(one), final_values(one), warnings(one), predictions(one)] for run, one in datasets.items()}
-    (Path(out) / "report.md").write_text(report(told, links, notes), encoding="utf-8")
-    print(notes or final_values(datasets[""]))
-    print(*filter(None, map(warnings, datasets.values())), sep="\n")
+    told = {
+        run: [about(one), *answered(one), warnings(one), predictions(one), final_values(one)]
+        for run, one in datasets.items()
+    }
+    text, files = report(told, links, notes, state)
+    for file, content in ({"report.md": text} | files).items():
+        (Path(out) / file).write_text(content, encoding="utf-8")
+    lines = [state, notes or "\n".join(map(short, datasets.values())), *map(warnings, datasets.values())]
+    print(*filter(None, lines), sep="\n")
     print(*(f"picture: {picture}" for picture in pictures), f"report: {Path(out) / 'report.md'}", sep="\n")
     ended = failed(datasets.values())
     total = sum(dataset["status"].size for dataset in datasets.values())

@@ -1,0 +1,27 @@
+"""`lora-flow status`: how far a run is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Say how far a run, a figure or an image check is, whether a process is at work on it, and how to go on.
+
+    It only reads, and may be asked while the run is at work.
+
+    For example: lora-flow status runs/demo
+    """
+
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
+    """The run folder."""
+
+    def run(self) -> int:
+        from lora_flow.status import status
+
+        print(status(self.out))
+        return 0
