@@ -199,7 +199,8 @@ def check_parts(path: str | Path, names: Iterable[str]) -> None:
     path = Path(path)
     if path.exists():
         require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
-        foreign = sorted({entry.name for entry in path.iterdir()} - {*names, "figures", "report.md"})
+        tables = {table.name for table in path.glob("report-*.csv")}
+        foreign = sorted({entry.name for entry in path.iterdir()} - {*names, "figures", "report.md"} - tables)
         require(not foreign, "out", "be a new folder or this figure's", f"'{path}', which holds {', '.join(foreign)}")
 
 
@@ -210,7 +211,8 @@ def is_started(path: str | Path) -> bool:
 
 def remove_drawn(path: Path) -> None:
     """Removes the report and the pictures of results that are replaced."""
-    for drawn in (path / "report.md", *path.glob("figures/sweep*.png"), *path.glob("figures/figure*.png")):
+    pictures = (*path.glob("figures/sweep*.png"), *path.glob("figures/figure*.png"))
+    for drawn in (path / "report.md", *path.glob("report-*.csv"), *pictures):
         drawn.unlink(missing_ok=True)
 
 

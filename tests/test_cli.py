@@ -37,7 +37,7 @@ def test_help_teaches_in_under_a_second_and_without_jax(command):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["swep"], "the command must be 'sweep', 'plot', 'status', 'figure', 'theory', 'inits' or 'vision', got 'swep' (did you"),
+        (["swep"], "'status', 'figure', 'theory', 'inits' or 'vision', got 'swep' (did you mean 'sweep'?)"),
         ([], "the command must be one of sweep, plot"),
         (["sweep"], "--out"),
         (["sweep", "--out", "OUT", "--alpa", "1"], "did you mean --alpha?"),
