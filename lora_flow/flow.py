@@ -31,6 +31,7 @@ from lora_flow.checks import (
 from lora_flow.control import ResidualController
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula, keeps_loss
+from lora_flow.memory import require_memory
 from lora_flow.observables import Direction, Measurement, measure, observables, principal_directions
 from lora_flow.offset import Offset
 from lora_flow.problem import Problem, check_problem, own_observables, vector_field
@@ -159,6 +160,7 @@ def save_times(
     require_number("t1", t1, "be positive and finite", lambda end: end > 0)
     if isinstance(saves, (int, np.integer)) and not isinstance(saves, bool):
         require(saves >= 2, "saves", "be at least 2, or an array of times", saves)
+        require_memory("saves", saves, 16.0 * saves)
         if spacing == "linear":
             return jnp.linspace(0.0, t1, int(saves))
         late = jnp.geomspace(1e-4, 1.0, int(saves) - 1).at[-1].set(1.0)  # which rounding may leave beside 1
@@ -221,9 +223,10 @@ def integrator(
     dtype = jnp.result_type(float)
     tolerance = as_real(rtol)
     if tolerance is not None and tolerance < 100 * jnp.finfo(dtype).eps:
+        advice = '; turn on double precision with jax.config.update("jax_enable_x64", True)'
         warnings.warn(
-            f"rtol must be at least {100 * float(jnp.finfo(dtype).eps):.0e} for {dtype} to carry it, got {rtol:g}; "
-            'turn on double precision with jax.config.update("jax_enable_x64", True)',
+            f"rtol must be at least {100 * float(jnp.finfo(dtype).eps):.0e} for {dtype} to carry it, got {rtol:g}"
+            f"{advice if dtype == jnp.float32 else ''}",
             PrecisionWarning,
             stacklevel=3,
         )

@@ -21,6 +21,7 @@ from lora_flow.flows import Flow
 from lora_flow.initialization import SIDES, allows_any_width, check_alpha, check_rank, find_scheme, initialize
 from lora_flow.labels import LANE_DIMS, check_labels
 from lora_flow.problem import Problem, check_padding, check_problem, task_rank
+from lora_flow.sizes import LARGEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +180,10 @@ def _axis(name: str, values: Any) -> tuple[Any, ...]:
 def _seeds(seeds: Any) -> Sequence[int]:
     if isinstance(seeds, (int, np.integer)):
         require(seeds >= 1, "seeds", "be at least 1", seeds)
+        require(seeds <= LARGEST, "seeds", f"be at most {LARGEST}", seeds)
         return range(int(seeds))
     listed = _axis("seeds", seeds)
-    require(all(isinstance(seed, int) and seed >= 0 for seed in listed), "seeds", "be integers from 0", listed)
+    largest = int(jnp.iinfo(jnp.result_type(int)).max)
+    must = f"be integers from 0 to {largest}"
+    require(all(isinstance(seed, int) and 0 <= seed <= largest for seed in listed), "seeds", must, listed)
     return listed

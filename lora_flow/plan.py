@@ -31,10 +31,12 @@ from lora_flow.initialization import find_scheme
 from lora_flow.labels import PENDING, label, portable_attrs
 from lora_flow.lanes import Values, detail_values, start_values
 from lora_flow.matrices import WRITTEN_OUT, Diagonal
+from lora_flow.memory import require_memory
 from lora_flow.network import LinearNetwork
 from lora_flow.observables import Measurement, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, of_products, on_host, own_observables
 from lora_flow.progress import Progress
+from lora_flow.sizes import COPIES
 
 BATCH_SIZE = 64
 THREADED = 256  # the dimension above which a product is worth the threads of a CPU
@@ -313,7 +315,9 @@ def plan_sweep(
         save_adapters=details,
     )
     grid.check_starts(problems, how.flow)
-    return Plan(problems, grid, float(t1), times, how, batch_size, devices)
+    plan = Plan(problems, grid, float(t1), times, how, batch_size, devices)
+    require_memory("the sweep", f"{grid.size} runs at {len(times)} times", COPIES * plan.nbytes)
+    return plan
 
 
 _version = functools.cache(version)  # a millisecond each

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_flow.checks import InputError, PrecisionWarning, require, require_choice
 from lora_flow.flags import Aligned, Network, Pretrained, Regression, Runs, Solving, Times, Trained
+from lora_flow.sizes import check_sizes
 
 if TYPE_CHECKING:
     from jaxtyping import Array
@@ -72,9 +73,10 @@ def start_jax(settings: Settings) -> None:
     `JAX_COMPILATION_CACHE_DIR` says.
     """
     require_choice("precision", settings.precision, PRECISIONS)
+    check_sizes(settings, devices=max(settings.devices, 1))
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        count = f"--xla_force_host_platform_device_count={max(settings.devices, 0) or cores}"
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = f"--xla_force_host_platform_device_count={min(max(settings.devices, 0) or cores, cores)}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
     import jax
 

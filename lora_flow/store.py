@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tomllib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from lora_flow.labels import PENDING, portable_attrs
 from lora_flow.plan import Plan, Values, digest
 from lora_flow.settings import Settings, to_table
 from lora_flow.storage import write_atomically
+from lora_flow.toml import read_toml
 
 SETTINGS, RESULTS = "settings.toml", "results.zarr"
 
@@ -168,16 +168,6 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     require(path.is_dir(), "the run folder", "exist", f"'{path}'")
     require((path / SETTINGS).is_file(), f"'{path}'", "be a run folder", f"one without {SETTINGS}")
     return read_toml(path / SETTINGS)
-
-
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """A TOML file's table, with one line for what is wrong with it."""
-    path = Path(path)
-    require(path.is_file(), "the settings file", "exist", f"'{path}'")
-    try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"'{path}' must be a TOML file, got {error}") from error
 
 
 def check_free(path: str | Path, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from lora_flow import flags
 from lora_flow.checks import require
 from lora_flow.interrupts import whole
 from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
+from lora_flow.toml import read_toml
 
 if TYPE_CHECKING:
     from lora_flow.plan import Plan
@@ -141,8 +143,7 @@ def stored(out: str) -> Settings:
 
 def read_config(path: str) -> Settings:
     """The settings of a file; a problem's file is sought from the folder that the settings are in."""
-    from lora_flow.store import read_toml
-
+    path = os.path.expanduser(path)
     return with_absolute_path(from_table(read_toml(path), path), Path(path).parent)
 
 

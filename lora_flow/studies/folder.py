@@ -10,7 +10,8 @@ import tomli_w
 import xarray as xr
 
 from lora_flow.checks import require
-from lora_flow.store import RESULTS, SETTINGS, read_toml, remove_drawn, write_atomically
+from lora_flow.store import RESULTS, SETTINGS, remove_drawn, write_atomically
+from lora_flow.toml import read_toml
 
 
 def study_of(path: str | Path) -> str:

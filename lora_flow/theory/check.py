@@ -43,7 +43,7 @@ def _cell(text: str) -> str:
 
 def write_csv(lines: Sequence[Line], path: Path) -> None:
     """`theory.csv`: one row for each case of each claim."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
             ["line", "source", "claim", "case", "predicted", "measured", "half_width_95", "holds", "verdict", "runs"]
