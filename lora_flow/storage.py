@@ -18,7 +18,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lora_flow.checks import InputError, require
@@ -57,17 +57,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, gone: Iterable[str] = ()) -> Iterator[Path]:
+def replacing(folder: Path, gone: Iterable[str] = (), within: Sequence[str] = ()) -> Iterator[Path]:
     """An empty folder beside, whose entries take their places in `folder` at the end; all of them, or none.
 
-    `gone` names entries that go with the old ones and are not replaced, paths below `folder`. Hold the folder's lock.
+    `gone` names entries that go with the old ones and are not replaced, paths below `folder`. Of the folders `within`,
+    which are there, it is the entries that are replaced, not the folder. Hold the folder's lock.
     """
     old = _beside(folder / "run", OLD)
     new = old.with_suffix(f".{PARTIAL}")
     try:
-        new.mkdir()
+        for name in ("", *within):
+            (new / name).mkdir()
         yield new
-        _swap(folder, old, new, gone)
+        made = [entry.relative_to(new).as_posix() for name in ("", *within) for entry in (new / name).iterdir()]
+        _swap(folder, old, new, sorted(set(made) - set(within)), gone)
     except BaseException:
         with contextlib.suppress(OSError):  # or else when the folder is locked next
             _put_back(folder, old)
@@ -143,9 +146,8 @@ def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}.{kind}")
 
 
-def _swap(folder: Path, old: Path, new: Path, gone: Iterable[str]) -> None:
-    names = sorted(entry.name for entry in new.iterdir())
-    there = [name for name in (*names, *gone) if os.path.lexists(folder / name)]
+def _swap(folder: Path, old: Path, new: Path, names: Sequence[str], gone: Iterable[str]) -> None:
+    there = [name for name in dict.fromkeys((*names, *gone)) if os.path.lexists(folder / name)]
     old.mkdir()
     write_atomically(old / _NAMES, json.dumps({"old": there, "new": names}))
     for number, name in enumerate(there):

@@ -3,9 +3,11 @@
     settings.toml   what was asked for; enough to repeat or resume the run
     results.zarr    opens with `xarray.open_zarr`; lanes that have not run have status -1
     figures/*.png, report.md
+    problem-as-started.npz or .safetensors   a copy of the file that --problem named
 
 A batch is written as soon as it is solved, its `status` last, and every file is replaced in one step: whenever the
-process is killed, a lane whose status says it is done has all its values, and the others are solved again.
+process is killed, a lane whose status says it is done has all its values, and the others are solved again. A lane's
+values and all that is common to the lanes have checksums: what is damaged is named, and solved again as well.
 """
 
 from __future__ import annotations
@@ -20,94 +22,117 @@ from typing import Any
 import numpy as np
 import tomli_w
 import xarray as xr
-import zarr
 
+from lora_flow import checksums
 from lora_flow.checks import InputError, require
+from lora_flow.checksums import LANES, Damaged, lane_chunks, lane_sums, listed
 from lora_flow.labels import PENDING, portable_attrs
-from lora_flow.plan import Plan, Values, digest
+from lora_flow.plan import Plan, Values
 from lora_flow.settings import Settings, to_table
-from lora_flow.storage import write_atomically
+from lora_flow.storage import RUN_ID, check_run, is_generated, locked, mend, replacing, write_atomically
 from lora_flow.toml import read_toml
+from lora_flow.unchanged import check_arrays, check_attrs, check_settings
 
-SETTINGS, RESULTS = "settings.toml", "results.zarr"
+SETTINGS, RESULTS, PROBLEM = "settings.toml", "results.zarr", "problem-as-started"
+_SUFFIXES = (".npz", ".safetensors")  # of files that hold a problem
+_FIGURE = "figure"  # the attribute of a run that was made for a figure
+_SETTINGS = "settings"  # the note of what a run was asked for
+
+Run = tuple[Mapping[str, Any], Plan]
+"""What a run was asked for, as in its settings file, and how that is done."""
 
 
 class RunFolder:
-    """One run's folder. `create` makes it, `resume` goes on with it, `load_run` reads a finished one."""
+    """One run's folder while it is written, which takes the lock that `open_runs` holds."""
 
     def __init__(self, path: Path, plan: Plan):
-        self.path = path
-        self._plan = plan
-        self._dataset = _read_results(path)
-        self._arrays: Any = zarr.open_group(path / RESULTS, mode="r+")
+        reading = checksums.read(path / RESULTS)
+        self.path, self.damaged = path, reading.damaged
+        self._plan, self._dataset = plan, reading.dataset
+        self._sums = lane_sums(reading.dataset)
+        self._arrays = checksums.open_arrays(path / RESULTS)
 
     @classmethod
-    def create(
-        cls,
-        path: str | Path,
-        settings: Mapping[str, Any],
-        plan: Plan,
-        overwrite: bool = False,
-        attrs: Mapping[str, Any] | None = None,
-    ) -> RunFolder:
-        """A new run folder, with nothing solved yet; refuses to touch one that exists unless `overwrite`.
-
-        An old run goes only once the new one is whole beside it.
-        """
-        path = Path(path)
-        check_free(path, overwrite)
-        _check_room(path, plan.nbytes)
-        path.mkdir(parents=True, exist_ok=True)
-        with _new_results(path, plan, dict(settings) | dict(attrs or {})) as new:
-            if (path / RESULTS).exists():
-                (path / RESULTS).replace(path / f"{RESULTS}.{uuid.uuid4().hex}.old")
-            write_atomically(path / SETTINGS, tomli_w.dumps(dict(settings)))
-            new.replace(path / RESULTS)
-        remove_drawn(path)
-        _remove_leftovers(path)
-        return cls(path, plan)
-
-    @classmethod
-    def resume(cls, path: str | Path, plan: Plan, attrs: Mapping[str, Any] | None = None) -> RunFolder:
-        """The folder of an unfinished run with the same settings, whose finished batches are kept."""
-        path = Path(path)
-        if not (path / RESULTS).exists():  # killed between its settings and its first results
-            with _new_results(path, plan, read_settings(path) | dict(attrs or {})) as new:
-                new.replace(path / RESULTS)
-        _remove_leftovers(path)
+    def resume(cls, path: Path, settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> RunFolder:
+        """The folder of an unfinished run that is all the plan says, whose finished batches are kept."""
+        planned = _empty(settings, plan, attrs)
+        restored: list[str] = []
+        if not (path / RESULTS).exists():  # killed between its settings and its first results, by an earlier version
+            _restore(path, settings, plan, attrs)
+        try:
+            reading = checksums.read(path / RESULTS)
+        except Damaged as damaged:
+            restored = list(damaged.files)
+            if checksums.OWN not in restored:
+                check_settings(path, checksums.notes(path / RESULTS)[_SETTINGS], settings)
+            if ".zattrs" not in restored:
+                check_attrs(path, checksums.attributes(path / RESULTS), planned.attrs)
+            _restore(path, settings, plan, attrs)
+            reading = checksums.read(path / RESULTS)
+        ours = RUN_ID in reading.dataset.attrs
+        require(ours, f"'{path}'", "be a run of this version, to be resumed", "an older one, without checksums")
+        check_settings(path, reading.notes[_SETTINGS], settings)
+        check_attrs(path, reading.dataset.attrs, planned.attrs)
+        check_arrays(path, reading.dataset, planned)
         folder = cls(path, plan)
-        stored = folder._dataset.attrs.get("problem_digest")
-        require(
-            stored == digest(plan.problems),
-            "problem",
-            f"be the one that '{path}' was started with, to resume it",
-            "other weights or another shift",
-        )
-        fresh = plan.empty()
-        same = set(fresh.data_vars) == set(folder._dataset.data_vars)
-        require(same, "results", "be of this version's variables, to resume them", f"those of an older one in '{path}'")
-        now = fresh.attrs
-        for name in ("lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype"):
-            stored = folder._dataset.attrs[name]
-            require(now[name] == stored, name, f"be {stored}, as '{path}' was started, to resume it", now[name])
+        folder.damaged = restored + folder.damaged
         return folder
 
     def pending(self) -> list[int]:
-        """The indices of the plan's batches that have a lane which has not run."""
+        """The indices of the plan's batches that have a lane which has not run, or whose values are damaged."""
         status = self._dataset["status"].values.ravel()
         return [i for i, lanes in enumerate(self._plan.batches) if np.any(status[lanes] == PENDING)]
 
     def write(self, lanes: np.ndarray, values: Values) -> None:
-        """Stores one batch, `status` last."""
+        """Stores one batch: its values, their checksums, and its `status` last."""
         self._plan.fill(self._dataset, lanes, values)
-        for name in sorted(values, key=lambda name: name == "status"):
-            memory, stored = self._dataset[name].values, self._arrays[name]
-            chunk = np.array(stored.chunks[: self._dataset["status"].ndim])
-            corners = np.stack(np.unravel_index(lanes, self._dataset["status"].shape), axis=-1) // chunk * chunk
-            for corner in np.unique(corners, axis=0):
-                block = tuple(slice(start, start + size) for start, size in zip(corner, chunk, strict=True))
-                with zarr.config.set({"array.write_empty_chunks": True}):
-                    stored[block] = memory[block]
+        self._sums[lanes] = lane_sums(self._dataset, lanes)
+        shape = self._dataset["status"].shape
+        memory = {name: self._dataset[name].values for name in sorted(values) if name != "status"}
+        memory |= {LANES: self._sums.reshape(shape), "status": self._dataset["status"].values}
+        for name, array in memory.items():
+            check_run(self.path / RESULTS, self._dataset.attrs[RUN_ID])
+            stored = self._arrays[name]
+            for place in lane_chunks(lanes, shape, stored.chunks):
+                block = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, stored.chunks, strict=False))
+                stored[block] = array[block]
+
+
+@contextlib.contextmanager
+def open_runs(
+    root: str | Path,
+    runs: Mapping[str, Run],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    attrs: Mapping[str, Any] | None = None,
+) -> Iterator[dict[str, RunFolder]]:
+    """The folders of runs below `root`, of one run "" the root itself, locked for as long as the context lasts.
+
+    With `resume` those that are started are gone on with. The others are made in one step, where nothing is or, with
+    `overwrite`, in place of old runs: if that fails at any of them, all the old ones stay.
+
+    **Raises:** `InputError` for folders that hold something else, are in use, or are of runs with other settings.
+    """
+    root, attrs = Path(root), dict(attrs or {})
+    new = {name: run for name, run in runs.items() if not (resume and is_started(root / name))}
+    for name in new:
+        check_free(root / name, overwrite)
+    _check_room(root, sum(plan.nbytes for _, plan in new.values()))
+    with contextlib.ExitStack() as held:
+        for name in dict.fromkeys(("", *runs)):
+            held.enter_context(locked(root / name))
+        for name in new:
+            check_free(root / name, overwrite)  # nobody can have made it since
+        if new:
+            gone = [str(Path(name, entry)) for name in {"", *new} for entry in _replaced(root / name)]
+            with replacing(root, gone, within=[name for name in new if name]) as beside:
+                for name, (settings, plan) in new.items():
+                    _fill(beside / name, settings, plan, attrs)
+        yield {
+            name: RunFolder(root / name, plan) if name in new else RunFolder.resume(root / name, settings, plan, attrs)
+            for name, (settings, plan) in runs.items()
+        }
 
 
 def run(folder: RunFolder, plan: Plan, progress: bool = True) -> xr.Dataset:
@@ -120,19 +145,20 @@ def run(folder: RunFolder, plan: Plan, progress: bool = True) -> xr.Dataset:
 def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
     """The dataset of a finished run; with `partial` of any, whose lanes that have not run are NaN with status -1.
 
-    **Raises:** `InputError` where the folder is missing, is no run folder, has no results yet, or its run is not
-    finished.
+    Every number of it is checked against its checksum.
+
+    **Raises:** `InputError` where the folder is missing, is no run folder, has no results yet, or its run is damaged or
+    not finished.
     """
     path = Path(path)
     read_settings(path)
     require((path / RESULTS).is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished run; {_resume_hint(path)}")
-    dataset = _read_results(path)
-    if partial:
+    dataset, damaged = _read_results(path)
+    if partial and not damaged:
         return _without_pending(dataset)
     total, pending = dataset["status"].size, int(np.sum(dataset["status"].values == PENDING))
-    require(
-        pending == 0, f"'{path}'", "hold a finished run", f"{total - pending} of {total} lanes; {_resume_hint(path)}"
-    )
+    told = f"{total - pending} of {total} lanes" + (f", damaged or missing {listed(damaged)}" if damaged else "")
+    require(pending == 0, f"'{path}'", "hold a finished run", f"{told}; {_resume_hint(path)}")
     return dataset
 
 
@@ -151,12 +177,13 @@ def load_figure(path: str | Path, partial: bool = False) -> tuple[str, dict[str,
     **Raises:** `InputError` as `load_run` does, and for a folder that holds neither a run nor a figure's runs.
     """
     path = Path(path)
-    runs = sorted(folder.parent for folder in path.glob(f"*/{SETTINGS}"))
+    mend(path)
+    runs = sorted(folder.parent for folder in path.glob(f"*/{SETTINGS}") if not is_generated(folder.parent.name))
     if (path / SETTINGS).is_file() or not runs:
         datasets = {"": load_run(path, partial)}
     else:
         datasets = {run.name: load_run(run, partial) for run in runs}
-    names = {str(dataset.attrs.get("figure") or "") for dataset in datasets.values()}
+    names = {str(dataset.attrs.get(_FIGURE) or "") for dataset in datasets.values()}
     one = len(names) == 1 and (names != {""} or "" in datasets)
     require(one, f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(datasets)} runs in folders")
     return names.pop(), datasets
@@ -166,6 +193,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings that a run folder was started with."""
     path = Path(path)
     require(path.is_dir(), "the run folder", "exist", f"'{path}'")
+    mend(path)
     require((path / SETTINGS).is_file(), f"'{path}'", "be a run folder", f"one without {SETTINGS}")
     return read_toml(path / SETTINGS)
 
@@ -176,12 +204,18 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     if not path.exists():
         return
     require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
-    if all(entry.name.startswith(f"{RESULTS}.") for entry in path.iterdir()):
-        return  # empty, or killed before it had settings
+    mend(path)
+    if is_vacant(path):
+        return
     stored = set(read_toml(path / SETTINGS)) if is_started(path) else set()
     is_run = {"init", "alpha", "rank", "t1"} <= stored <= set(to_table(Settings()))
     require(is_run, "out", "be a new folder or a run folder", f"'{path}', which holds something else")
     require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
+
+
+def is_vacant(path: Path) -> bool:
+    """Whether a folder is empty, but for what the program or somebody has set aside of earlier results."""
+    return all(entry.name.startswith(f"{RESULTS}.") or is_generated(entry.name) for entry in path.iterdir())
 
 
 def check_parts(path: str | Path, names: Iterable[str]) -> None:
@@ -189,32 +223,39 @@ def check_parts(path: str | Path, names: Iterable[str]) -> None:
     path = Path(path)
     if path.exists():
         require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
-        tables = {table.name for table in path.glob("report-*.csv")}
-        foreign = sorted({entry.name for entry in path.iterdir()} - {*names, "figures", "report.md"} - tables)
+        mend(path)
+        held = {entry.name for entry in path.iterdir() if not is_generated(entry.name)}
+        foreign = sorted(held - {*names, "figures", *drawn(path)})
         require(not foreign, "out", "be a new folder or this figure's", f"'{path}', which holds {', '.join(foreign)}")
 
 
 def is_started(path: str | Path) -> bool:
     """Whether a run folder has its settings, and so can be resumed."""
+    mend(path)
     return (Path(path) / SETTINGS).is_file()
 
 
-def remove_drawn(path: Path) -> None:
-    """Removes the report and the pictures of results that are replaced."""
-    pictures = (*path.glob("figures/sweep*.png"), *path.glob("figures/figure*.png"))
-    for drawn in (path / "report.md", *path.glob("report-*.csv"), *pictures):
-        drawn.unlink(missing_ok=True)
+def kept_problem(path: str | Path) -> Path | None:
+    """The copy of the problem's file that a run keeps, so that it can be resumed wherever that file has gone."""
+    copies = [Path(path) / f"{PROBLEM}{suffix}" for suffix in _SUFFIXES]
+    return next(filter(Path.is_file, copies), None)
 
 
-def _read_results(path: Path) -> xr.Dataset:
+def drawn(path: Path) -> list[str]:
+    """The report, its tables and the pictures of results, as names below their folder."""
+    patterns = ("report.md", "report-*.csv", "figures/sweep*.png", "figures/figure*.png")
+    return [made.relative_to(path).as_posix() for pattern in patterns for made in path.glob(pattern)]
+
+
+def _read_results(path: Path) -> tuple[xr.Dataset, list[str]]:
+    """The dataset, lanes whose values are damaged as those that have not run, and what is damaged."""
     try:
-        dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
-        dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet
-        lost = (dataset["status"] == 0) & dataset["loss"].isnull().any("time")
-        dataset["status"].values[lost.values] = PENDING  # a finished lane has all its values, or it is solved again
-        return dataset
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"'{path / RESULTS}' must be readable by xarray.open_zarr, got {error}") from error
+        dataset, damaged, _ = checksums.read(path / RESULTS)
+    except Damaged as error:
+        raise InputError(f"{error}; {_resume_hint(path, 'mend it')}") from error
+    dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet
+    dataset.attrs.pop(RUN_ID, None)
+    return dataset, damaged
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -224,36 +265,49 @@ def _check_room(path: Path, needed: int) -> None:
     require(room, "out", f"have room for {needed / 1e6:.3g} MB of results", f"{free / 1e6:.3g} MB free")
 
 
-@contextlib.contextmanager
-def _new_results(folder: Path, plan: Plan, attrs: Mapping[str, Any]) -> Iterator[Path]:
-    """The dataset without results under another name, to be renamed when it is whole; gone if that does not happen."""
+def _fill(folder: Path, settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> None:
+    """Makes settings, results without lanes, and the problem's copy in a folder that is about to take a run's place."""
+    empty = _empty(settings, plan, attrs)
+    chunks = {str(name): _chunks(empty, name, plan.batch_size) for name in empty.data_vars}
+    checksums.create(folder / RESULTS, empty, chunks, {_SETTINGS: dict(settings)})
+    write_atomically(folder / SETTINGS, tomli_w.dumps(dict(settings)))
+    named = Path(str(settings["problem"]))
+    if named.suffix in _SUFFIXES and named.is_file():
+        shutil.copyfile(named, folder / f"{PROBLEM}{named.suffix}")
+
+
+def _empty(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> xr.Dataset:
+    """The dataset without results, with all that identifies it."""
     empty = plan.empty()
-    empty.attrs = portable_attrs({name: value for name, value in attrs.items() if name not in empty.dims}) | empty.attrs
-    chunks = {name: {"chunks": _chunks(empty, name, plan.batch_size)} for name in empty.data_vars}
-    partial = folder / f"{RESULTS}.{uuid.uuid4().hex}.partial"
-    try:
-        empty.to_zarr(partial, encoding=chunks, zarr_format=2, consolidated=True)
-        yield partial
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    told = dict(settings) | {"devices": plan.devices} | dict(attrs)
+    told = portable_attrs({name: value for name, value in told.items() if name not in empty.dims})
+    return empty.assign_attrs(told | empty.attrs | {RUN_ID: uuid.uuid4().hex})
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Removes what a run that was killed while it made or replaced its results has left under other names."""
-    for leftover in folder.glob(f"{RESULTS}.*"):
-        shutil.rmtree(leftover)
+def _restore(path: Path, settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> None:
+    """Makes metadata and coordinates anew from the plan; lanes that are of this plan, and whole, are kept."""
+    figure = checksums.attributes(path / RESULTS).get(_FIGURE)
+    with replacing(path) as new:
+        _fill(new, settings, plan, {_FIGURE: figure} | dict(attrs) if figure else attrs)
+        checksums.copy_lanes(path / RESULTS, new / RESULTS)
+        kept = kept_problem(path)
+        if kept is not None:
+            shutil.copyfile(kept, new / kept.name)
+
+
+def _replaced(path: Path) -> list[str]:
+    """What goes when a run takes another's place."""
+    return [*drawn(path), *(f"{PROBLEM}{suffix}" for suffix in _SUFFIXES)]
 
 
 def _chunks(dataset: xr.Dataset, name: Any, batch_size: int) -> tuple[int, ...]:
-    """About a batch of neighbouring lanes in one file, with all their times."""
-    sizes = dict(dataset[name].sizes)
-    chunks = {"time": sizes.pop("time")} if "time" in sizes else {}
-    room = batch_size
-    for dim in reversed(list(sizes)):
+    """About a batch of neighbouring lanes in one file, with all that is stored of them."""
+    sizes, room, chunks = dataset[name].sizes, batch_size, {}
+    for dim in reversed(dataset["status"].dims):
         chunks[dim] = min(sizes[dim], room)
         room = max(1, room // sizes[dim])
-    return tuple(chunks[dim] for dim in dataset[name].dims)
+    return tuple(chunks.get(dim, size) for dim, size in sizes.items())
 
 
-def _resume_hint(path: Path) -> str:
-    return f"finish it with: lora-flow sweep --out {path} --resume"
+def _resume_hint(path: Path, what: str = "finish it") -> str:
+    return f"{what} with: lora-flow sweep --out {path} --resume"

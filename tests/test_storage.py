@@ -18,8 +18,10 @@ from lora_flow.storage import LOCK, check_run, is_generated, locked, mend, repla
 
 HEX = "0123456789abcdef" * 2
 OLD = {"settings.toml": "old", "results.zarr/loss/0.0": "old", "report.md": "old", "figures/sweep.png": "old"}
-NEW = {"settings.toml": "new", "results.zarr/loss/0.0": "new", "adapters/unit": "new"}
+OLD |= {"part/settings.toml": "old"}
+NEW = {"settings.toml": "new", "results.zarr/loss/0.0": "new", "adapters/unit": "new", "part/settings.toml": "new"}
 FOREIGN = {"results.zarr.bak/loss/0.0": "mine", "figures/thesis.png": "mine", "results.zarr.x": "mine"}
+FOREIGN |= {"part/notes": "mine"}
 STEPS = 40  # more than a replacement has
 
 
@@ -34,7 +36,7 @@ def found(folder):
 
 
 def replace(folder):
-    with locked(folder), replacing(folder, gone=("report.md", "figures/sweep.png")) as new:
+    with locked(folder), replacing(folder, gone=("report.md", "figures/sweep.png"), within=("part",)) as new:
         fill(new, NEW)
 
 

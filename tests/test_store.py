@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import time
 
 import numpy as np
 import pytest
+import tomli_w
 import xarray as xr
 import zarr
 
 from lora_flow import InputError, load_run
 from lora_flow.cli import main
+from lora_flow.store import read_settings
 
 FLAGS = ["--alpha", "1e-2", "1e-4", "--rank", "2", "--seeds", "50", "--side", "B", "--batch-size", "2"]
 FLAGS += ["--m", "5", "--n", "4", "--h", "6", "--t1", "3", "--saves", "11"]
@@ -60,12 +63,12 @@ def unbroken(tmp_path_factory):
 
 def stored_bytes(out):
     """Every stored array byte for byte, through xarray's own reader."""
-    dataset = xr.open_zarr(out / "results.zarr").load()
+    dataset = xr.open_zarr(out / "results.zarr", mask_and_scale=False).load()
     return {name: dataset[name].values.tobytes() for name in dataset.variables}
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [3, pytest.param(18, marks=pytest.mark.long)])
 def test_killed_at_random_moments_and_resumed_is_bit_identical(unbroken, tmp_path, kills):
     whole, duration = unbroken
     out = tmp_path / "run"
@@ -93,25 +96,18 @@ def test_killed_at_random_moments_and_resumed_is_bit_identical(unbroken, tmp_pat
 
 
 def test_a_batch_without_its_status_is_solved_again(unbroken, tmp_path):
-    """The marker is what counts: values without it are replaced, finished batches are not touched."""
+    """The marker is what counts: values without it are replaced."""
     whole, _ = unbroken
     out = tmp_path / "run"
     shutil.copytree(whole, out)
-    dataset = xr.open_zarr(out / "results.zarr").load()
-    dataset["status"].values[0, 1, 0, :2] = -1
-    dataset["loss"].values[0, 1, 0, :2] = 123.0
-    dataset["loss"].values[0, 0, 0, 0] = 456.0  # done, so not solved again
-    for name in ("status", "loss"):
-        dataset[name].encoding.clear()
-    dataset[["status", "loss"]].drop_vars(list(dataset.coords)).to_zarr(out / "results.zarr", mode="r+")
+    status, loss = (zarr.open_array(out / "results.zarr" / name) for name in ("status", "loss"))
+    status[0, 1, 0, :2], loss[0, 1, 0, :2] = -1, 123.0
     with pytest.raises(
         InputError, match="must hold a finished run, got 98 of 100 lanes; finish it with: lora-flow sweep"
     ):
         load_run(out)
     assert main(["sweep", "--out", str(out), "--resume"]) == 0
-    resumed, original = load_run(out), load_run(whole)
-    np.testing.assert_array_equal(resumed["loss"].values[0, 1], original["loss"].values[0, 1])
-    assert np.all(resumed["loss"].values[0, 0, 0, 0] == 456.0)
+    assert stored_bytes(out) == stored_bytes(whole)
 
 
 def test_a_run_folder_is_what_it_says(unbroken):
@@ -140,17 +136,37 @@ def test_refuses_to_resume_with_other_settings(unbroken, capsys):
     assert stored_bytes(out) == before
 
 
-def test_refuses_to_resume_with_another_target_of_the_same_name(tmp_path, capsys):
+def test_a_run_keeps_its_target(tmp_path, capsys):
+    """The file may move or change; the copy may not."""
+    target, out = tmp_path / "t.npz", tmp_path / "run"
+
     def save(seed):
         draw = np.random.default_rng(seed).normal
-        np.savez(tmp_path / "t.npz", w1=draw(size=(4, 3)), w2=draw(size=(3, 4)), shift=draw(size=(3, 3)))
+        np.savez(target, w1=draw(size=(4, 3)), w2=draw(size=(3, 4)), shift=draw(size=(3, 3)))
 
-    flags = ["--problem", str(tmp_path / "t.npz"), "--rank", "1", "--t1", "0.5", "--saves", "3"]
     save(0)
-    assert main(["sweep", "--out", str(tmp_path / "run"), *flags]) == 0
+    first = target.read_bytes()
+    assert (
+        main(["sweep", "--out", str(out), "--problem", str(target), "--rank", "1", "--t1", "0.5", "--saves", "3"]) == 0
+    )
+    stored, copy = stored_bytes(out), out / "problem-as-started.npz"
+    assert copy.read_bytes() == first
+    target.unlink()
+    shutil.rmtree(out / "results.zarr" / "loss")
+    (out / "results.zarr" / "alpha" / "0").unlink()
+    capsys.readouterr()
+    assert main(["sweep", "--out", str(out), "--resume"]) == 0
+    assert f"problem: {copy}, a copy of '{target}'" in capsys.readouterr().out
+    assert stored_bytes(out) == stored
+    assert copy.read_bytes() == first
     save(1)
-    assert main(["sweep", "--out", str(tmp_path / "run"), "--resume"]) == 2
+    shutil.copy(target, copy)
+    assert main(["sweep", "--out", str(out), "--resume"]) == 2
     assert "problem must be the one that" in capsys.readouterr().err
+    copy.write_bytes(first[:200] + bytes([first[200] ^ 1]) + first[201:])
+    assert main(["sweep", "--out", str(out), "--resume"]) == 2
+    assert f"problem must be a readable .npz file, got '{copy}'" in capsys.readouterr().err
+    assert stored_bytes(out) == stored
 
 
 def test_refuses_to_overwrite_unless_told_to(unbroken, tmp_path, capsys):
@@ -163,44 +179,91 @@ def test_refuses_to_overwrite_unless_told_to(unbroken, tmp_path, capsys):
     assert load_run(out).sizes["time"] == 2
 
 
-def test_a_finished_lane_whose_values_are_lost_is_solved_again(unbroken, tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (
+            {"loss/0.0.0.0.0": None, "norm_z1/0.1.0.2.0": b"", "steps/0.0.0.1": b"cut"},
+            "must hold a finished run, got 94 of 100 lanes, damaged or missing norm_z1/0.1.0.2.0, steps/0.0.0.1, ",
+        ),
+        (
+            {"alpha/0": None, ".zmetadata": b"[" * 10**5, "steps/.zarray": b"{}", "loss/0.0.0.3.0": None},
+            "results.zarr' must be as it was written, got damaged or missing alpha/0, steps/.zarray; mend it with: ",
+        ),
+    ],
+)
+def test_what_is_damaged_is_named_and_solved_again(unbroken, tmp_path, damage, told, capsys):
     out = tmp_path / "run"
     shutil.copytree(unbroken[0], out)
-    chunks = sorted((out / "results.zarr" / "loss").glob("[0-9]*"))
-    chunks[0].unlink()
-    with pytest.raises(InputError, match="must hold a finished run"):
+    for name, content in damage.items():
+        assert (out / "results.zarr" / name).is_file()
+        (out / "results.zarr" / name).unlink()
+        if content is not None:
+            (out / "results.zarr" / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(told)):
         load_run(out)
+    assert main(["plot", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
     assert main(["sweep", "--out", str(out), "--resume"]) == 0
+    assert "damaged, and solved again: " in capsys.readouterr().out
     assert stored_bytes(out) == stored_bytes(unbroken[0])
+    assert load_run(out).attrs == load_run(unbroken[0]).attrs
 
 
-@pytest.mark.parametrize("moment", ["empty.to_zarr", "write_atomically", "shutil.rmtree"])
-@pytest.mark.long
-def test_a_failure_while_overwriting_loses_no_run(unbroken, tmp_path, moment, monkeypatch, capsys):
-    """The old run stays until the new one is whole beside it; after that the new one can be resumed."""
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        ({"alpha": [1e-2, 0.1]}, "alpha must be (0.01, 0.0001), as '{out}' was started, to resume it, got (0.01, 0.1)"),
+        ({"rank": [1]}, "rank must be (2), as '{out}' was started, to resume it, got (1)"),
+        ({"seeds": 51}, "seeds must be 50, "),
+        ({"init": ["spectral"]}, "init must be (gaussian), "),
+        ({"side": ["A"]}, "side must be (B), "),
+        ({"side": ["A", "B"]}, "side must be (B), "),
+        ({"t1": 3.5}, "t1 must be 3.0, "),
+        ({"saves": 12}, "saves must be 11, "),
+        ({"spacing": "log"}, "spacing must be linear, "),
+        ({"flow": "lora-plus:2"}, "flow must be plain, "),
+        ({"solver": "Tsit5"}, "solver must be auto, "),
+        ({"rtol": 1e-4}, "rtol must be 0.0005, "),
+        ({"max_steps": 99}, "max_steps must be 100000, "),
+        ({"batch_size": 3}, "batch_size must be 2, "),
+        ({"details": True}, "details must be False, "),
+        ({"devices": 1}, "devices must be "),
+        ({"m": 6}, "m must be 5, "),
+        ({"delta_w": [0.5]}, "delta_w must be (0.907029478458"),
+        ({"delta_w": [0.5, 0.6]}, "delta_w must be (0.907029478458"),
+        ({"problem_seed": [1]}, "problem_seed must be (0), "),
+        ({"angle": [10.0]}, "angle must be (0.0), "),
+        ({"shift_scale": [4.0]}, "shift_scale must be (5.0), "),
+        ({"component": ["bottom"]}, "component must be (top), "),
+    ],
+)  # fmt: skip
+def test_edited_settings_are_not_gone_on_with(unbroken, tmp_path, edit, told, capsys):
+    """Whatever settings.toml says by now: values are stored under what the results were made with."""
     out = tmp_path / "run"
     shutil.copytree(unbroken[0], out)
-
-    def fail(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    if moment == "empty.to_zarr":
-        monkeypatch.setattr(xr.Dataset, "to_zarr", fail)
-    elif moment == "write_atomically":
-        monkeypatch.setattr("lora_flow.store.write_atomically", fail)
-    else:
-        monkeypatch.setattr("lora_flow.store.shutil.rmtree", fail)
-    flags = ["--overwrite", "--rank", "1", "--m", "4", "--n", "4", "--h", "5", "--t1", "0.1", "--saves", "2"]
-    assert main(["sweep", "--out", str(out), *flags]) == 2
+    table = read_settings(out) | edit
+    (out / "settings.toml").write_text(tomli_w.dumps(table))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main(["sweep", "--out", str(out), "--resume"]) == 2
     said = capsys.readouterr().err
-    assert "No space left on device" in said
+    assert said.startswith(f"lora-flow: {told.format(out=out)}")
     assert said.count("\n") == 1
-    monkeypatch.undo()
-    if moment == "empty.to_zarr":
-        assert stored_bytes(out) == stored_bytes(unbroken[0])
-        return
-    assert main(["sweep", "--out", str(out), "--resume"]) == 0
-    assert load_run(out).sizes["time"] == (2 if moment == "shutil.rmtree" else 11)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_edited_settings_are_not_gone_on_with_where_something_is_damaged(unbroken, tmp_path, capsys):
+    """What is made anew from the settings is made from those that the run was started with, or not at all."""
+    out = tmp_path / "run"
+    shutil.copytree(unbroken[0], out)
+    (out / "settings.toml").write_text(tomli_w.dumps(read_settings(out) | {"alpha": [1e-2, 0.1]}))
+    for name in ("alpha/0", ".zmetadata", ".zattrs"):
+        (out / "results.zarr" / name).unlink()
+        assert main(["sweep", "--out", str(out), "--resume"]) == 2
+        assert "alpha must be (0.01, 0.0001), as" in capsys.readouterr().err
+    (out / "results.zarr" / "checks" / ".zattrs").unlink()
 
 
 def test_other_peoples_folders_with_a_settings_file_are_left_alone(tmp_path, capsys):

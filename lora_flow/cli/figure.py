@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from lora_flow.checks import require, require_choice
-from lora_flow.cli.sweep import check_unchanged, open_run, solve, stored
+from lora_flow.cli.sweep import solve_runs
 from lora_flow.interrupts import whole
 from lora_flow.settings import Settings, start_jax
 
@@ -58,9 +58,8 @@ class Figure:
 
     def run(self) -> int:
         require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
-        from lora_flow.cli.plot import draw
         from lora_flow.experiments import EXPERIMENTS
-        from lora_flow.store import check_parts, is_started, remove_drawn
+        from lora_flow.store import check_parts, is_started
         from lora_flow.studies import STUDIES
 
         require_choice("figure", self.name, [*EXPERIMENTS, *STUDIES])
@@ -71,22 +70,15 @@ class Figure:
             runs = {name: dataclasses.replace(settings, seeds=self.seeds) for name, settings in runs.items()}
         if list(runs) != [""]:
             check_parts(self.out, runs)
-        paths = {name: str(Path(self.out) / name) for name in runs}
-        started = {name: self.resume and is_started(path) for name, path in paths.items()}
-        require(not self.resume or any(started.values()), "the run folder", "exist", f"'{self.out}'")
-        for name, settings in runs.items():
-            if started[name]:
-                check_unchanged(settings, stored(paths[name]), paths[name])
-        attrs, go_on = {"figure": self.name}, f"lora-flow figure {self.name} --out {self.out} --resume"
-        opened = [open_run(runs[name], paths[name], started[name], self.overwrite, attrs, go_on) for name in runs]
-        remove_drawn(Path(self.out))
-        for folder, plan in opened:
-            solve(folder, plan)
-        return draw(self.out)
+        started = any(is_started(Path(self.out) / name) for name in runs)
+        require(not self.resume or started, "the run folder", "exist", f"'{self.out}'")
+        go_on = f"lora-flow figure {self.name} --out {self.out} --resume"
+        return solve_runs(self.out, runs, self.resume, self.overwrite, {"figure": self.name}, go_on)
 
     def _study(self) -> int:
         from lora_flow.cli.plot import draw_study
         from lora_flow.progress import each
+        from lora_flow.storage import locked
         from lora_flow.studies import STUDIES, begin_study, check_study_folder, store_study
 
         study = STUDIES[self.name]
@@ -95,9 +87,10 @@ class Figure:
         must = f"be left out with figure {self.name}, which runs as a whole"
         require(not self.resume, "resume", must, "--resume")
         check_study_folder(self.out, self.overwrite)
-        begin_study(self.out, self.name, seeds)
-        start_jax(Settings())
-        dataset = study.run(seeds, lambda items: each(items, "parts"))
-        with whole():
-            store_study(self.out, self.name, seeds, dataset)
-        return draw_study(self.out, self.name)
+        with locked(self.out):
+            begin_study(self.out, self.name, seeds)
+            start_jax(Settings())
+            dataset = study.run(seeds, lambda items: each(items, "parts"))
+            with whole():
+                store_study(self.out, self.name, seeds, dataset)
+            return draw_study(self.out, self.name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,10 +16,6 @@ from lora_flow.checks import require
 from lora_flow.interrupts import whole
 from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
 from lora_flow.toml import read_toml
-
-if TYPE_CHECKING:
-    from lora_flow.plan import Plan
-    from lora_flow.store import RunFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +82,8 @@ class Sweep:
         return self.with_settings(read_config(self.config))
 
     def run(self) -> int:
-        from lora_flow.cli.plot import draw
-
-        settings = with_absolute_path(self.settings)
-        if self.resume:
-            check_unchanged(settings, stored(self.out), self.out)
         go_on = f"lora-flow sweep --out {self.out} --resume"
-        solve(*open_run(settings, self.out, self.resume, self.overwrite, {}, go_on))
-        return draw(self.out)
+        return solve_runs(self.out, {"": with_absolute_path(self.settings)}, self.resume, self.overwrite, {}, go_on)
 
 
 GROUPS: dict[str, Any] = {
@@ -106,32 +98,42 @@ GROUPS: dict[str, Any] = {
 }
 
 
-def open_run(
-    settings: Settings, out: str, resume: bool, overwrite: bool, attrs: dict[str, str], go_on: str
-) -> tuple[RunFolder, Plan]:
-    """A run folder, new or found, and the plan for it; everything that can be refused is refused here.
+def solve_runs(
+    out: str, runs: Mapping[str, Settings], resume: bool, overwrite: bool, attrs: Mapping[str, str], go_on: str
+) -> int:
+    """Solves and draws runs below a folder, of one run "" the folder itself.
 
-    `go_on` is the command that goes on with the run once it is interrupted.
+    Everything that can be refused is refused before anything is written. `go_on` is the command that goes on with the
+    runs once they are interrupted.
     """
-    from lora_flow.store import RunFolder, check_free
+    from lora_flow.cli.plot import draw
+    from lora_flow.store import check_free, is_started, kept_problem, open_runs, run
 
-    if not resume:
-        check_free(out, overwrite)
-    start_jax(settings)
-    plan = build_plan(settings)
-    with whole(f"what is solved is stored, go on with: {go_on}"):
-        if resume:
-            return RunFolder.resume(out, plan, attrs), plan
-        return RunFolder.create(out, to_table(settings), plan, overwrite, attrs), plan
-
-
-def solve(folder: RunFolder, plan: Plan) -> None:
-    """Solves what is pending."""
-    from lora_flow.store import run
-
-    print(*map(str, plan.problems.members), sep="\n")
-    print(f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.batch_size} at a time on each device")
-    run(folder, plan)
+    planned = {}
+    for name, settings in runs.items():
+        path, asked = Path(out) / name, settings
+        if resume and is_started(path):
+            check_unchanged(settings, stored(str(path)), str(path))
+            kept = kept_problem(path)
+            if kept is not None:
+                print(f"problem: {kept}, a copy of '{settings.problem}'")
+                asked = dataclasses.replace(settings, problem=str(kept))
+        else:
+            check_free(path, overwrite)
+        start_jax(settings)
+        planned[name] = (to_table(settings), build_plan(asked))
+    with contextlib.ExitStack() as held:
+        with whole(f"what is solved is stored, go on with: {go_on}"):
+            opened = open_runs(out, planned, resume=resume, overwrite=overwrite, attrs=attrs)
+            folders = held.enter_context(opened)
+        for name, folder in folders.items():
+            plan = planned[name][1]
+            if folder.damaged:
+                print(f"damaged, and solved again: {', '.join(folder.damaged)}")
+            print(*map(str, plan.problems.members), sep="\n")
+            print(f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.batch_size} at a time on each device")
+            run(folder, plan)
+        return draw(out)
 
 
 def stored(out: str) -> Settings:

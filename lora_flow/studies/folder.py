@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from pathlib import Path
 
 import tomli_w
 import xarray as xr
 
-from lora_flow.checks import require
-from lora_flow.store import RESULTS, SETTINGS, remove_drawn, write_atomically
+from lora_flow import checksums
+from lora_flow.checks import InputError, require
+from lora_flow.storage import mend, replacing, write_atomically
+from lora_flow.store import RESULTS, SETTINGS, drawn, is_vacant
 from lora_flow.toml import read_toml
 
 
 def study_of(path: str | Path) -> str:
     """The name of the study that a folder holds, "" for anything else."""
+    mend(path)
     settings = Path(path) / SETTINGS
     return str(read_toml(settings).get("study", "")) if settings.is_file() else ""
 
@@ -23,7 +24,7 @@ def study_of(path: str | Path) -> str:
 def check_study_folder(path: str | Path, overwrite: bool) -> None:
     """Raises unless a study may be stored at `path`."""
     path = Path(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and is_vacant(path)):
         return
     require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
     require(study_of(path), "out", "be a new folder or a figure's", f"'{path}', which holds something else")
@@ -31,30 +32,27 @@ def check_study_folder(path: str | Path, overwrite: bool) -> None:
 
 
 def begin_study(path: str | Path, name: str, seeds: int) -> None:
-    """Makes the folder, or finds out that it cannot be made, before anything is computed."""
-    Path(path).mkdir(parents=True, exist_ok=True)
+    """Says what the folder is for, or finds out that it cannot be written, before anything is computed."""
     if not (Path(path) / SETTINGS).exists():
-        write_atomically(Path(path) / SETTINGS, tomli_w.dumps({"study": name, "seeds": seeds}))
+        write_atomically(Path(path) / SETTINGS, _settings(name, seeds))
 
 
 def store_study(path: str | Path, name: str, seeds: int, dataset: xr.Dataset) -> None:
-    """Writes results and settings; what is there goes only once the new results are whole beside it."""
-    path = Path(path)
-    partial = path / f"{RESULTS}.{uuid.uuid4().hex}.partial"
-    try:
-        dataset.to_zarr(partial, zarr_format=2, consolidated=True)
-        write_atomically(path / SETTINGS, tomli_w.dumps({"study": name, "seeds": seeds}))
-        shutil.rmtree(path / RESULTS, ignore_errors=True)
-        partial.replace(path / RESULTS)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    remove_drawn(path)
+    """Puts results and settings in the place of what is there, once they are whole. Hold the folder's lock."""
+    with replacing(Path(path), drawn(Path(path))) as new:
+        checksums.create(new / RESULTS, dataset)
+        write_atomically(new / SETTINGS, _settings(name, seeds))
 
 
 def load_study(path: str | Path) -> xr.Dataset:
-    """The results of a study's folder."""
-    results = Path(path) / RESULTS
-    require(
-        results.is_dir(), f"'{path}'", f"hold {RESULTS}", "a figure that was not finished; --overwrite runs it again"
-    )
-    return xr.open_zarr(results, consolidated=True).load()
+    """The results of a study's folder, every number checked."""
+    results, again = Path(path) / RESULTS, "--overwrite runs it again"
+    require(results.is_dir(), f"'{path}'", f"hold {RESULTS}", f"a figure that was not finished; {again}")
+    try:
+        return checksums.read(results).dataset
+    except InputError as error:
+        raise InputError(f"{error}; {again}") from error
+
+
+def _settings(name: str, seeds: int) -> str:
+    return tomli_w.dumps({"study": name, "seeds": seeds})
