@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from lora_flow.levels import AT_ROUNDING
 from lora_flow.report import show, table
+from lora_flow.rounding import rounding_floors
 from lora_flow.settings import Settings
 from lora_flow.timeline import time_to
 
@@ -70,16 +72,19 @@ def draw_inits(datasets: Datasets) -> dict[str, Figure]:
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
-    from lora_flow.figures import STYLE, band
+    from lora_flow.bands import band
+    from lora_flow.figures import STYLE
 
     dataset = datasets[""].squeeze("rank")
+    floor = float(rounding_floors(dataset).max())
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.4), layout="constrained", sharex=True, sharey=True)
         for row, alpha in zip(axes, INITS.alpha, strict=True):
             for ax, angle in zip(row, INITS.angle, strict=True):
+                ax.set_yscale("log")
                 for init, colour, style in _styles():
                     one = dataset["loss"].sel(init=init, alpha=alpha, angle=angle)
-                    band(one.isel(time=slice(1, None)), ax, color=colour, linestyle=style, label=init)
+                    band(one.isel(time=slice(1, None)), ax, floor, color=colour, linestyle=style, label=init)
                 ax.set(xscale="log", ylim=(1e-12, 30))
                 ax.set_title(rf"{TITLES[angle]}, $\alpha$ = {alpha:g}", loc="left")
         for ax in axes[-1]:
@@ -103,7 +108,7 @@ def _styles() -> list[tuple[str, Any, Any]]:
 
 def inits_notes(datasets: Datasets) -> str:
     dataset = datasets[""].squeeze("rank")
-    spans, last = times_to(dataset), dataset.isel(time=-1)
+    spans, last = times_to(dataset), dataset.isel(time=-1).assign(rounding_floor=rounding_floors(dataset))
     rows = []
     for angle in INITS.angle:
         for alpha in INITS.alpha:
@@ -111,8 +116,10 @@ def inits_notes(datasets: Datasets) -> str:
                 where = {"angle": angle, "alpha": alpha, "init": init}
                 found = [_median(spans[f"{level:g}"].sel(where)) for level in LEVELS]
                 loss, floor = last["loss"].sel(where), last["loss_floor"].sel(where)
+                resolved = loss.median() >= last["rounding_floor"].sel(where).median()
                 dead = int(last["dead_directions"].sel(where).max())
-                values = [_power(float(loss.median())), _power(float(floor.median())), dead or ""]
+                shown = _power(float(loss.median())) if resolved else AT_ROUNDING
+                values = [shown, _power(float(floor.median())), dead or ""]
                 rows.append([f"{angle:g}", f"{alpha:g}", init, *found, *values])
     header = ["angle", "alpha", "init", *(f"t to {level:g}" for level in LEVELS)]
     header += [f"loss at t = {dataset.attrs['t1']:g}", "lowest possible", "dead directions"]
@@ -125,10 +132,10 @@ def inits_notes(datasets: Datasets) -> str:
 
 
 def rates(dataset: xr.Dataset) -> xr.DataArray:
-    """-d log ||E|| / dt while the loss passes the window."""
+    """-d log ||E|| / dt while the loss passes the window; NaN where it does not."""
     start = dataset["loss"].isel(time=0, drop=True)
     first, last = (time_to(dataset["loss"], level * start) for level in WINDOW)
-    return 0.5 * np.log(WINDOW[0] / WINDOW[1]) / (last - first)
+    return 0.5 * np.log(WINDOW[0] / WINDOW[1]) / (last - first).where(np.isfinite(last))
 
 
 def draw_kappa(datasets: Datasets) -> dict[str, Figure]:
@@ -182,7 +189,7 @@ def kappa_notes(datasets: Datasets) -> str:
 
 
 def _median(times: xr.DataArray) -> str:
-    value = float(np.median(np.nan_to_num(times.values, nan=np.inf)))
+    value = float(times.median())
     return "-" if np.isinf(value) else f"{value:.3g}"
 
 

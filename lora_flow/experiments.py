@@ -11,7 +11,9 @@ import xarray as xr
 
 from lora_flow import paper
 from lora_flow.comparison import INITS, KAPPA_RUNS, draw_inits, draw_kappa, inits_notes, kappa_notes
+from lora_flow.levels import told
 from lora_flow.report import log10, show, table
+from lora_flow.rounding import rounding_floors
 from lora_flow.settings import Settings
 from lora_flow.timeline import phases
 
@@ -67,13 +69,16 @@ PHASE = Settings(
 def _phase_notes(datasets: Datasets) -> str:
     from lora_flow.maps import phase_values
 
-    values = phase_values(datasets[""]).squeeze("init")
+    dataset = datasets[""].assign(rounding_floor=rounding_floors(datasets[""])).squeeze("init")
+    values, last = phase_values(datasets[""]).squeeze("init"), dataset.isel(time=-1)
     rows = []
     for delta_w, rank in [(1 / 1.05**2, 1), (1 / 1.05**2, 4), (1 / 1.05**2, 10), (0.25, 4), (0.01, 4)]:
         for alpha in (1e-6, 1e-4, 1e-2):
             cell = values.sel(delta_w=delta_w, alpha=alpha, method="nearest").sel(rank=rank)
-            found = [f"{float(cell[name]):.2f}" for name in ("loss", "alignment_error")]
-            rows.append([f"{delta_w:.3g}", rank, f"{alpha:g}", *found, f"{float(cell['t1']):.3g}"])
+            here = last.sel(delta_w=delta_w, alpha=alpha, method="nearest").sel(rank=rank)
+            found = [told(here["loss"], here["rounding_floor"]), f"{float(cell['alignment_error']):.2f}"]
+            t1 = f"{float(cell['t1']):.3g}" if np.isfinite(cell["t1"]) else "not reached"
+            rows.append([f"{delta_w:.3g}", rank, f"{alpha:g}", *found, t1])
     header = ["delta_w", "rank", "alpha", "log10 loss at t = 5", "log10 (1 - cos)", "T1"]
     return "Some cells of the maps, side B, means over seeds:\n\n" + table(header, rows)
 
@@ -115,7 +120,7 @@ def _beyond_notes(datasets: Datasets) -> str:
     rows = []
     for _, dim, dataset in _families(datasets):
         spans = phases(dataset)
-        last = dataset.isel(time=-1)
+        last = dataset.isel(time=-1).assign(rounding_floor=rounding_floors(dataset))
         for value in dataset[dim].values:
             for init in dataset["init"].values:
                 for alpha in dataset["alpha"].values:
@@ -126,9 +131,9 @@ def _beyond_notes(datasets: Datasets) -> str:
                             f"{dim} {show(value.item())}",
                             init,
                             f"{alpha:g}",
-                            f"{float(log10(last['loss'].sel(where)).mean()):.2f}",
+                            told(last["loss"].sel(where), last["rounding_floor"].sel(where)),
                             f"{float(log10(last['alignment_error'].sel(where)).mean()):.2f}",
-                            f"{float(ratio.mean(skipna=False)):.2f}",
+                            f"{float(ratio.mean()):.2f}" if np.isfinite(ratio).all() else "not reached",
                         ]
                     )
     header = ["problem", "init", "alpha", "log10 loss at t = 20", "log10 (1 - cos)", "T1 measured / predicted"]

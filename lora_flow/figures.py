@@ -15,9 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lora_flow.bands import band, mark_rounding, quartiles
 from lora_flow.checks import require
-from lora_flow.report import log10, mean_and_std, problem_dims, show
-from lora_flow.timeline import phases
+from lora_flow.levels import initial_losses
+from lora_flow.report import problem_dims, show
+from lora_flow.rounding import rounding_floors
+from lora_flow.shown import save_numbers
+from lora_flow.timeline import phases, saddles
 
 OWN_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
 OTHER_STYLES: tuple[Any, ...] = ("-.", (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)), (0, (8, 1, 1, 1)), (0, (1, 4)))
@@ -35,16 +39,21 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.4,
 }
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's palette
-PHASE_SHADES = ("#e3e3e3", "#f4f4f4", "#dce9f5", "#fff2cc")
+PHASES = {"align": "#e3e3e3", "grow": "#f4f4f4", "converge": "#dce9f5", "slow tail": "#fff2cc"}
 
 
 def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Loss over time for every initialisation (line style) and alpha (colour); one side and one rank."""
+    """Loss over time for every initialisation (line style) and alpha (colour); one side and one rank.
+
+    Medians over seeds, with bands between the quartiles, down to the rounding floor.
+    """
     _check_dims(dataset)
-    ax = _axes(ax)
+    ax, floor = _axes(ax), _floor(dataset)
+    ax.set_yscale("log")
     for init, style in line_styles(dataset).items():
         for alpha, colour in _colours(dataset, init):
-            band(dataset["loss"].sel(init=init, alpha=alpha), ax, color=colour, linestyle=style)
+            band(dataset["loss"].sel(init=init, alpha=alpha), ax, floor, color=colour, linestyle=style)
+    mark_rounding(ax, floor)
     ax.set(xlabel="gradient-flow time t", ylabel="loss L (log scale)", title="Loss")
     _legend(ax, _alpha_handles(dataset) + _init_handles(dataset))
     return ax
@@ -54,6 +63,7 @@ def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Distance of a network's product from the solution of least norm over time, as `plot_loss` has the loss."""
     _check_dims(dataset)
     ax = _axes(ax)
+    ax.set_yscale("log")
     for init, style in line_styles(dataset).items():
         for alpha, colour in _colours(dataset, init):
             band(dataset["distance"].sel(init=init, alpha=alpha), ax, color=colour, linestyle=style)
@@ -66,6 +76,7 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
     """Alignment error of layer 1 over time, random initialisations only where there are any."""
     _check_dims(dataset)
     ax = _axes(ax)
+    ax.set_yscale("log")
     inits = _random_inits(dataset)
     for init in inits:
         for alpha, colour in _colours(dataset, init):
@@ -84,24 +95,31 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     """Alignment error, spectral norm of Z_1 and loss together, at the smallest alpha: which moves when.
 
     Of a network, which aligns with nothing, the distance from the solution of least norm for the first.
-    Shaded are the phases of `lora_flow.phases`, means over seeds, with the talk's prediction of t1 as a dotted line.
+    Shaded are the phases of `lora_flow.phases`, medians over seeds, hatched the saddles of the median loss, and dotted
+    is the talk's prediction of t1.
     """
     _check_dims(dataset)
     ax = _axes(ax)
     init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
     one = dataset.sel(init=[init], alpha=[alpha])
-    spans = phases(one).mean("seed").squeeze() if "sigma_w1" in dataset.coords else None
+    floor = _floor(one)
+    spans = phases(one).median("seed").squeeze() if "sigma_w1" in dataset.coords else None
     if until is None and spans is not None:
         until = _phases_end(spans, float(dataset["time"][-1]))
     aligns = "distance" not in one
+    ax.set_yscale("log")
     for name, label, colour, style in (
         ("alignment_error", r"$1 - \cos(\gamma_1, Z_1)$", BLUE, "-") if aligns else ("distance", "distance", BLUE, "-"),
         ("norm_z1", r"$\|Z_1\|$", ORANGE, "-."),
         ("loss", "loss L", GREEN, "--"),
     ):
-        band(_until(one[name].squeeze(["init", "alpha"]), until), ax, color=colour, linestyle=style, label=label)
+        values, least = _until(one[name].squeeze(["init", "alpha"]), until), floor if name == "loss" else None
+        band(values, ax, least, color=colour, linestyle=style, label=label)
+    mark_rounding(ax, floor)
     if spans is not None:
         shade_phases(spans, ax)
+    median = quartiles(one["loss"].squeeze(["init", "alpha"]), log=True, floor=floor)[1]
+    hatch_saddles(saddles(median, one["time"].values, float(initial_losses(one).median()), floor), ax)
     where = rf", $\alpha$ = {_power(alpha)}" if len(init) <= len("gaussian") else ""
     ax.set(xlabel="gradient-flow time t", ylabel="value (log scale)", title=f"Phases, {init}{where}")
     _legend(ax, ax.get_legend_handles_labels()[0])
@@ -118,8 +136,8 @@ def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
     """The phases of one run, as `lora_flow.phases` has them, shaded up to the right end of the axes."""
     left, right = ax.get_xlim()
     ends = [float(spans[name]) for name in ("t_align", "t1", "t_plateau")]
-    for name, end, shade in zip(("align", "grow", "converge", "plateau"), [*ends, right], PHASE_SHADES, strict=True):
-        end = right if np.isnan(end) else min(end, right)
+    for (name, shade), end in zip(PHASES.items(), [*ends, right], strict=True):
+        end = min(end, right) if np.isfinite(end) else right
         if end > left:
             ax.axvspan(left, end, color=shade, linewidth=0, zorder=0, label=name)
         left = max(left, end)
@@ -129,20 +147,23 @@ def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
     return ax
 
 
+def hatch_saddles(spans: Sequence[tuple[float, float]], ax: Axes) -> Axes:
+    """Where the loss is on a saddle, hatched."""
+    for i, (begin, end) in enumerate(spans):
+        label = "saddle" if i == 0 else None
+        ax.axvspan(begin, end, facecolor="none", edgecolor="0.7", hatch="///", linewidth=0, zorder=0.2, label=label)
+    return ax
+
+
 def _phases_end(spans: xr.Dataset, t1: float) -> float:
     """A time by which all the phases can be seen."""
-    ends = [1.4 * float(spans["t_plateau"]), 4 * float(spans["t1"])]
-    return min([t1, *(max(end, 4 * float(spans["t1"])) for end in ends if end > 0)])
+    ends = 1.4 * float(spans["t_plateau"]), 4 * float(spans["t1"])
+    return min(t1, max((end for end in ends if 0 < end < np.inf), default=t1))
 
 
-def band(values: xr.DataArray, ax: Axes, **style: Any) -> None:
-    """Mean of log10 over seeds as a line and one standard deviation as a band, on a logarithmic axis."""
-    mean, std = mean_and_std(log10(values))
-    time = values["time"].values
-    ax.plot(time, 10**mean, **style)
-    ax.fill_between(time, 10 ** (mean - std), 10 ** (mean + std), color=style.get("color"), alpha=0.25, linewidth=0)
-    ax.set_yscale("log")
-    ax.set_xlim(time[0], max(time[-1], ax.get_xlim()[1]) if ax.lines[:-1] else time[-1])
+def _floor(dataset: xr.Dataset) -> float:
+    """The largest rounding floor of what one panel shows."""
+    return float(rounding_floors(dataset).max())
 
 
 def three_panels(dataset: xr.Dataset, alignment_until: float | None = None) -> Figure:
@@ -186,6 +207,12 @@ def save(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[
         figure.savefig(path)
         plt.close(figure)
     return paths
+
+
+def save_with_numbers(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[Path]:
+    """Writes pictures, and beside each as JSON the numbers that it shows (`lora_flow.shown`)."""
+    save_numbers(pictures, folder)
+    return save(pictures, folder, title)
 
 
 def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:

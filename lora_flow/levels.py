@@ -14,6 +14,14 @@ def clipped(loss: xr.DataArray, floor: xr.DataArray) -> xr.DataArray:
     return xr.where(loss < floor, floor, loss).transpose(*loss.dims)
 
 
+def initial_losses(dataset: xr.Dataset) -> xr.DataArray:
+    """The losses at t = 0; of older results the first that they hold, if that is at t = 0, and NaN otherwise."""
+    if "initial_loss" in dataset:
+        return dataset["initial_loss"]
+    first = dataset["loss"].isel(time=0)
+    return first.where(first["time"] == 0).drop_vars("time")
+
+
 def told(loss: Values, floor: Values, digits: int = 2) -> str:
     """log10 of losses over seeds for a table: mean and standard deviation of those above the floor.
 

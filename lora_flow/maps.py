@@ -13,8 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_flow.figures import STYLE, band, line_styles
+from lora_flow.bands import band, mark_rounding
+from lora_flow.figures import STYLE, line_styles
+from lora_flow.levels import clipped
 from lora_flow.report import log10, show
+from lora_flow.rounding import rounding_floors
 from lora_flow.timeline import phases
 
 QUANTITIES = {"loss": r"$\log_{10}$ final loss", "alignment_error": r"$\log_{10}$ final $1-\cos$", "t1": r"$T_1$"}
@@ -24,20 +27,23 @@ NAMES = {"alpha": r"$\alpha$", "rank": "rank r", "delta_w": r"$\delta_w$", "angl
 def phase_values(dataset: xr.Dataset) -> xr.Dataset:
     """log10 of the final loss and alignment error, and T1: means over seeds, for every cell of a sweep.
 
-    T1 is NaN in a cell where a run does not come to it.
+    Losses below their rounding floor count as at it. T1 is infinite in a cell where a run does not come to it.
     """
     last = dataset[["loss", "alignment_error"]].isel(time=-1)
+    last = last.assign(loss=clipped(last["loss"], rounding_floors(dataset)))
     logs = xr.Dataset({name: log10(values) for name, values in last.items()})
     return logs.mean("seed").assign(t1=phases(dataset)["t1"].mean("seed", skipna=False))
 
 
 def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "") -> Axes:
-    """A heat map of values over alpha (across) and one more dimension (up), a cell for each pair; NaN is grey."""
+    """A heat map of values over alpha (across) and one more dimension (up), a cell each; grey where not finite."""
     ax = plt.subplots(layout="constrained")[1] if ax is None else ax
     (other,) = (dim for dim in values.dims if dim != "alpha")
     values = values.sortby([other, "alpha"]).transpose(other, "alpha")
     colours = mpl.colormaps["viridis"].with_extremes(bad="0.85")
-    image = ax.imshow(values, origin="lower", aspect="auto", cmap=colours, interpolation="nearest")
+    image = ax.imshow(
+        values.where(np.isfinite(values)), origin="lower", aspect="auto", cmap=colours, interpolation="nearest"
+    )
     ax.figure.colorbar(image, ax=ax)
     exponents = np.log10(values["alpha"].values)
     whole = [i for i, exponent in enumerate(exponents) if abs(exponent - round(exponent)) < 1e-3]
@@ -66,9 +72,13 @@ def phase_diagram(dataset: xr.Dataset, rank: int, delta_w: float) -> Figure:
 def plot_family(dataset: xr.Dataset, variable: str, over: str, ax: Axes) -> Axes:
     """One variable over time, a colour for each value of a dimension, a line style for each initialisation."""
     values = dataset[over].values
+    floor = float(rounding_floors(dataset).max()) if variable == "loss" else None
+    ax.set_yscale("log")
     for value, colour in zip(values, _colours(len(values)), strict=True):
         for init, style in line_styles(dataset).items():
-            band(dataset[variable].sel({over: value, "init": init}), ax, color=colour, linestyle=style)
+            band(dataset[variable].sel({over: value, "init": init}), ax, floor, color=colour, linestyle=style)
+    if floor is not None:
+        mark_rounding(ax, floor)
     ax.set(xlabel="gradient-flow time t (log scale)", xscale="log")
     end = dataset["time"].values[-1]
     ax.set_xlim(max(1e-3 * end, dataset["time"].values[1]), end)

@@ -8,7 +8,9 @@ from typing import Any
 
 import xarray as xr
 
-from lora_flow.report import log10, mean_and_std, show, table
+from lora_flow.levels import spread, told
+from lora_flow.report import log10, show, table
+from lora_flow.rounding import rounding_floors
 from lora_flow.settings import Settings
 
 ALPHAS = (1e-3, 1e-4, 1e-5)
@@ -61,16 +63,23 @@ def comparison(rows: Mapping[str, Row], datasets: Mapping[str, xr.Dataset]) -> s
             ("log10(1 - cos)", "alignment_error", row.alignment, row.alignment_until),
             ("log10 loss", "loss", row.loss, row.settings.t1),
         ):
-            random = datasets[name][variable].sel(init="gaussian").isel(rank=0).sel(time=time, method="nearest")
+            dataset = datasets[name].assign(rounding_floor=rounding_floors(datasets[name]))
+            random = dataset[[variable, "rounding_floor"]].sel(init="gaussian").isel(rank=0)
+            random = random.sel(time=time, method="nearest")
             for i, alpha in enumerate(row.settings.alpha):
                 here = random.sel(alpha=alpha, method="nearest")
-                means = [mean_and_std(log10(here.sel(side=s) if "side" in here.dims else here)) for s in sides]
+                found = [here.sel(side=side) if "side" in here.dims else here for side in sides]
                 given = f"{published[i]:.2f}" if published else "-"
                 start = [show(row.settings.delta_w[0]), f"{alpha:g}", f"{quantity} at t = {time:g}", given]
-                lines.append([*start, *(f"{float(mean):.2f} ± {float(std):.2f}" for mean, std in means)])
+                lines.append([*start, *(_shown(one, variable) for one in found)])
     note = "Beside the paper (its pretrained matrix is unknown but for the range of its spectrum"
-    below = "; losses below about 1e-25 are rounding there, and below 1e-28 here" if "-0.01" in "".join(rows) else ""
+    below = "; its losses below about 1e-25 are rounding" if "-0.01" in "".join(rows) else ""
     return f"{note}{below}):\n\n" + table(header, lines)
+
+
+def _shown(one: xr.Dataset, variable: str) -> str:
+    values = one[variable]
+    return told(values, one["rounding_floor"]) if variable == "loss" else spread(log10(values))
 
 
 def _sides(dataset: xr.Dataset) -> list[str]:

@@ -45,6 +45,11 @@ def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
     return jax.lax.stop_gradient((ROUNDING * jnp.finfo(largest.dtype).eps) ** 2 * largest)
 
 
+def resolved(ratio: float) -> float:
+    """A loss in double precision relative to that without adapters; 0 where that is at rounding."""
+    return 0.0 if ratio < (ROUNDING * np.finfo(np.float64).eps) ** 2 else ratio
+
+
 def rounding_floors(dataset: xr.Dataset) -> xr.DataArray:
     """The rounding floor of a dataset's losses, over its dims without `time`.
 

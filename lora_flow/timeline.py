@@ -9,22 +9,32 @@ import xarray as xr
 
 from lora_flow.checks import require
 from lora_flow.initialization import find_scheme
+from lora_flow.levels import initial_losses
+from lora_flow.rounding import rounding_floors
 from lora_flow.theory import gradient_flow as theory
 
-SLOW = 0.1  # the plateau: the logarithm of the loss falls at less than this share of its fastest rate
-ROUNDING = 1e-25  # of the loss at the start
-
+SLOW = 0.1  # of a drop's fastest rate: less is the slow tail after it, or a saddle between two
+DROPPED = 0.99  # of the loss at the start: a saddle comes after a drop,
+LEVEL = np.e  # has a loss that falls by less than this factor,
+ABOVE_END = 10.0  # and ends at less than one part in this
 
 _ABOUT = {
     "t_align": "end of early alignment",
     "t1": "end of alignment, T1",
-    "t_plateau": "end of local convergence",
+    "t_plateau": "start of the slow tail: from here on log L falls at less than a tenth of its fastest rate",
+    "saddles": "number of saddles: the loss is nearly constant between two drops",
+    "t_saddle": "start of the longest saddle",
+    "t_saddle_end": "end of the longest saddle",
     "t1_predicted": "log(1/alpha) / (sigma sigma_W)",
 }
 
 
 def phases(dataset: xr.Dataset) -> xr.Dataset:
-    r"""The times at which each run's phases end, over the dataset's dims without `time`; NaN where one does not.
+    r"""The times at which each run's phases end, over the dataset's dims without `time`.
+
+    A time is infinite where the run ends before it, so that a mean over runs of which some do not come to it is no time
+    either; a median is right while half of them do. It is NaN where it cannot be told: of lanes that failed, where
+    theory defines none, and where it was over before the first save.
 
     Theory names layer 1 where delta_w < 1; where delta_w > 1 the same holds of layer 2 with the roles of the weights
     exchanged, and that is what is read off. With sigma the singular value of the shift's pair that is learned first and
@@ -32,14 +42,18 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
 
     - `t_align`, the end of early alignment: the first time at which ||gamma^T Z|| exceeds the norm of the rest of Z.
     - `t1`, the end of alignment: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2);
-      NaN, and `t_plateau` too, for initialisations that offset the frozen weights: their B A is no update.
-    - `t_plateau`, the end of local convergence: the time after t1 from which on log L falls at less than a tenth of its
-      fastest rate. What is below 1e-25 of the start is rounding and left out; NaN for a loss that falls fast to there,
-      or to the end.
+      NaN, and `t_plateau` too, for initialisations that offset the frozen weights, whose B A is no update, and where
+      delta_w = 1.
+    - `t_plateau`, the end of local convergence and the start of the slow tail: the time after t1 from which on log L
+      falls at less than a tenth of its fastest rate; it need not be constant there. What is at rounding is left out;
+      infinite for a loss that falls fast to there, or to the end.
+    - `saddles`, and `t_saddle` and `t_saddle_end` of the longest: times at which log L falls at less than a tenth of
+      its fastest rate before and of its fastest rate after, over which L falls by less than a factor e, and
+      after which it ends at less than a tenth. The start is none: no drop comes before it.
     - `t1_predicted`: log(1/alpha) / (sigma s), as the talk on the paper has it for aligned problems with a shift of
       rank one; for others a guide, and NaN for flows that are not plain.
 
-    The first two are interpolated between saves, in the logarithm of the quantity that crosses; `t_plateau` is a save.
+    The first two are interpolated between saves, in the logarithm of the quantity that crosses; others are saves.
 
     **Raises:** `InputError` for a dataset without the singular values that the thresholds are made of.
     """
@@ -57,12 +71,14 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     if "init" in dataset.coords:
         t1 = t1.where(~_offset(dataset["init"]))
     predicted, plain = theory.t1_slides(gains, dataset["alpha"]), dataset.attrs.get("flow", "plain") == "plain"
+    floor = rounding_floors(dataset)
     spans = xr.Dataset(
         {
             "t_align": crossing(along / across, xr.ones_like(t1)),
             "t1": t1,
-            "t_plateau": _plateau(dataset["loss"], t1),
+            "t_plateau": _slow_tail(dataset["loss"], t1, floor),
             "t1_predicted": predicted.where(predicted > 0 if plain else False).broadcast_like(t1),
+            **_saddles(dataset["loss"], initial_losses(dataset), floor),
         }
     )
     for name, about in _ABOUT.items():
@@ -82,12 +98,15 @@ def leading_gain(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
 
 
 def at_times(values: xr.DataArray, times: xr.DataArray) -> xr.DataArray:
-    """Positive values over `time` at one time for each lane, interpolated in their logarithm; NaN where that is NaN."""
+    """Positive values over `time` at one time for each lane, interpolated in their logarithm.
+
+    NaN where the time is not between the first and the last that the lane reached.
+    """
     saved = values["time"].values
 
     def interpolate(row: np.ndarray, time: float) -> float:
         reached = np.isfinite(row) & (row > 0)
-        if np.isnan(time) or not reached.any():
+        if not reached.any() or not saved[reached][0] <= time <= saved[reached][-1]:
             return np.nan
         return float(np.exp(np.interp(time, saved[reached], np.log(row[reached]))))
 
@@ -95,9 +114,12 @@ def at_times(values: xr.DataArray, times: xr.DataArray) -> xr.DataArray:
 
 
 def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
-    """The first time at which a loss over `time` is at most `level`, for each lane; NaN where it does not come there.
+    """The first time at which a loss over `time` is at most `level`, for each lane.
 
-    Interpolated between saves in the logarithm of the loss. Starts that are not offset change the loss at t = 0: to
+    Infinite where the run ends before that, so that a mean over runs of which some do not come there is no time; NaN
+    where it cannot be told: where the loss is there at the first save already and that is later than t = 0, and for
+    lanes that failed before. Interpolated between saves in the logarithm of the loss. A level below the dataset's
+    `rounding_floor` is one that rounding alone may come to. Starts that are not offset change the loss at t = 0: to
     compare them, take levels relative to that of the pretrained weights,
     `problem.loss(zero_adapters(problem.layers, rank=1))`.
     """
@@ -106,39 +128,80 @@ def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
 
 
 def crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
-    """The first time at which the values reach the threshold."""
+    """The first time at which the values reach the threshold; infinite or NaN as `phases` has it."""
     saved = values["time"].values
 
     def first(row: np.ndarray, level: float) -> float:
-        above = np.flatnonzero(row >= level)  # none where the level is NaN
+        above = np.flatnonzero(row >= level)
         if above.size == 0:
-            return np.nan
+            return np.nan if np.isnan(level) or np.isnan(row[-1]) else np.inf
         i = above[0]
-        if i == 0 or row[i - 1] <= 0:
-            return float(saved[i])
-        share = np.log(level / row[i - 1]) / np.log(row[i] / row[i - 1])
+        if i == 0:
+            return 0.0 if saved[0] == 0 else np.nan
+        before, after = row[i - 1], row[i]
+        if before > 0 and np.isfinite(after):
+            share = np.log(level / before) / np.log(after / before)
+        else:
+            share = (level - before) / (after - before)
         return float(saved[i - 1] + share * (saved[i] - saved[i - 1]))
 
     return _for_each_lane(first, values, threshold)
 
 
-def _plateau(loss: xr.DataArray, t1: xr.DataArray) -> xr.DataArray:
+def _slow_tail(loss: xr.DataArray, t1: xr.DataArray, floor: xr.DataArray) -> xr.DataArray:
     saved = loss["time"].values
     midpoints = 0.5 * (saved[1:] + saved[:-1])
 
-    def start(row: np.ndarray, begin: float) -> float:
-        looked_at = (midpoints > begin) & (row[1:] > ROUNDING * row[0])
-        rates = -np.diff(np.log(np.where(row > 0, row, np.nan))) / np.diff(saved)
-        if not np.any(rates[looked_at] > 0):
+    def start(row: np.ndarray, begin: float, floor: float) -> float:
+        if np.isnan(begin) or np.isnan(row[-1]):
             return np.nan
+        rates = rates_of_fall(row, saved, floor)
+        looked_at = (midpoints > begin) & np.isfinite(rates)
+        if not np.any(rates[looked_at] > 0):
+            return np.inf
         fast = np.flatnonzero(looked_at & (rates > SLOW * np.max(rates[looked_at])))
-        return float(saved[fast[-1] + 1]) if fast[-1] < np.flatnonzero(looked_at)[-1] else np.nan
+        return float(saved[fast[-1] + 1]) if fast[-1] < np.flatnonzero(looked_at)[-1] else np.inf
 
-    return _for_each_lane(start, loss, t1)
+    return _for_each_lane(start, loss, t1, floor)
 
 
-def _for_each_lane(function: Any, values: xr.DataArray, numbers: xr.DataArray) -> xr.DataArray:
-    """Applies a function of one lane's values over time and one number of that lane."""
-    return xr.apply_ufunc(
-        function, values, numbers, input_core_dims=[["time"], []], vectorize=True, output_dtypes=[float]
+def _saddles(loss: xr.DataArray, initial: xr.DataArray, floor: xr.DataArray) -> dict[str, xr.DataArray]:
+    saved = loss["time"].values
+
+    def longest(row: np.ndarray, initial: float, floor: float) -> tuple[float, float, float]:
+        if np.isnan(row).any() or np.isnan(initial):
+            return np.nan, np.nan, np.nan
+        found = saddles(row, saved, initial, floor)
+        return float(len(found)), *max(found, key=lambda span: span[1] - span[0], default=(np.inf, np.inf))
+
+    told = xr.apply_ufunc(
+        longest, loss, initial, floor, input_core_dims=[["time"], [], []], output_core_dims=[[]] * 3, vectorize=True
     )
+    return dict(zip(("saddles", "t_saddle", "t_saddle_end"), told, strict=True))
+
+
+def saddles(loss: np.ndarray, times: np.ndarray, initial: float, floor: float) -> list[tuple[float, float]]:
+    """The times between which one run's loss, `initial` at t = 0, is on a saddle, as `phases` has it."""
+    rates = np.nan_to_num(rates_of_fall(loss, times, floor), nan=0.0)
+    before, after = np.maximum.accumulate(rates), np.maximum.accumulate(rates[::-1])[::-1]
+    slow = np.concatenate([[False], rates < SLOW * np.minimum(before, after), [False]])
+    edges = np.flatnonzero(np.diff(slow.astype(int)))
+    spans = zip(edges[::2], edges[1::2], strict=True)  # of saves: the first and the last of each
+    left = max(float(loss[-1]), floor) * ABOVE_END
+    return [
+        (float(times[first]), float(times[last]))
+        for first, last in spans
+        if loss[first] < DROPPED * initial and loss[first] < LEVEL * loss[last] and loss[last] > left
+    ]
+
+
+def rates_of_fall(loss: np.ndarray, times: np.ndarray, floor: float) -> np.ndarray:
+    """-d log L/dt between saves; NaN where the loss comes to rounding."""
+    resolved = np.where(loss >= max(floor, np.finfo(float).tiny), loss, np.nan)
+    return -np.diff(np.log(resolved)) / np.diff(times)
+
+
+def _for_each_lane(function: Any, values: xr.DataArray, *numbers: xr.DataArray) -> xr.DataArray:
+    """Applies a function of one lane's values over time and numbers of that lane."""
+    core: Any = [["time"], *([] for _ in numbers)]
+    return xr.apply_ufunc(function, values, *numbers, input_core_dims=core, vectorize=True, output_dtypes=[float])

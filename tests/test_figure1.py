@@ -1,7 +1,10 @@
 """The main job: Figure 1 of arXiv 2503.06982, from the command to the published values."""
 
+import json
+
 import numpy as np
 import pytest
+from stored import STORED, check_agrees
 
 from lora_flow import load_run
 from lora_flow.cli import main
@@ -49,12 +52,20 @@ def test_the_other_side_does_not_reproduce_the_figure():
     assert float(log10(dataset["alignment_error"].isel(time=-1)).mean()) < -6.75 - 1.0
 
 
+def test_it_draws_the_picture_of_the_readme(figure1):
+    """Every curve and band, to what two runs may differ by: what docs/images shows is not from another version."""
+    out, _ = figure1
+    stored, fresh = (json.loads((folder / "figure1.json").read_text()) for folder in (STORED, out / "figures"))
+    check_agrees(stored, fresh)
+    assert [one["title"][:3] for one in stored] == ["(a)", "(b)", "(c)"]
+
+
 def test_picture_and_report(figure1):
     out, _ = figure1
     before = (out / "report.md").read_text()
     assert main(["plot", str(out)]) == 0
     assert (out / "report.md").read_text() == before
-    assert [path.name for path in (out / "figures").iterdir()] == ["figure1.png"]
+    assert sorted(path.name for path in (out / "figures").iterdir()) == ["figure1.json", "figure1.png"]
     assert (out / "figures" / "figure1.png").stat().st_size > 50_000
     report = (out / "report.md").read_text()
     assert "figures/figure1.png" in report

@@ -43,7 +43,7 @@ def draw(out: str, partial: bool = False) -> int:
 
     mpl.use("Agg")
     from lora_flow.experiments import EXPERIMENTS
-    from lora_flow.figures import save, save_figures
+    from lora_flow.figures import save_figures, save_with_numbers
     from lora_flow.report import about, failed, final_values, report, unfinished, warnings
     from lora_flow.store import load_figure
     from lora_flow.summary import answered, short
@@ -62,7 +62,7 @@ def draw(out: str, partial: bool = False) -> int:
     if name:
         experiment, stem = EXPERIMENTS[name], f"figure{name}" if name.isdigit() else f"figure-{name}"
         drawn = {f"{stem}{suffix}": one for suffix, one in experiment.draw(datasets).items()}
-        pictures = save(drawn, folder, state)
+        pictures = save_with_numbers(drawn, folder, state)
         notes = "" if state else experiment.notes(datasets)
     else:
         pictures, notes = save_figures(datasets[""], folder, "sweep", state), ""
@@ -89,13 +89,13 @@ def draw_study(out: str, name: str) -> int:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from lora_flow.figures import save
+    from lora_flow.figures import save_with_numbers
     from lora_flow.studies import STUDIES, load_study
 
     require_choice(f"the study in '{out}'", name, STUDIES)
     study, dataset = STUDIES[name], load_study(out)
     notes = study.notes(dataset)
-    (picture,) = save({f"figure-{name}": study.draw(dataset)}, Path(out) / "figures")
+    (picture,) = save_with_numbers({f"figure-{name}": study.draw(dataset)}, Path(out) / "figures")
     text = f"# {study.about[0].upper()}{study.about[1:]}\n\n{notes}\n\n![](figures/{picture.name})\n"
     (Path(out) / "report.md").write_text(text, encoding="utf-8")
     print(notes, f"picture: {picture}", f"report: {Path(out) / 'report.md'}", sep="\n")

@@ -40,7 +40,7 @@ class Theory:
         import matplotlib as mpl
 
         mpl.use("Agg")
-        from lora_flow.figures import save
+        from lora_flow.figures import save_with_numbers
         from lora_flow.theory.check import HEADER, check, markdown, terminal_line, write_csv
         from lora_flow.theory.evidence import Evidence
         from lora_flow.theory.pictures import draw
@@ -50,7 +50,7 @@ class Theory:
         for line in check(evidence):
             print(terminal_line(line), flush=True)
             lines.append(line)
-        (picture,) = save({"theory": draw(evidence)}, folder / "figures")
+        (picture,) = save_with_numbers({"theory": draw(evidence)}, folder / "figures")
         write_csv(lines, folder / "theory.csv")
         (folder / "theory.md").write_text(
             f"# Theory against runs\n\n{markdown(lines)}\n\n![](figures/theory.png)\n", encoding="utf-8"

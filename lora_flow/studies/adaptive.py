@@ -18,11 +18,12 @@ import xarray as xr
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, narrow
+from lora_flow.bands import band
 from lora_flow.descent import StepRule, descend
 from lora_flow.network import LinearNetwork
 from lora_flow.network_steps import AdaptiveStep, AdmissibleStep, AroraStep, DuStep
 from lora_flow.report import table
-from lora_flow.studies.drawing import band, keys, letters
+from lora_flow.studies.drawing import keys, letters
 from lora_flow.theory import linear_descent as theory
 
 if TYPE_CHECKING:
@@ -176,13 +177,14 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 def _draw_rule(one: xr.Dataset, axes: np.ndarray, style: dict[str, Any]) -> None:
     start = one["loss"].isel(iteration=0)
-    loss = (one["loss"] / start).clip(min=1e-40)
-    band(axes[0], loss, **style)
+    for ax in axes:
+        ax.set_yscale("log")
+    band(one["loss"] / start, axes[0], **style)
     colour, largest = style["color"], one["largest_step"]
     if bool(one["bound"].notnull().any()):
         bound = (one["bound"] / start).median("seed")
         axes[0].plot(bound["iteration"], bound, color=colour, linestyle="--", linewidth=1)
-    band(axes[1], one["step"] / largest, **style)
+    band(one["step"] / largest, axes[1], **style)
     if str(one["rule"].values) in ("rho", "rhohat"):
         free = (one["free_step"] / largest).median("seed")
         axes[1].plot(free["iteration"], free, color=colour, linestyle=":", linewidth=1)

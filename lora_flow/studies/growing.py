@@ -16,11 +16,12 @@ import xarray as xr
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, narrow
+from lora_flow.bands import band
 from lora_flow.descent import StepRule, descend
 from lora_flow.network import LinearNetwork
 from lora_flow.network_steps import AdaptiveStep, Backtracking, GrowingStep
 from lora_flow.report import table
-from lora_flow.studies.drawing import band, keys, letters
+from lora_flow.studies.drawing import keys, letters
 from lora_flow.theory import linear_descent, linear_local, linear_networks
 
 if TYPE_CHECKING:
@@ -171,9 +172,10 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 
 def _draw_losses(one: xr.Dataset, ax: Axes, styles: dict[str, dict[str, Any]]) -> None:
-    loss = (one["loss"] / one["loss"].isel(iteration=0)).clip(min=1e-40)
+    loss = one["loss"] / one["loss"].isel(iteration=0)
+    ax.set_yscale("log")
     for rule, style in styles.items():
-        band(ax, loss.sel(rule=rule), **style)
+        band(loss.sel(rule=rule), ax, **style)
     bound = (one["rhobar"] ** one["iteration"]).median("seed")
     ax.plot(bound["iteration"], bound, color="0.1", linestyle="--", linewidth=1)
     ax.set(yscale="log", ylim=(1e-20, 3), xlim=(0, SHOWN), title=_title(one))
@@ -181,7 +183,7 @@ def _draw_losses(one: xr.Dataset, ax: Axes, styles: dict[str, dict[str, Any]]) -
 
 def _draw_steps(one: xr.Dataset, ax: Axes, styles: dict[str, dict[str, Any]]) -> None:
     for rule, style in styles.items():
-        band(ax, (one["step"] / one["first_step"]).sel(rule=rule), **style)
+        band((one["step"] / one["first_step"]).sel(rule=rule), ax, **style)
     limit = (one["smooth_step"].sel(rule="K_t") / one["first_step"]).median("seed")
     ax.plot(limit["iteration"], limit, color="0.1", linestyle=":", linewidth=1)
     ax.set(xlim=(0, SHOWN), ylim=(0, None), xlabel="iteration", ylabel=r"step size, in units of $\eta_0$")

@@ -13,12 +13,13 @@ import xarray as xr
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
+from lora_flow.bands import band
 from lora_flow.descent import Descent, descend
 from lora_flow.initialization import gaussian_init, lora_ga_init, lora_one_theory_init
 from lora_flow.offset import Offset
 from lora_flow.report import table
 from lora_flow.single import Regression, SingleLayer
-from lora_flow.studies.drawing import band, letters
+from lora_flow.studies.drawing import letters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,18 +100,18 @@ def draw_alignment(dataset: xr.Dataset) -> Figure:
         colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, dataset.sizes["alpha2"]))
         titles = {"sampled": f"N = {SAMPLES} samples", "white": r"infinitely many samples, $\hat\Sigma$ = I"}
         for column, inputs in zip(axes.T, INPUTS, strict=True):
+            column[0].set(yscale="log", title=titles[inputs], ylim=(1e-4, 2))
+            column[1].set(yscale="log", xlabel="iteration", ylim=(1e-9, 10))
             for variance, colour in zip(VARIANCES, colours, strict=True):
                 one = dataset.sel(inputs=inputs, alpha2=variance)
                 label = rf"$\alpha^2$ = {_power(variance)}"
                 for ax, name in zip(column, ("angle", "risk"), strict=True):
-                    band(ax, one[name], color=colour, label=label)
+                    band(one[name], ax, color=colour, label=label)
             if inputs == "sampled":
                 level = float(dataset["plateau"].sel(inputs=inputs).median())
                 column[0].axhline(level, color="0.3", linestyle=":", linewidth=1)
                 note = r"row spaces of $\Delta$ and $\Delta\hat\Sigma$"
                 column[0].annotate(note, (1500, level), (0, -9), textcoords="offset points", ha="right", fontsize=6.5)
-            column[0].set(yscale="log", title=titles[inputs], ylim=(1e-4, 2))
-            column[1].set(yscale="log", xlabel="iteration", ylim=(1e-9, 10))
         axes[0, 0].set_ylabel("angle of A to the gradient (sine)")
         axes[1, 0].set_ylabel(r"risk $\frac{1}{2}\|BA - \Delta\|_F^2$")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
@@ -128,11 +129,11 @@ def draw_preconditioning(dataset: xr.Dataset) -> Figure:
         figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained", sharey=True)
         titles = {"sampled": f"N = {SAMPLES} samples", "white": r"infinitely many samples, $\hat\Sigma$ = I"}
         for ax, inputs in zip(axes, INPUTS, strict=True):
+            ax.set(yscale="log", xlabel="iteration", title=titles[inputs])
             for init, colour in (("lora-one-theory", BLUE), ("lora-ga", ORANGE)):
                 for flow, style in (("plain", "--"), ("scaled", "-")):
                     one = dataset["risk"].sel(inputs=inputs, init=init, flow=flow)
-                    band(ax, one, color=colour, linestyle=style, label=f"{init}, {flow}")
-            ax.set(yscale="log", xlabel="iteration", title=titles[inputs])
+                    band(one, ax, color=colour, linestyle=style, label=f"{init}, {flow}")
         floor = float(dataset["floor"].sel(inputs="sampled", init="lora-ga").median())
         axes[0].axhline(floor, color="0.3", linestyle=":", linewidth=1)
         place = (RISK_STEPS, floor)

@@ -7,6 +7,7 @@ import xarray as xr
 
 from lora_flow.paper import FIGURE_3
 from lora_flow.report import log10
+from lora_flow.rounding import rounding_floors
 from lora_flow.theory import gradient_flow as theory
 from lora_flow.theory.evidence import ALPHAS, DELTA_W, Evidence
 from lora_flow.theory.lines import (
@@ -91,14 +92,14 @@ def final_loss(ev: Evidence) -> Line:
     cases = []
     for delta_w, side, part in each_setting(ev.gaussian):
         last = part["loss"].isel(time=-1)
-        resolved = last.where((last > 1e-25 * part["loss"].isel(time=0)).all("seed"), drop=True)
+        resolved = last.where((last > rounding_floors(part)).all("seed"), drop=True)
         where = case_name(delta_w, side)
         if resolved.sizes["alpha"] < 5:
             cases.append(Case(where, 0.0, np.nan, None, None))
         else:
             mean, width = estimate(slope(resolved, resolved["alpha"]))
             cases.append(Case(where, 0.0, mean, width, mean - width > 0))
-    statement = "the loss comes down to 2 alpha^c3 with some c3 > 0: fitted at tau = 100, above 1e-25"
+    statement = "the loss comes down to 2 alpha^c3 with some c3 > 0: fitted at tau = 100, above rounding"
     return Line(f"{PAPER}, Theorem 3.1", statement, _RUNS, tuple(cases), ">=")
 
 

@@ -11,8 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_flow.figures import BLUE, GREEN, ORANGE, STYLE, band
+from lora_flow.bands import band, mark_rounding
+from lora_flow.figures import BLUE, GREEN, ORANGE, STYLE
 from lora_flow.report import log10
+from lora_flow.rounding import rounding_floors
 from lora_flow.theory import gradient_flow as theory
 from lora_flow.theory.evidence import ALPHAS, DELTA_W, Evidence
 from lora_flow.timeline import at_times
@@ -42,22 +44,26 @@ def draw(ev: Evidence) -> Figure:
 
 def _loss(ev: Evidence, ax: Axes) -> str:
     """Side B at alpha = 1e-4: the loss after T1 under the first bound of Theorem 3.2, without its floor."""
+    floor = float(rounding_floors(ev.gaussian).max())
+    ax.set_yscale("log")
     for delta_w, colour in COLOURS.items():
         run = ev.gaussian.sel(delta_w=delta_w, side="B").sel(alpha=1e-4, method="nearest")
-        band(run["loss"], ax, color=colour)
+        band(run["loss"], ax, floor, color=colour)
         c = ev.gains(delta_w)
         t1 = ev.t1.sel(delta_w=delta_w, side="B").sel(alpha=1e-4, method="nearest")
         ratio = at_times(run["norm_z2"], t1) / run["norm_z1"].isel(time=-1)
         elapsed = (run["time"] - t1).clip(min=0) / c.rate
         bound = theory.local_loss_bound(c, at_times(run["loss"], t1), elapsed, ratio, 0.0)
         ax.plot(run["time"], 10 ** log10(bound.where(run["time"] >= t1)).mean("seed"), "--", color=colour)
-        ax.axvline(float(t1.mean()), color=colour, linewidth=0.6)
+        ax.axvline(float(t1.median()), color=colour, linewidth=0.6)
+    mark_rounding(ax, floor)
     ax.set(xlabel=TAU, ylabel="loss L (log scale)")
     return r"Loss, $T_1$, and Theorem 3.2"
 
 
 def _closed_form(ev: Evidence, ax: Axes) -> str:
     """Side B at the smallest alpha of the main runs: the part of Z_1 that grows, and the part that stays."""
+    ax.set_yscale("log")
     for delta_w, colour in COLOURS.items():
         run = ev.gaussian.sel(delta_w=delta_w, side="B").isel(alpha=-1).sel(time=slice(0, 22))
         band(run["norm_along1"], ax, color=colour)
