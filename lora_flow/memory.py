@@ -19,14 +19,14 @@ def free() -> float:
     return min(_of_system(), *(_number(limit) - _number(used, 0.0) for limit, used in _GROUPS), _of_limit())
 
 
-def require_memory(name: str, got: object, needed: float) -> None:
+def require_memory(name: str, got: object, needed: int | float) -> None:
     """Raise unless `needed` bytes are free; `name` is the argument that asks for most of them."""
     room = free()
     must = f"be small enough for the {size(room)} of memory that are free"
     require(needed <= room, name, must, f"{got}, which takes {size(needed)}")
 
 
-def size(count: float) -> str:
+def size(count: int | float) -> str:
     """So many bytes, for people."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000:

@@ -83,6 +83,6 @@ def _weights(settings: Settings, number: int) -> tuple[str, float]:
     return most, COPIES * number * sum(parts.values())
 
 
-def _require(settings: Settings, name: str, needed: float) -> None:
+def _require(settings: Settings, name: str, needed: int | float) -> None:
     value = getattr(settings, name)
     require_memory(name, f"{len(value)} values" if isinstance(value, tuple) and len(value) > 3 else value, needed)
