@@ -13,7 +13,7 @@ from lora_flow.figures import save
 from lora_flow.labels import PENDING, label
 from lora_flow.report import Table, final_values, report, unfinished
 from lora_flow.settings import Settings, build_plan
-from lora_flow.store import RunFolder, load_run, to_table
+from lora_flow.store import load_run, open_runs, to_table
 from lora_flow.summary import answered, short
 from lora_flow.theory.predictions import predictions
 
@@ -220,9 +220,9 @@ def test_pictures_of_unfinished_runs_have_a_title(tmp_path):
 def test_plot_draws_a_run_that_is_not_finished_and_says_so(tmp_path, capsys, monkeypatch):
     asked = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
     plan = build_plan(asked)
-    folder = RunFolder.create(tmp_path / "run", to_table(asked), plan)
-    for lanes, values in plan.run([0], progress=False):
-        folder.write(lanes, values)
+    with open_runs(tmp_path / "run", {"": (to_table(asked), plan)}) as folders:
+        for lanes, values in plan.run([0], progress=False):
+            folders[""].write(lanes, values)
     titles = []
     monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda self, text: titles.append(text))
     assert main(["plot", str(tmp_path / "run")]) == 0

@@ -15,7 +15,7 @@ from lora_flow.labels import PENDING
 from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.status import status
 from lora_flow.storage import holder, locked
-from lora_flow.store import RunFolder
+from lora_flow.store import open_runs
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
 
@@ -25,9 +25,9 @@ def unfinished(tmp_path_factory):
     """Three of four batches."""
     out = tmp_path_factory.mktemp("unfinished") / "run"
     plan = build_plan(ASKED)
-    folder = RunFolder.create(out, to_table(ASKED), plan)
-    for lanes, values in plan.run([0, 1, 2], progress=False):
-        folder.write(lanes, values)
+    with open_runs(out, {"": (to_table(ASKED), plan)}) as folders:
+        for lanes, values in plan.run([0, 1, 2], progress=False):
+            folders[""].write(lanes, values)
     return out
 
 
@@ -87,9 +87,9 @@ def test_status_of_finished_runs_figures_and_other_folders(unfinished, tmp_path)
 def test_a_figure_of_several_runs_has_a_line_for_each(tmp_path):
     plan = build_plan(ASKED)
     for name, batches in (("delta_w-0.01", [0, 1, 2, 3]), ("delta_w-0.25", [0])):
-        folder = RunFolder.create(tmp_path / name, to_table(ASKED), plan, attrs={"figure": "3"})
-        for lanes, values in plan.run(batches, progress=False):
-            folder.write(lanes, values)
+        with open_runs(tmp_path / name, {"": (to_table(ASKED), plan)}, attrs={"figure": "3"}) as folders:
+            for lanes, values in plan.run(batches, progress=False):
+                folders[""].write(lanes, values)
     lines = status(tmp_path).splitlines()
     assert [line.split(": ")[1] for line in lines[:2]] == [
         "8 of 8 lanes done (4 of 4 batches); ended",
