@@ -23,6 +23,7 @@ from lora_flow import (
 )
 from lora_flow.levels import clipped, told
 from lora_flow.rounding import rounding_floors
+from lora_flow.studies import toys
 
 KEY = jax.random.key(0)
 EPS = np.finfo(float).eps
@@ -121,3 +122,16 @@ def test_what_is_drawn_is_not_below_it():
     loss = xr.DataArray([[1.0, 1e-30], [1.0, np.nan]], dims=("seed", "time"))
     shown = clipped(loss, xr.DataArray([1e-27, 1e-27], dims="seed"))
     np.testing.assert_array_equal(shown, [[1.0, 1e-27], [1.0, np.nan]])
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_study_tells_risks_below_it_as_at_rounding(stored):
+    """Of a folder of an older version, too, which holds no floor."""
+    dims = ("inputs", "init", "flow", "seed", "iteration")
+    coordinates = {"inputs": list(toys.INPUTS), "init": ["lora-one-theory", "lora-ga"], "flow": ["plain", "scaled"]}
+    risk = np.broadcast_to([1.0, 1e-30], (2, 2, 2, 3, 2))
+    told = {"risk": (dims, risk), "floor": (("inputs", "init", "seed"), np.zeros((2, 2, 3)))}
+    told |= {"rounding_floor": (("inputs", "init", "seed"), np.full((2, 2, 3), 1e-27))} if stored else {}
+    notes = toys.preconditioning_notes(xr.Dataset(told, coords=coordinates))
+    assert notes.count("at rounding") == 8
+    assert "-69" not in notes

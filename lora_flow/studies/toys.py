@@ -13,11 +13,13 @@ import xarray as xr
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
-from lora_flow.bands import band
+from lora_flow.bands import band, mark_rounding
 from lora_flow.descent import Descent, descend
 from lora_flow.initialization import gaussian_init, lora_ga_init, lora_one_theory_init
+from lora_flow.levels import AT_ROUNDING
 from lora_flow.offset import Offset
 from lora_flow.report import table
+from lora_flow.rounding import rounding_floor, rounding_floors
 from lora_flow.single import Regression, SingleLayer
 from lora_flow.studies.drawing import letters
 
@@ -60,7 +62,7 @@ def preconditioning(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
     """The risk of LoRA-One's and LoRA-GA's starts, with and without the preconditioner, sampled and white inputs."""
     iterations = np.arange(RISK_STEPS + 1)
     shape = len(INPUTS), 2, 2, seeds, len(iterations)
-    risk, floor = np.empty(shape), np.empty((len(INPUTS), 2, seeds))
+    risk, (floor, rounding) = np.empty(shape), np.empty((2, len(INPUTS), 2, seeds))
     for seed in progress(range(seeds)):
         for i, inputs in enumerate(INPUTS):
             problem, delta, key = _draw(seed, np.array([4.0, 3.0, 2.0, 1.0]) / 4, inputs)
@@ -70,6 +72,8 @@ def preconditioning(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
                 frozen = 0.0 if solved is problem else np.asarray(start[0].b @ start[0].a)
                 values = np.linalg.svd(delta + frozen, compute_uv=False)[RANK:]
                 floor[i, j, seed] = 0.5 * np.sum(values**2)
+                white = SingleLayer(delta)  # whose loss the risk is
+                rounding[i, j, seed] = rounding_floor(white if solved is problem else Offset(white, start), start)
                 for k, (flow, step) in enumerate([("plain", PLAIN_STEP), (f"scaled:{DAMPING}", SCALED_STEP)]):
                     run = descend(
                         solved, start, steps=RISK_STEPS, step=step, saves=iterations, flow=flow, save_adapters=True
@@ -78,7 +82,11 @@ def preconditioning(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
                     risk[i, j, k, seed] = 0.5 * np.sum((b @ a - delta - frozen) ** 2, axis=(-2, -1))
     dims = ("inputs", "init", "flow", "seed", "iteration")
     return xr.Dataset(
-        {"risk": (dims, risk), "floor": (dims[:2] + dims[3:4], floor)},
+        {
+            "risk": (dims, risk),
+            "floor": (dims[:2] + dims[3:4], floor),
+            "rounding_floor": (dims[:2] + dims[3:4], rounding),
+        },
         coords={
             "inputs": list(INPUTS),
             "init": ["lora-one-theory", "lora-ga"],
@@ -127,13 +135,16 @@ def draw_preconditioning(dataset: xr.Dataset) -> Figure:
 
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained", sharey=True)
+        rounding = float(_rounding(dataset).max())
         titles = {"sampled": f"N = {SAMPLES} samples", "white": r"infinitely many samples, $\hat\Sigma$ = I"}
         for ax, inputs in zip(axes, INPUTS, strict=True):
             ax.set(yscale="log", xlabel="iteration", title=titles[inputs])
             for init, colour in (("lora-one-theory", BLUE), ("lora-ga", ORANGE)):
                 for flow, style in (("plain", "--"), ("scaled", "-")):
                     one = dataset["risk"].sel(inputs=inputs, init=init, flow=flow)
-                    band(one, ax, color=colour, linestyle=style, label=f"{init}, {flow}")
+                    band(one, ax, rounding, color=colour, linestyle=style, label=f"{init}, {flow}")
+        for ax in axes:
+            mark_rounding(ax, rounding)
         floor = float(dataset["floor"].sel(inputs="sampled", init="lora-ga").median())
         axes[0].axhline(floor, color="0.3", linestyle=":", linewidth=1)
         place = (RISK_STEPS, floor)
@@ -175,11 +186,12 @@ def preconditioning_notes(dataset: xr.Dataset) -> str:
     for inputs in INPUTS:
         for init, (at_start, at_end) in published.items():
             for flow in ("plain", "scaled"):
-                one = _log(dataset["risk"].sel(inputs=inputs, init=init, flow=flow))
+                one = dataset["risk"].sel(inputs=inputs, init=init, flow=flow)
+                least = float(_rounding(dataset).sel(inputs=inputs, init=init).max())
                 told = (at_start, at_end) if inputs == "sampled" and flow == "scaled" else ("", "")
                 floor = dataset["floor"].sel(inputs=inputs, init=init)
                 shown = _median(_log(floor)) if float(floor.max()) > 1e-20 else "0"
-                ends = _median(one.isel(iteration=0)), _median(one.isel(iteration=-1))
+                ends = [_told(one.isel(iteration=i), least) for i in (0, -1)]
                 rows.append([inputs, init, flow, told[0], ends[0], told[1], ends[1], shown])
     header = ["inputs", "init", "flow", "published start", "ln risk at the start", "published end", "at the end"]
     return "Natural logarithms of the risk, medians and quartiles over draws.\n\n" + table(
@@ -215,6 +227,17 @@ def _descents(problem: Any, starts: list[Adapters], steps: int, step: float, sav
         return descend(problem, start, steps=steps, step=step, saves=saves, flow=flow, save_adapters=True)
 
     return eqx.filter_vmap(one)(stacked)
+
+
+def _rounding(dataset: xr.Dataset) -> xr.DataArray:
+    """The rounding floor of the risks; of results that do not hold it, from the largest of them."""
+    if "rounding_floor" in dataset:
+        return dataset["rounding_floor"]
+    return rounding_floors(dataset["risk"].rename(iteration="time").max("flow").to_dataset(name="loss"))
+
+
+def _told(risk: xr.DataArray, rounding: float) -> str:
+    return AT_ROUNDING if float(risk.median()) < rounding else _median(_log(risk))
 
 
 def _log(values: xr.DataArray) -> xr.DataArray:
