@@ -47,6 +47,7 @@ def race_a(quick: bool) -> Race:
         *numpy_peers.SCIPY,
         *torch_peers.PEERS,
         *jax_peers.DIFFRAX,
+        jax_peers.DOPRI8_CANONICAL,
     )
     # rtol 1e-12, atol 1e-16
     return Race(task, probe, lambda: dopri8.prepare(task)(1e-12), _entered(peers, quick), *_limits(quick))
@@ -67,6 +68,7 @@ def race_b(quick: bool) -> Race:
         *numpy_peers.SCIPY,
         *torch_peers.PEERS,
         *jax_peers.DIFFRAX,
+        jax_peers.DOPRI8_CANONICAL,
     )
     return Race(task, probe, reference, _entered(peers, quick), *_limits(quick))
 

@@ -1,10 +1,14 @@
 """The benchmarks' own arithmetic: what counts as an error, how times are summed up, where tables go."""
 
 import numpy as np
+import pytest
 
+from benchmarks.peers import jax_peers
+from benchmarks.races import RACES
 from benchmarks.report import filled
-from benchmarks.tasks import error, figure1, stiff_tail
+from benchmarks.tasks import Task, error, figure1, stiff_tail
 from benchmarks.timing import interleaved
+from lora_flow import Factorization
 
 
 def test_an_error_is_the_worst_over_lanes_and_times_above_the_floor():
@@ -36,3 +40,19 @@ def test_tasks_are_what_the_page_says():
 def test_a_page_keeps_the_tables_that_are_not_measured_again():
     page = "<!-- table a -->\nold\n<!-- end -->\n"
     assert filled(page, [{"machine": {}, "jobs": {}}]) == page
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_peer_has_the_coordinates_without_the_step_control(name):
+    told = [peer.name for peer in RACES[name](True).peers]
+    assert "diffrax Dopri8 in canonical coordinates" in told
+    assert "diffrax Dopri8, plain vmap" in told
+
+
+def test_in_canonical_coordinates_the_losses_are_the_same():
+    problem = Factorization(*(np.random.default_rng(0).normal(size=size) for size in ((9, 5), (4, 9), (4, 5))))
+    task = Task(problem, 2, (1e-1, 1e-2), 2, np.linspace(0.0, 1.0, 5))
+    (plain,) = (peer for peer in jax_peers.DIFFRAX if "Dopri8" in peer.name)
+    reference = plain.prepare(task)(1e-10)
+    assert reference.shape == (4, 5)
+    np.testing.assert_allclose(jax_peers.DOPRI8_CANONICAL.prepare(task)(1e-10), reference, rtol=1e-6)

@@ -40,7 +40,8 @@ def test_right_readings_hold_and_misprints_fail(lines):
         if name.endswith("as_printed") or name in FALSE:
             assert line.verdict.startswith("fails"), name
         else:
-            assert line.verdict == "holds", f"{name}: {line.cases}"
+            held = ("holds", "undecided") if name == "alignment_floor" else ("holds",)  # whose draws scatter by as much
+            assert line.verdict.split()[0] in held, f"{name}: {line.cases}"
     late = [case.where for case in lines["mode_t1_bound"].cases if not case.holds]
     assert late == ["delta_w = 0.907"]
 
@@ -129,7 +130,7 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_formula_makes_its_line_fail(evidence, lines, monkeypatch, name):
     formula, wrong = BROKEN[name]
-    assert lines[name].verdict == "holds"
+    assert lines[name].verdict.split()[0] in ("holds", "undecided")
     monkeypatch.setattr(gradient_flow, formula, wrong)
     assert CLAIMS[name](evidence).verdict.startswith("fails")
 
@@ -174,7 +175,7 @@ def test_the_command_prints_and_stores_every_line(evidence, lines, tmp_path, mon
     assert all(line.statement in printed for line in lines.values())
     rows = list(csv.DictReader((out / "theory.csv").read_text().splitlines()))
     assert len(rows) == sum(len(line.cases) for line in lines.values())
-    assert {row["holds"] for row in rows} == {"yes", "no", "not applicable"}
+    assert {row["holds"] for row in rows} - {"undecided"} == {"yes", "no", "not applicable"}
     assert {path.name for path in out.rglob("*") if path.is_file()} == {"theory.csv", "theory.md", "theory.png"}
     assert markdown(list(lines.values())) in (out / "theory.md").read_text()
     assert main(["theory", "--out", str(out)]) == 0, "an earlier check is replaced"
@@ -186,7 +187,8 @@ def test_the_docs_page_has_every_line_with_its_verdict(lines):
     assert list(CLAIMS)[: len(NAMES)] == NAMES, "they come first"
     for i, (row, line) in enumerate(zip(rows, lines.values(), strict=False), start=1):
         assert row[:3] == [f"| {i}", line.source, line.statement.replace("|", "\\|")]
-        assert row[5].split()[0] == line.verdict.split()[0]
+        verdicts = {row[5].split()[0], line.verdict.split()[0]}  # the page's are of more seeds
+        assert len(verdicts) == 1 or "undecided" in verdicts
 
 
 def test_the_command_touches_no_other_folder(tmp_path, capsys):
@@ -196,6 +198,13 @@ def test_the_command_touches_no_other_folder(tmp_path, capsys):
     assert main(["theory", "--out", str(tmp_path / "new"), "--seeds", "2"]) == 2
     assert "seeds must be at least 3, for intervals, got 2" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_lines_say_how_many_runs_count(lines):
+    """That1 is positive for the smallest alphas only; a floor above rounding is not had at delta_w = 1/100."""
+    for name in ("t1_window", "local_imbalance", "final_loss"):
+        assert "runs count" in lines[name].counted, name
+    assert lines["closed_form"].counted == ""
 
 
 def test_not_applicable_is_neither(lines):

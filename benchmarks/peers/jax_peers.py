@@ -1,4 +1,5 @@
-"""Gradient descent, jitted; and plain `jax.vmap` of diffrax, as its documentation has it."""
+"""Gradient descent, jitted; plain `jax.vmap` of diffrax, as its documentation has it; and the same in canonical
+coordinates, which tells what the coordinates gain from what the step control does."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import numpy as np
 import optimistix
 from jax.sharding import Mesh, PartitionSpec
 
+import lora_flow
 from benchmarks.peers import arrays
 from benchmarks.peers.algebra import Weights, field, loss
 from benchmarks.peers.peer import ATOL_SHARE, DECADES, Peer, Run
@@ -20,7 +22,7 @@ from benchmarks.peers.peer import ATOL_SHARE, DECADES, Peer, Run
 if TYPE_CHECKING:
     from benchmarks.tasks import Task
 
-State = tuple[jax.Array, ...]
+State = Any  # a PyTree of arrays, the lanes in front
 
 
 def over_devices(solve: Callable[[State], jax.Array], lanes: int) -> Callable[[State], jax.Array]:
@@ -33,17 +35,23 @@ def over_devices(solve: Callable[[State], jax.Array], lanes: int) -> Callable[[S
     return jax.shard_map(solve, mesh=mesh, in_specs=(spec,), out_specs=spec, check_vma=False)
 
 
-def _prepared(losses: Callable[[Weights, jax.Array, State, jax.Array], jax.Array], task: Task) -> Run:
-    """`losses` maps (weights, times, state, rung) to `(lanes, times)`."""
-    weights = jax.tree.map(jnp.asarray, arrays.weights(task))
-    start = jax.tree.map(jnp.asarray, arrays.start(task))
-    times = jnp.asarray(task.times)
+def _compiled(losses: Callable[[State, jax.Array], jax.Array], start: State) -> Run:
+    """`losses` maps (state, rung) to `(lanes, times)`."""
+    lanes = len(jax.tree.leaves(start)[0])
 
     @jax.jit
     def run(start: State, rung: jax.Array) -> jax.Array:
-        return over_devices(lambda state: losses(weights, times, state, rung), len(start[0]))(start)
+        return over_devices(lambda state: losses(state, rung), lanes)(start)
 
     return lambda rung: np.asarray(run(start, jnp.asarray(rung, float)))
+
+
+def _prepared(losses: Callable[[Weights, jax.Array, State, jax.Array], jax.Array], task: Task) -> Run:
+    """`losses` maps (weights, times, state, rung) to `(lanes, times)`."""
+    weights = jax.tree.map(jnp.asarray, arrays.weights(task))
+    times = jnp.asarray(task.times)
+    start = jax.tree.map(jnp.asarray, arrays.start(task))
+    return _compiled(lambda state, rung: losses(weights, times, state, rung), start)
 
 
 def descend(weights: Weights, times: jax.Array, state: State, step: jax.Array) -> jax.Array:
@@ -60,10 +68,15 @@ def descend(weights: Weights, times: jax.Array, state: State, step: jax.Array) -
 
 
 def integrate(
-    solver: diffrax.AbstractSolver, weights: Weights, times: jax.Array, state: State, rtol: jax.Array
+    solver: diffrax.AbstractSolver,
+    slope: Callable[[State], State],
+    loss_of: Callable[[State], jax.Array],
+    times: jax.Array,
+    state: State,
+    rtol: jax.Array,
 ) -> jax.Array:
-    term = diffrax.ODETerm(lambda t, y, args: field(weights, *y))
-    saveat = diffrax.SaveAt(ts=times, fn=lambda t, y, args: loss(weights, *y))
+    term = diffrax.ODETerm(lambda t, y, args: slope(y))
+    saveat = diffrax.SaveAt(ts=times, fn=lambda t, y, args: loss_of(y))
     controller = diffrax.PIDController(rtol=rtol, atol=ATOL_SHARE * rtol)
 
     def lane(start: State) -> jax.Array:
@@ -85,8 +98,18 @@ def integrate(
 
 
 def _diffrax(name: str, solver: diffrax.AbstractSolver) -> Peer:
-    losses = functools.partial(integrate, solver)
+    def losses(weights: Weights, times: jax.Array, state: State, rtol: jax.Array) -> jax.Array:
+        return integrate(solver, lambda y: field(weights, *y), lambda y: loss(weights, *y), times, state, rtol)
+
     return Peer(f"diffrax {name}, plain vmap", functools.partial(_prepared, losses), DECADES, needs="diffrax")
+
+
+def _in_canonical_coordinates(solver: diffrax.AbstractSolver, task: Task) -> Run:
+    """lora_flow's coordinates and its field there, under diffrax's own step control; turned before the clock starts."""
+    turned = lora_flow.canonical(task.problem, rank=task.rank)
+    start, _ = jax.jit(jax.vmap(turned.enter))(jax.tree.map(jnp.asarray, task.starts))
+    problem, times = turned.problem, jnp.asarray(task.times)
+    return _compiled(lambda state, rtol: integrate(solver, problem.field, problem.loss, times, state, rtol), start)
 
 
 _chord = diffrax.with_stepsize_controller_tols(optimistix.Chord)  # the default inflates the step count
@@ -103,4 +126,11 @@ DIFFRAX = (
     _diffrax("Tsit5", diffrax.Tsit5()),
     _diffrax("Dopri8", diffrax.Dopri8()),
     _diffrax("Kvaerno5", diffrax.Kvaerno5(root_finder=_chord())),
+)
+
+DOPRI8_CANONICAL = Peer(
+    "diffrax Dopri8 in canonical coordinates",
+    functools.partial(_in_canonical_coordinates, diffrax.Dopri8()),
+    DECADES,
+    needs="diffrax",
 )

@@ -17,13 +17,12 @@ from lora_flow.theory.lines import (
     Line,
     Quantity,
     at_least,
+    between,
     case_name,
     claim,
     each_setting,
-    estimate,
     frobenius2,
     near,
-    of_all,
     sine2,
     slope,
 )
@@ -111,8 +110,9 @@ def t1_window(ev: Evidence) -> Line:
         t1 = ev.t1.sel(delta_w=delta_w, side=side)
         early, escape = early_times(ev, part, delta_w)
         inside = ((t1 >= early) & (t1 <= early + escape)).where(early > 0)
-        share = float(inside.mean())
-        cases.append(of_all(case_name(delta_w, side), 1.0, share, share == 1.0))
+        share, counted = float(inside.mean()), int((early > 0).sum())
+        holds = share == 1.0 if counted else None
+        cases.append(Case(case_name(delta_w, side), 1.0, share, None, holds, counted=(counted, early.size)))
     return Line(
         f"{PAPER}, Theorem C.2",
         "T1 lies in [That1, That1 + Ttil1]: share of the runs with That1 > 0",
@@ -128,8 +128,9 @@ def t1_ratio(ev: Evidence) -> Line:
         c = ev.gains(delta_w)
         for alpha in ALPHAS:
             t1 = ev.t1.sel(delta_w=delta_w, side=side, alpha=alpha)
-            mean, width = estimate(t1 / (c.rate * theory.t1_slides(c, alpha)))
-            cases.append(Case(case_name(delta_w, side, alpha), 1.0, mean, width, 0.6 <= mean <= 1.1))
+            cases.append(
+                between(case_name(delta_w, side, alpha), 1.0, t1 / (c.rate * theory.t1_slides(c, alpha)), 0.6, 1.1)
+            )
     statement = "T1 = log(1/alpha) / (sigma sigma_W2): measured over predicted, between 0.6 and 1.1"
     return Line("slides", statement, _RUNS, tuple(cases))
 

@@ -20,21 +20,28 @@ def check(evidence: Evidence) -> Iterator[Line]:
         yield claim(evidence)
 
 
-HEADER = f"{'verdict':16}{'predicted':>22}{'measured':>28}  claim"
+COLUMNS = ["line", "source", "claim", "case", "predicted", "measured", "half_width_95", "holds", "verdict", "runs"]
+COLUMNS += ["runs_counted", "runs_in_all"]
+HEADER = f"{'verdict':20}{'predicted':>22}{'measured':>28}  claim"
 
 
 def terminal_line(line: Line) -> str:
-    return f"{line.verdict:16}{predicted(line):>22}{measured(line):>28}  {line.source}: {line.statement}"
+    counted = f" ({line.counted})" if line.counted else ""
+    return f"{line.verdict:20}{predicted(line):>22}{measured(line):>28}  {line.source}: {line.statement}{counted}"
 
 
 def markdown(lines: Sequence[Line]) -> str:
     """The same as a Markdown table, with the runs behind each line."""
     header = ["", "source", "claim", "predicted", "measured", "verdict", "runs"]
     rows = [
-        [i, line.source, _cell(line.statement), predicted(line), measured(line), line.verdict, _cell(line.runs)]
+        [i, line.source, _cell(line.statement), predicted(line), measured(line), line.verdict, _cell(_runs(line))]
         for i, line in enumerate(lines, start=1)
     ]
     return table(header, rows)
+
+
+def _runs(line: Line) -> str:
+    return f"{line.runs}; {line.counted}" if line.counted else line.runs
 
 
 def _cell(text: str) -> str:
@@ -45,15 +52,14 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
     """`theory.csv`: one row for each case of each claim."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(
-            ["line", "source", "claim", "case", "predicted", "measured", "half_width_95", "holds", "verdict", "runs"]
-        )
+        writer.writerow(COLUMNS)
         for number, line in enumerate(lines, start=1):
             for case in line.cases:
-                holds = "not applicable" if case.holds is None else "yes" if case.holds else "no"
                 width = "" if case.half_width is None else f"{case.half_width:.3g}"
-                values = [case.where, f"{case.predicted:.6g}", f"{case.measured:.6g}", width, holds]
-                writer.writerow([number, line.source, line.statement, *values, line.verdict, line.runs])
+                values = [case.where, f"{case.predicted:.6g}", f"{case.measured:.6g}", width, case.verdict]
+                writer.writerow(
+                    [number, line.source, line.statement, *values, line.verdict, line.runs, *(case.counted or ("", ""))]
+                )
 
 
 def predicted(line: Line) -> str:

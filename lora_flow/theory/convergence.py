@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import xarray as xr
 
@@ -14,10 +16,10 @@ from lora_flow.theory.lines import (
     PAPER,
     Case,
     Line,
+    at_least,
     case_name,
     claim,
     each_setting,
-    estimate,
     log,
     near,
     of_all,
@@ -52,7 +54,8 @@ def local_imbalance(ev: Evidence) -> Line:
         kept = (log(ratio.where(ratio["time"] >= t1)) / log(start)).min("time")
         worst = float(kept.where(start > 1, np.inf).min(skipna=False))
         ahead = int((start > 1).sum())
-        cases.append(of_all(f"{case_name(delta_w, side)}, {ahead} of {start.size} runs", 0.5, worst, worst >= 0.5))
+        holds = worst >= 0.5 if ahead else None
+        cases.append(Case(case_name(delta_w, side), 0.5, worst, None, holds, counted=(ahead, start.size)))
     statement = "after T1, ||Z_1||/||Z_2||(t) >= (||Z_1||/||Z_2||(T1))^c7, if layer 1 is ahead at T1: largest c7"
     return Line(f"{PAPER}, Theorem 3.2", statement, _RUNS, tuple(cases), ">=")
 
@@ -93,12 +96,12 @@ def final_loss(ev: Evidence) -> Line:
     for delta_w, side, part in each_setting(ev.gaussian):
         last = part["loss"].isel(time=-1)
         resolved = last.where((last > rounding_floors(part)).all("seed"), drop=True)
-        where = case_name(delta_w, side)
+        where, counted = case_name(delta_w, side), (resolved.size, last.size)
         if resolved.sizes["alpha"] < 5:
-            cases.append(Case(where, 0.0, np.nan, None, None))
+            cases.append(Case(where, 0.0, np.nan, None, None, counted=(0, last.size)))
         else:
-            mean, width = estimate(slope(resolved, resolved["alpha"]))
-            cases.append(Case(where, 0.0, mean, width, mean - width > 0))
+            case = at_least(where, 0.0, slope(resolved, resolved["alpha"]))
+            cases.append(dataclasses.replace(case, counted=counted))
     statement = "the loss comes down to 2 alpha^c3 with some c3 > 0: fitted at tau = 100, above rounding"
     return Line(f"{PAPER}, Theorem 3.1", statement, _RUNS, tuple(cases), ">=")
 

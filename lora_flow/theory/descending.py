@@ -10,7 +10,7 @@ import numpy as np
 from lora_flow.theory import descent as theory
 from lora_flow.theory.descent_evidence import SCALINGS, STEP_ALPHAS, STEP_SIZES, Steps
 from lora_flow.theory.evidence import Evidence
-from lora_flow.theory.lines import Case, Line, claim, near, of_all
+from lora_flow.theory.lines import Case, Line, by_construction, claim, near, of_all
 
 PAPER = "Mu & Klabjan"
 _RULE_RUNS = "one layer 12 x 10, r = 3: factorisation and softmax regression, random A and B, 1500 steps by the rule"
@@ -38,6 +38,7 @@ def _at_least_one(ev: Evidence, ratio: Callable[[Steps], np.ndarray]) -> tuple[C
 
 
 @claim
+@by_construction
 def step_rule(ev: Evidence) -> Line:
     error = lambda s: np.abs(s.step / theory.step_size(s.smoothness, s.norm, s.slope) - 1)  # noqa: E731
     cases = tuple(of_all(where, 0.0, worst, worst < 1e-12) for where, worst in _worst(ev, error))
@@ -141,6 +142,7 @@ def _twins(ev: Evidence, without: Callable[..., Any], size: float, adam: bool) -
 
 
 @claim
+@by_construction
 def scaling_of_descent(ev: Evidence) -> Line:
     cases = _twins(ev, theory.without_scaling, 0.1, adam=False)
     statement = "a scaling s is the same as sqrt(s) A(0) and s eta, for gradient descent: s B A apart, relative"
@@ -148,6 +150,7 @@ def scaling_of_descent(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def scaling_of_adam(ev: Evidence) -> Line:
     cases = _twins(ev, theory.without_scaling_adam, 0.02, adam=True)
     statement = "a scaling s is the same as sqrt(s) A(0) and sqrt(s) eta, for Adam with epsilon 0: the same"

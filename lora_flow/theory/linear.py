@@ -17,6 +17,7 @@ from lora_flow.theory.lines import (
     PAPER,
     Case,
     Line,
+    by_construction,
     case_name,
     claim,
     each_setting,
@@ -33,6 +34,7 @@ _TINY_RUNS = "gaussian, alpha = 1e-10 to 1e-18, both sides"
 
 
 @claim
+@by_construction
 def conservation(ev: Evidence) -> Line:
     cases = []
     for delta_w in DELTA_W:
@@ -42,6 +44,7 @@ def conservation(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def exact_split(ev: Evidence) -> Line:
     cases = []
     for delta_w in DELTA_W:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,20 +18,33 @@ PAPER = "Xu et al."
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One number against its prediction; `half_width` of a 95% interval over seeds where there is one."""
+    """One number against its prediction; `half_width` of a 95% interval over seeds where there is one.
+
+    `holds` is None where the claim does not apply. A case is not `decided` where its interval is too wide to tell.
+    `counted` says of how many runs the number is, and of how many there are, where not all of them count.
+    """
 
     where: str
     predicted: float
     measured: float
     half_width: float | None
-    holds: bool | None  # None where the claim does not apply
+    holds: bool | None
+    decided: bool = True
+    counted: tuple[int, int] | None = None
+
+    @property
+    def verdict(self) -> str:
+        if self.holds is None:
+            return "not applicable"
+        return "undecided" if not self.decided else "yes" if self.holds else "no"
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
     """A claim: where it is from, what it says, the cases it was tried on, and the runs behind them.
 
-    `relation` is what the measured number must be to the predicted one: "=", ">=" or "<=".
+    `relation` is what the measured number must be to the predicted one: "=", ">=" or "<=". An `identity` follows from
+    what the code's own definitions are: that it holds tests the code and its rounding, and says nothing of theory.
     """
 
     source: str
@@ -38,13 +52,24 @@ class Line:
     runs: str
     cases: tuple[Case, ...]
     relation: str = "="
+    identity: bool = False
 
     @property
     def verdict(self) -> str:
-        tried = [case.holds for case in self.cases if case.holds is not None]
+        tried = [case.verdict for case in self.cases if case.holds is not None]
         if not tried:
             return "not applicable"
-        return "holds" if all(tried) else f"fails ({sum(not holds for holds in tried)} of {len(tried)})"
+        for verdict, word in (("no", "fails"), ("undecided", "undecided")):
+            if verdict in tried:
+                return f"{word} ({tried.count(verdict)} of {len(tried)})"
+        return "holds (identity)" if self.identity else "holds"
+
+    @property
+    def counted(self) -> str:
+        """How many of the runs stand behind the line, "" where all do."""
+        counts = [case.counted for case in self.cases if case.counted is not None]
+        some, all_of_them = (sum(count[i] for count in counts) for i in (0, 1))
+        return f"{some} of {all_of_them} runs count" if some < all_of_them else ""
 
 
 Claim = Callable[[Evidence], Line]
@@ -60,16 +85,43 @@ def claim(function: Claim) -> Claim:
     return function
 
 
+def by_construction(function: Claim) -> Claim:
+    """Marks a claim that follows from the code's own definitions, see `Line`."""
+
+    @functools.wraps(function)
+    def marked(evidence: Evidence) -> Line:
+        return dataclasses.replace(function(evidence), identity=True)
+
+    return marked
+
+
 def near(where: str, predicted: float, values: Any, within: float) -> Case:
     """The mean over seeds is the prediction, to an absolute tolerance."""
+    return between(where, predicted, values, predicted - within, predicted + within)
+
+
+def between(where: str, predicted: float, values: Any, low: float, high: float) -> Case:
+    """The mean over seeds lies in a range; undecided where its interval is wider than the range and meets it."""
     mean, width = estimate(values)
-    return Case(where, float(predicted), mean, width, bool(abs(mean - predicted) <= within))
+    inside, meets = low <= mean <= high, low - width <= mean <= high + width
+    decided = not meets or width <= (high - low) / 2
+    return Case(where, float(predicted), mean, width, bool(inside), bool(decided))
 
 
 def at_least(where: str, predicted: float, values: Any) -> Case:
-    """The mean over seeds is at least the prediction, its whole interval included."""
+    """The mean over seeds is at least the prediction, with its whole interval; undecided where that is within it."""
     mean, width = estimate(values)
-    return Case(where, float(predicted), mean, width, bool(mean - width >= predicted))
+    return Case(where, float(predicted), mean, width, bool(mean - width >= predicted), _apart(mean, width, predicted))
+
+
+def at_most(where: str, predicted: float, values: Any) -> Case:
+    """The same from above."""
+    mean, width = estimate(values)
+    return Case(where, float(predicted), mean, width, bool(mean + width <= predicted), _apart(mean, width, predicted))
+
+
+def _apart(mean: float, width: float, bound: float) -> bool:
+    return not mean - width < bound < mean + width
 
 
 def of_all(where: str, predicted: float, measured: float, holds: bool | np.bool_) -> Case:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from lora_flow.theory import linear_descent
 from lora_flow.theory.evidence import Evidence
-from lora_flow.theory.lines import Case, Line, claim, estimate, near, of_all
+from lora_flow.theory.lines import Case, Line, at_most, by_construction, claim, near, of_all
 from lora_flow.theory.network_descent_evidence import ADAPTIVE, FIXED, GROWING, RULES, Steps
 from lora_flow.theory.network_evidence import (
     CONDITION_POWERS,
@@ -70,6 +71,7 @@ def _f(steps: Steps) -> np.ndarray:
 
 
 @claim
+@by_construction
 def imbalance_of_descent(ev: Evidence) -> Line:
     cases = []
     for shape in SHAPES:
@@ -212,11 +214,10 @@ def width_condition(ev: Evidence) -> Line:
         for p in CONDITION_POWERS:
             condition = ev.networks.conditions[size, p]
             slopes = np.polyfit(np.log(LARGE_WIDTHS), np.log(1 - condition.ratio), 1)[0]
-            mean, width = estimate(slopes)
             small = np.max(condition.b2[0] / LARGE_WIDTHS[0] ** (1 - 2 * p))
             where = f"||W*||_F = {size:g}, p = {p:g}, b2/h^(1-2p) = {small:.2g} at h = {LARGE_WIDTHS[0]}"
-            holds = bool(mean + width <= 2 * p - 1) if small < 1 else None
-            cases.append(Case(where, 2 * p - 1, mean, width, holds))
+            case = at_most(where, 2 * p - 1, slopes)
+            cases.append(case if small < 1 else dataclasses.replace(case, holds=None))
     statement = (
         "entries N(0, h^(-2p)): 1 - a1/a2 is O(h^(2p-1)), exponent fitted from h = 500 to 16000, with its interval; "
         "where b2 < h^(1-2p), as wide networks have it"

@@ -8,7 +8,7 @@ import numpy as np
 
 from lora_flow.theory import linear_flow as theory
 from lora_flow.theory.evidence import Evidence
-from lora_flow.theory.lines import Case, Line, claim, near, of_all
+from lora_flow.theory.lines import Case, Line, by_construction, claim, near, of_all
 from lora_flow.theory.network_evidence import (
     BIASED,
     FLOOR,
@@ -45,6 +45,7 @@ def _seen(run: Flows) -> np.ndarray:
 
 
 @claim
+@by_construction
 def network_imbalance(ev: Evidence) -> Line:
     cases = []
     for where, run in _each_flow(ev):

@@ -6,7 +6,7 @@ import numpy as np
 
 from lora_flow.theory import lora_one as theory
 from lora_flow.theory.evidence import Evidence
-from lora_flow.theory.lines import Case, Line, claim, estimate, near, of_all
+from lora_flow.theory.lines import Line, claim, near, of_all
 from lora_flow.theory.one_layer_evidence import SINGULAR_VALUES, SMALL_ALPHAS
 from lora_flow.theory.regression_evidence import TOY_ALPHAS2
 from lora_flow.theory.runs import Run, spaces
@@ -112,12 +112,10 @@ def sampling_plateau(ev: Evidence) -> Line:
     measured, plateau = _toy_angles(ev)
     cases = []
     for alpha2, angles in zip(TOY_ALPHAS2, measured, strict=True):
-        _, width = estimate(angles[:, -1])
-        mean, level = float(np.mean(angles[:, -1])), float(np.mean(plateau))
-        apart = float(np.max(np.abs(angles[:, -1] / plateau - 1)))
-        cases.append(Case(f"alpha^2 = {alpha2:g}, {apart:.1g} apart", level, mean, width, apart < 0.02))
+        cases.append(near(f"alpha^2 = {alpha2:g}", 1.0, angles[:, -1] / plateau, 0.02))
     statement = (
-        "in the end A's angle to G = shift X^T X/N is the shift's own, by sampling: sine between row spaces, within 2%"
+        "in the end A's angle to G = shift X^T X/N is the shift's own, by sampling: sine between row spaces over the "
+        "shift's, within 2%"
     )
     return Line("derived here", statement, _TOY_RUNS, tuple(cases))
 

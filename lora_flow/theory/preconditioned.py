@@ -11,7 +11,7 @@ from lora_flow.adapter import Adapter
 from lora_flow.flows import Flow, LoRAPro, ScaledGD
 from lora_flow.theory import lora_one as theory
 from lora_flow.theory.evidence import Evidence
-from lora_flow.theory.lines import Case, Line, claim, near, of_all
+from lora_flow.theory.lines import Case, Line, by_construction, claim, near, of_all
 from lora_flow.theory.one_layer import PAPER
 from lora_flow.theory.one_layer_evidence import KAPPAS, SAVES
 from lora_flow.theory.regression_evidence import RELU_ETA, RELU_KAPPAS, RELU_SHIFT
@@ -67,6 +67,7 @@ def plain_rates(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def scaled_determinants(ev: Evidence) -> Line:
     run = ev.one_layer.scaled
     ratio = theory.scaled_invariant(run.a, run.b)
@@ -76,6 +77,7 @@ def scaled_determinants(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def lora_plus_conserves(ev: Evidence) -> Line:
     cases = []
     for ratio, run in ev.one_layer.lora_plus.items():
@@ -88,6 +90,7 @@ def lora_plus_conserves(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def stable_lora(ev: Evidence) -> Line:
     cases = []
     for rate, run in ev.one_layer.shrinking.items():
@@ -123,6 +126,7 @@ def _projection(columns: np.ndarray) -> np.ndarray:
 
 
 @claim
+@by_construction
 def scaled_moves(ev: Evidence) -> Line:
     error = _movement_error(ev, ScaledGD(), "scaled_movement")
     statement = "ScaledGD moves W by P_B G + G P_A, G = -dL/dW: relative error"
@@ -130,6 +134,7 @@ def scaled_moves(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def lora_pro_moves(ev: Evidence) -> Line:
     error = _movement_error(ev, LoRAPro(), "tangent_projection")
     statement = "LoRA-Pro moves W by P_B G + G P_A - P_B G P_A, G on the tangent space: relative error"
@@ -157,11 +162,10 @@ def relu_convergence(ev: Evidence) -> Line:
         start = distance[:, 0] / (RELU_SHIFT / kappa)
         near_enough = start <= theory.RHO
         bound = theory.RHO * RELU_SHIFT / kappa * theory.relu_bound(RELU_ETA, np.arange(distance.shape[1]))
-        where = (
-            f"kappa = {kappa:g}, {near_enough.sum()} of {start.size} starts, at {start.min():.2g} to {start.max():.2g}"
-        )
+        where = f"kappa = {kappa:g}, starts at {start.min():.2g} to {start.max():.2g}"
+        counted = (int(near_enough.sum()), start.size)
         worst = float(np.max((distance / bound)[near_enough if near_enough.any() else slice(None)]))
-        cases.append(Case(where, 1.0, worst, None, worst <= 1.0 if near_enough.any() else None))
+        cases.append(Case(where, 1.0, worst, None, worst <= 1.0 if near_enough.any() else None, counted=counted))
     statement = "||B A - shift||_F <= (1 - eta/4)^t rho lam_r* from starts within rho = 1/20: ratio, over the steps"
     return Line(f"{PAPER}, Theorem 4.2", statement, _RELU_RUNS, tuple(cases), "<=")
 

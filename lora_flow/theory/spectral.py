@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +23,10 @@ from lora_flow.theory.lines import (
     PAPER,
     Case,
     Line,
+    between,
+    by_construction,
     case_name,
     claim,
-    estimate,
     near,
     of_all,
 )
@@ -41,6 +43,7 @@ def spectral_diagonal(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def spectral_scalars(ev: Evidence) -> Line:
     cases = []
     for delta_w, modes in ev.modes.items():
@@ -213,6 +216,7 @@ def stuck_as_printed(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def mirror(ev: Evidence) -> Line:
     cases = []
     for delta_w in DELTA_W:
@@ -241,10 +245,10 @@ def mirror_t1(ev: Evidence) -> Line:
     for ratio, problem in problems.items():
         c = theory.gains(problem)
         exchanged = theory.Gains(c.sigma, c.s2, c.s1)
-        mean, width = estimate(t1.sel(problem=ratio) / theory.t1_slides(exchanged, 1e-5))
         wins = bool(chosen.sel(problem=ratio).all())
         where = f"{case_name(ratio)}, layer 2 {'wins' if wins else 'does not win'}"
-        cases.append(Case(where, 1.0, mean, width, wins and 0.6 <= mean <= 1.1))
+        case = between(where, 1.0, t1.sel(problem=ratio) / theory.t1_slides(exchanged, 1e-5), 0.6, 1.1)
+        cases.append(case if wins else dataclasses.replace(case, holds=False, decided=True))
     statement = "delta_w > 1: layer 2 is selected, at T1 = log(1/alpha) / (sigma sigma_W1)"
     return Line("symmetry", statement, "gaussian, side A, alpha = 1e-5", tuple(cases))
 

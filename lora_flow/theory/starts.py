@@ -16,7 +16,7 @@ from lora_flow.rounding import resolved
 from lora_flow.single import SingleLayer
 from lora_flow.theory import lora_one as theory
 from lora_flow.theory.evidence import DELTA_W, Evidence
-from lora_flow.theory.lines import Case, Line, case_name, claim, of_all
+from lora_flow.theory.lines import Case, Line, by_construction, case_name, claim, of_all
 from lora_flow.theory.one_layer import PAPER
 
 _SAMPLED_RUNS = "lora-one-theory, gamma = 1, d = 10, r = r* = 4; N = 400 with kappa = 1, else 20000"
@@ -59,6 +59,7 @@ def _product(ev: Evidence, formula: Callable[..., np.ndarray]) -> tuple[Case, ..
 
 
 @claim
+@by_construction
 def one_step_product(ev: Evidence) -> Line:
     statement = "the start is B A = gamma (best rank-r approximation of G)/S_1, factors with S^(1/2): relative error"
     return Line(f"{PAPER}, Algorithm 1", statement, _PRODUCT_RUNS, _product(ev, theory.lora_one_product))
@@ -94,6 +95,7 @@ def _relative_loss(problem: Problem, gamma: float | Array) -> Array:
 
 
 @claim
+@by_construction
 def solved_at_once(ev: Evidence) -> Line:
     left = resolved(float(_relative_loss(SingleLayer(ev.one_layer.shift), 1.0)))
     statement = "one layer with white inputs and gamma = 1 is solved at t = 0: L/L(without adapters), 0 at rounding"
@@ -113,6 +115,7 @@ def _two_layers(ev: Evidence, gamma: Callable[..., float], overshoots: bool) -> 
 
 
 @claim
+@by_construction
 def two_layers_overshoot(ev: Evidence) -> Line:
     statement = (
         "gamma = 1 in two layers overshoots: L/L(without) = (1 - gamma (s1^2 + s2^2) - gamma^2 sigma s1 s2)^2 > 1"
@@ -122,6 +125,7 @@ def two_layers_overshoot(ev: Evidence) -> Line:
 
 
 @claim
+@by_construction
 def two_layers_scaled(ev: Evidence) -> Line:
     statement = "gamma = 1/(sigma_W1^2 + sigma_W2^2) in two layers does not: the same, < 1"
     cases = _two_layers(ev, theory.two_layer_gamma, overshoots=False)
