@@ -18,6 +18,7 @@ from jaxtyping import Array
 
 from lora_flow import Adapters, solve
 from lora_flow.checks import require
+from lora_flow.memory import require_memory
 from lora_flow.progress import Progress
 from vision.base import base_model
 from vision.config import ViTConfig
@@ -26,7 +27,6 @@ from vision.lora import Spec, choose
 from vision.measures import measure, targets
 from vision.model import DTYPE, ViT
 from vision.results import Unit, VisionFolder, saved_steps, units
-from vision.room import memory, require_memory
 from vision.settings import HEAD, VisionSettings
 from vision.starts import start
 from vision.task import Classification, HeadTask, NetworkTask
@@ -71,7 +71,7 @@ def build(settings: VisionSettings) -> tuple[Bench, dict[str, Any]]:
     else:
         count = len(train_images) + len(test_images)
         size = 4 * model.config.image_size**2 * model.config.channels
-        require_memory("limit", count * size, f"{count} images")
+        require_memory("limit", f"{count} images", float(count * size))
         task = NetworkTask(model, ready(train_images), train_labels, dict.fromkeys(paths, settings.scaling))
         held_out = jnp.asarray(ready(test_images))
     gradients = jax.jit(lambda task: task.linearised_task())(task)
@@ -101,8 +101,8 @@ def features_of(model: ViT, images: np.ndarray, ready: Callable[[np.ndarray], np
         return nnx.merge(graph, state).features(images).astype(DTYPE)
 
     each = _bytes_an_image(model.config)
-    require_memory("image_size", each, "one image on its way through the network")
-    at_once = max(1, min(FEATURES_AT_ONCE, memory() // 8 // each))
+    require_memory("image_size", model.config.image_size, float(each))
+    at_once = max(1, min(FEATURES_AT_ONCE, 2**31 // each))  # never by what is free: bits depend on it
     parts = [images[first : first + at_once] for first in range(0, len(images), at_once)]
     return jnp.concatenate([features(state, ready(part)) for part in parts])
 
@@ -117,7 +117,7 @@ def _check_room(bench: Bench, settings: VisionSettings) -> None:
     """The adapters of all lanes that train together, with their gradients and an optimiser's moments."""
     together = len(settings.alphas) * len(units(settings)[0].seeds)
     sizes = sum(sum(shape) for shape in bench.task.layers) * max(settings.rank)
-    require_memory("seeds", 4 * 6 * together * sizes, f"the adapters of {together} runs")
+    require_memory("seeds", f"{together} runs at once", 4.0 * 6 * together * sizes)
 
 
 def run(folder: VisionFolder, bench: Bench, progress: bool = True) -> None:

@@ -14,6 +14,7 @@ from vision.tensors import Tensor, is_number, open_tensors, read_json
 
 ARRAYS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("config.json", ARRAYS)
+PROCESSOR = "preprocessor_config.json"
 MOST = 2**16  # for any number of a config: five times what the largest of published ViTs has
 KEYS = {
     "image_size": "image_size",

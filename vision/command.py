@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 from lora_flow.checks import require
+from lora_flow.checksums import listed
+from lora_flow.interrupts import whole
 from lora_flow.report import table
 from lora_flow.settings import Settings, start_jax
+from lora_flow.storage import locked, write_atomically
 from vision.results import VisionFolder, check_free, load_vision, stored_settings, units
 from vision.settings import VisionSettings
 
@@ -28,12 +32,19 @@ def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) ->
 
     settings = pinned(settings)
     bench, attrs = build(settings)
-    folder = (VisionFolder.resume if resume else VisionFolder.create)(out, settings, MEASURES, attrs)
-    lanes = len(units(settings)[0].seeds) * len(settings.alphas)
-    print(f"{attrs['train_images']} training and {attrs['test_images']} test images of {attrs['data_name']}")
-    print(f"LoRA on {', '.join(bench.paths)}; {len(units(settings))} units of {lanes} runs", flush=True)
-    run(folder, bench)
-    return tell(out)
+    with locked(out):
+        if not resume:
+            check_free(out, overwrite)  # nobody can have made it since
+        note = f"what is trained is stored, go on with: lora-flow vision --out {out} --resume"
+        with whole(note):
+            folder = (VisionFolder.resume if resume else VisionFolder.create)(out, settings, MEASURES, attrs)
+        if folder.damaged:
+            print(f"lora-flow: damaged or missing {listed(folder.damaged)}; trained again", file=sys.stderr)
+        lanes = len(units(settings)[0].seeds) * len(settings.alphas)
+        print(f"{attrs['train_images']} training and {attrs['test_images']} test images of {attrs['data_name']}")
+        print(f"LoRA on {', '.join(bench.paths)}; {len(units(settings))} units of {lanes} runs", flush=True)
+        run(folder, bench)
+        return tell(out)
 
 
 def tell(out: Path) -> int:
@@ -50,15 +61,16 @@ def tell(out: Path) -> int:
     pictures = save(draw(dataset), out / "figures")
     rows = [[one.verdict, one.claim, one.where, one.statistic] for one in found]
     attrs = dataset.attrs
+    adapted = attrs["adapted"] if isinstance(attrs["adapted"], str) else ", ".join(attrs["adapted"])
     about = (
         f"{attrs['train_images']} training and {attrs['test_images']} test images of {attrs['data_name']}; LoRA on "
-        f"{', '.join(attrs['adapted'])}; {dataset.sizes['seed']} seeds. SGD with rate {attrs['sgd_rate']:g}, Adam with "
+        f"{adapted}; {dataset.sizes['seed']} seeds. SGD with rate {attrs['sgd_rate']:g}, Adam with "
         f"{attrs['adam_rate']:g}, {attrs['steps']} steps; the flow to T = {attrs['sgd_rate'] * attrs['steps']:g}."
     )
     links = [f"![{picture.stem}](figures/{picture.name})" for picture in pictures]
     about += " rho is Spearman's correlation of the standard deviation with the quantity, mean over seeds."
     parts = ["# LoRA on images: what holds", about, table(["verdict", "claim", "where", "statistic"], rows), *links]
-    (out / "report.md").write_text("\n\n".join(parts) + "\n")
+    write_atomically(out / "report.md", "\n\n".join(parts) + "\n")
     last = {moment(dataset, str(optimizer), report_steps(dataset)[-1]) for optimizer in dataset["optimizer"].values}
     print(*(one for one in found if one.time is None or one.time in last), sep="\n")
     print(f"rho is Spearman's correlation of the std with the quantity; {len(found)} verdicts: {out / 'report.md'}")

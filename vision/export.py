@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_flow.checks import require
+from lora_flow.storage import locked, replacing
 from vision.base import base_model
 from vision.peft import export_peft
 from vision.results import load_adapters, load_vision, stored_settings
@@ -21,10 +22,11 @@ def export(
 
     **Raises:** `InputError` where the run has no such lane or is not finished, or the folder exists.
     """
-    settings, folder = stored_settings(Path(run)), Path(folder)
+    settings, folder = stored_settings(Path(run).expanduser()), Path(folder).expanduser()
     adapters = load_adapters(run, optimizer=optimizer, init=init, alpha=alpha, rank=rank, seed=seed)
     require(not folder.exists(), "folder", "be new", f"'{folder}'")
     base = base_model(settings, load_vision(run).attrs["classes"])
-    save_vit(base.model, folder / "base", mean=base.mean, std=base.std)
-    export_peft(folder / "adapters", adapters, settings.scaling, base="base")
+    with locked(folder), replacing(folder) as new:
+        save_vit(base.model, new / "base", mean=base.mean, std=base.std)
+        export_peft(new / "adapters", adapters, settings.scaling, base="base")
     return folder / "base", folder / "adapters"

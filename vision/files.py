@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from lora_flow.checks import InputError, require
-from vision.room import require_memory
+from lora_flow.memory import require_memory
 
 _RECORD = 1 + 3 * 32 * 32  # bytes of one CIFAR-10 image with its label
 _MOST_RECORDS = 60_000  # in one file: all of the data set
@@ -52,7 +52,7 @@ def read_idx(stored: Stored, rank: int) -> np.ndarray:
         gzipped = path.suffix == ".gz"
         most = stored.size * (_DENSEST if gzipped else 1)
         require(header + size <= most, f"'{path}'", must, f"at most {most}" if gzipped else most)
-        require_memory(f"'{path}'", 4 * size, f"its shape {shape}")
+        require_memory(f"'{path}'", f"the shape {shape}", 4.0 * size)
         content = file.read(size + 1)
         require(len(content) == size, f"'{path}'", must, header + len(content) if gzipped else stored.size)
         require(size > 0, f"'{path}'", "hold at least one item", f"the shape {shape}")

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_flow.checks import InputError, require
-from vision.checkpoint import ARRAYS, FILES, INDEX, require_vit, shards
-from vision.room import require_memory
+from lora_flow.memory import require_memory
+from vision.checkpoint import ARRAYS, FILES, INDEX, PROCESSOR, require_vit, shards
 from vision.tensors import read_json
 
-SMALL = (FILES[0], INDEX, "preprocessor_config.json")
+SMALL = (FILES[0], INDEX, PROCESSOR)
 
 
 class Snapshot(NamedTuple):
@@ -52,7 +52,7 @@ def fetch(name: str, revision: str = "") -> Snapshot:
         if not all((folder / one).is_file() for one in wanted):
             listed = HfApi().model_info(name, revision=commit, files_metadata=True).siblings or []
             sizes = [one.size or 0 for one in listed if one.rfilename in wanted]
-            require_memory("weights", sum(sizes), f"'{name}'")
+            require_memory("weights", f"'{name}'", float(sum(sizes)))
             snapshot_download(name, revision=commit, allow_patterns=wanted)
     except InputError:
         raise

@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 
 from lora_flow import Adapter
 from lora_flow.checks import InputError, require
+from lora_flow.storage import locked, replacing
 from vision.tensors import Tensor, is_number, open_tensors, read_json
 from vision.weights import BLOCK, module_name, parameters
 
@@ -76,9 +77,9 @@ def export_peft(
     # no lora_alpha gives back every s when PEFT divides it by the rank, so s is kept to its last bit here
     metadata = {"format": "pt"} | {f"{path}.scaling": repr(s) for path, s in scalings.items()}
     folder = Path(folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(arrays, folder / FILES[1], metadata=metadata)
-    (folder / FILES[0]).write_text(json.dumps(config, indent=1) + "\n")
+    with locked(folder), replacing(folder) as new:
+        save_file(arrays, new / FILES[1], metadata=metadata)
+        (new / FILES[0]).write_text(json.dumps(config, indent=1) + "\n")
 
 
 def import_peft(folder: str | Path, model: nnx.Module | None = None) -> tuple[dict[str, Adapter], dict[str, float]]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +15,23 @@ from typing import Any, NamedTuple
 import numpy as np
 import tomli_w
 import xarray as xr
-import zarr
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save
 
-from lora_flow import Adapter
+from lora_flow import Adapter, checksums
 from lora_flow.checks import InputError, require
-from lora_flow.labels import PENDING
-from lora_flow.store import RESULTS, SETTINGS, read_settings, write_atomically
+from lora_flow.checksums import LANES, Damaged, lane_sums, listed
+from lora_flow.labels import PENDING, portable_attrs
+from lora_flow.storage import RUN_ID, check_run, mend, replacing, write_atomically
+from lora_flow.store import RESULTS, SETTINGS, is_vacant, read_settings
+from lora_flow.unchanged import check_arrays
 from vision.settings import HEAD, VisionSettings, from_table
+from vision.tensors import open_tensors
 
 DIMS = ("optimizer", "init", "alpha", "rank", "seed", "step")
 ADAPTERS, CHECKPOINTS = "adapters", "checkpoints"
+DRAWN = ("figure[567]", "figure[67]-r*", "starts")  # of pictures that a check draws
+ATTRS = "attrs"  # the note of what a run was started with
+SHA256 = "sha256"  # of adapters, in their file's metadata
 DONE, DIVERGED = 1, 2  # not 0, which is what an array reads where a part of it is missing
 
 
@@ -55,47 +63,59 @@ def saved_steps(steps: int) -> np.ndarray:
 
 
 class VisionFolder:
-    """One run's folder. `create` makes it, `resume` goes on with it; `load_vision` reads a finished one."""
+    """One run's folder while it is written; whoever makes or resumes it holds its lock, `lora_flow.storage.locked`."""
 
     def __init__(self, path: Path, settings: VisionSettings):
-        self.path, self.settings = path, settings
-        self._arrays: Any = zarr.open_group(path / RESULTS, mode="r+")
+        reading = checksums.read(path / RESULTS)
+        self.path, self.settings, self.damaged = path, settings, reading.damaged
+        self._dataset, self._sums = reading.dataset, lane_sums(reading.dataset)
+        self._arrays = checksums.open_arrays(path / RESULTS)
 
     @classmethod
     def create(cls, path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> Any:
-        """A new folder with nothing trained yet, in place of an old one; `check_free` says whether it may be."""
-        path.mkdir(parents=True, exist_ok=True)
-        old = path / f"{RESULTS}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if (path / RESULTS).exists():
-            (path / RESULTS).replace(old)  # in one step: one that is half deleted must not be gone on with
-        for name in (old.name, ADAPTERS, CHECKPOINTS, "figures"):
-            shutil.rmtree(path / name, ignore_errors=True)
-        (path / "report.md").unlink(missing_ok=True)
-        write_atomically(path / SETTINGS, tomli_w.dumps({"vision": dataclasses.asdict(settings)}))
-        _empty(settings, measures, attrs).to_zarr(
-            path / f"{RESULTS}.partial",
-            mode="w",
-            encoding=_chunks(settings, measures),
-            zarr_format=2,
-            consolidated=True,
-        )
-        (path / f"{RESULTS}.partial").replace(path / RESULTS)
+        """A new folder with nothing trained yet, whole or not at all in place of an old run and of what was made of it.
+
+        `check_free` says whether it may be. Of what is not named as a run names it nothing is touched.
+        """
+        with replacing(path, _made(path)) as new:
+            write_atomically(new / SETTINGS, tomli_w.dumps({"vision": dataclasses.asdict(settings)}))
+            _make(new / RESULTS, settings, measures, attrs)
         return cls(path, settings)
 
     @classmethod
     def resume(cls, path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> Any:
-        """The folder of an unfinished run with the same data and weights, whose finished units are kept."""
-        if not (path / RESULTS).is_dir():  # killed between its settings and its first results
-            return cls.create(path, settings, measures, attrs)
+        """The folder of an unfinished run with the same data and weights, whose finished units are kept.
+
+        What of them is damaged is trained again, and is listed in `damaged`.
+
+        **Raises:** `InputError` where the run was started with other settings, data or weights, or by an old version.
+        """
+        planned, restored = _empty(settings, measures, attrs), list[str]()
+        if not (path / RESULTS).is_dir():  # somebody has removed them
+            _remake(path, settings, measures, attrs)
+        try:
+            reading = checksums.read(path / RESULTS)
+        except Damaged as damaged:
+            restored = list(damaged.files)
+            for where, then in (
+                (checksums.OWN, checksums.notes(path / RESULTS).get(ATTRS)),
+                (".zattrs", checksums.attributes(path / RESULTS)),
+            ):
+                if where not in restored:
+                    _check_same(path, then, planned.attrs)
+            _remake(path, settings, measures, attrs)
+            reading = checksums.read(path / RESULTS)
+        ours = RUN_ID in reading.dataset.attrs
+        require(ours, f"'{path}'", "be a run of this version, to be resumed", "an older one, without checksums")
+        _check_same(path, reading.dataset.attrs, planned.attrs)
+        check_arrays(path, reading.dataset, planned)
         folder = cls(path, settings)
-        for name, value in attrs.items():
-            stored, now = folder._arrays.attrs.get(name), json.loads(json.dumps(value))
-            require(now == stored, name, f"be {stored}, as '{path}' was started, to resume it", now)
+        folder.damaged = [*restored, *folder.damaged, *folder._damaged_adapters()]
         return folder
 
     def pending(self) -> list[Unit]:
-        status = self._arrays["status"][:]
+        """The units with a lane that has not run, or whose values or adapters are damaged."""
+        status = self._dataset["status"].values
         return [
             unit for unit in units(self.settings) if not np.all(np.isin(status[self._block(unit)], (DONE, DIVERGED)))
         ]
@@ -104,18 +124,42 @@ class VisionFolder:
         return self.path / CHECKPOINTS / unit.name
 
     def write(self, unit: Unit, seen: Mapping[str, np.ndarray], adapters: Mapping[str, Adapter]) -> None:
-        """Stores a unit: its adapters, its values, its status last. Arrays have leading axes `(alpha, seed)`."""
-        (self.path / ADAPTERS).mkdir(exist_ok=True)
+        """Stores a unit: its adapters, its values, their checksums, its status last.
+
+        Arrays have leading axes `(alpha, seed)`.
+        """
         arrays = {f"{path}.{key}": np.asarray(v) for path, one in adapters.items() for key, v in one._asdict().items()}
-        partial = self.path / ADAPTERS / f"{unit.name}.partial"
-        save_file(arrays, partial)
-        partial.replace(self.path / ADAPTERS / f"{unit.name}.safetensors")
+        check_run(self.path / RESULTS, self._dataset.attrs[RUN_ID])
+        (self.path / ADAPTERS).mkdir(exist_ok=True)
+        metadata = {SHA256: _digest(unit, arrays)}
+        write_atomically(self.path / ADAPTERS / f"{unit.name}.safetensors", save(arrays, metadata))
         block = self._block(unit)
         for name, values in seen.items():
-            self._arrays[name][block] = values[None, None, :, None]
+            self._dataset[name].values[block] = values[None, None, :, None]
         finite = np.all([np.isfinite(values).all(-1) for values in seen.values()], axis=0)
-        self._arrays["status"][block] = np.where(finite, DONE, DIVERGED)[None, None, :, None]
+        self._dataset["status"].values[block] = np.where(finite, DONE, DIVERGED)[None, None, :, None]
+        shape = self._dataset["status"].shape
+        lanes = np.arange(np.prod(shape)).reshape(shape)[block].ravel()
+        self._sums[lanes] = lane_sums(self._dataset, lanes)
+        memory = {name: self._dataset[name].values for name in seen}
+        memory |= {LANES: self._sums.reshape(shape), "status": self._dataset["status"].values}
+        for name, array in memory.items():
+            check_run(self.path / RESULTS, self._dataset.attrs[RUN_ID])
+            self._arrays[name][block] = array[block]
         shutil.rmtree(self.checkpoints(unit), ignore_errors=True)
+
+    def _damaged_adapters(self) -> list[str]:
+        """The adapters that finished units lack, or that have changed; these units count as not run then."""
+        status, found = self._dataset["status"].values, []
+        for unit in units(self.settings):
+            path = self.path / ADAPTERS / f"{unit.name}.safetensors"
+            if np.any(status[self._block(unit)] != PENDING):
+                try:
+                    _read_adapters(path, unit)
+                except (InputError, OSError):
+                    status[self._block(unit)] = PENDING
+                    found.append(f"{ADAPTERS}/{path.name}")
+        return found
 
     def _block(self, unit: Unit) -> tuple[slice, ...]:
         chosen = self.settings
@@ -131,15 +175,19 @@ class VisionFolder:
 
 def check_free(path: Path, overwrite: bool) -> None:
     """Raises unless the image check may make its folder at `path`."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists():
         return
     require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
+    mend(path)
+    if is_vacant(path):
+        return
     require(is_vision(path), "out", "be a new folder or one of an image check", f"'{path}', which holds something else")
     require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
 
 
 def is_vision(path: Path) -> bool:
     """Whether a folder holds an image check."""
+    mend(path)
     return (path / SETTINGS).is_file() and "vision" in read_settings(path)
 
 
@@ -159,15 +207,23 @@ def stored_settings(path: Path) -> VisionSettings:
 def load_vision(path: str | Path) -> xr.Dataset:
     """The results of a finished image check: dimensions `optimizer, init, alpha, rank, seed, step`.
 
-    **Raises:** `InputError` where the folder is missing, is no image check, or the check is not finished.
+    Every number of it is checked against its checksum.
+
+    **Raises:** `InputError` where the folder is missing, is no image check, is damaged, or the check is not finished.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     stored_settings(path)
-    dataset = xr.open_zarr(path / RESULTS, consolidated=True).load()
+    hint = f"lora-flow vision --out {path} --resume"
+    require((path / RESULTS).is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished check; finish it with: {hint}")
+    try:
+        dataset, damaged, _ = checksums.read(path / RESULTS)
+    except Damaged as error:
+        raise InputError(f"{error}; mend it with: {hint}") from error
     pending = int((~dataset["status"].isin([DONE, DIVERGED])).sum())
-    hint = f"finish it with: lora-flow vision --out {path} --resume"
     total = dataset["status"].size
-    require(not pending, f"'{path}'", "hold a finished check", f"{total - pending} of {total} lanes; {hint}")
+    told = f"{total - pending} of {total} lanes" + (f", damaged or missing {listed(damaged)}" if damaged else "")
+    require(not pending, f"'{path}'", "hold a finished check", f"{told}; finish it with: {hint}")
+    dataset.attrs.pop(RUN_ID, None)
     return dataset
 
 
@@ -178,23 +234,72 @@ def load_adapters(
 
     **Raises:** `InputError` where the run has no such lane.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     settings = stored_settings(path)
-    for name, value, listed in (
+    for name, value, choices in (
         ("optimizer", optimizer, settings.optimizer),
         ("init", init, settings.init),
         ("alpha", alpha, settings.alphas),
         ("rank", rank, settings.rank),
         ("seed", seed, tuple(range(settings.seeds))),
     ):
-        require(value in listed, name, f"be one of {', '.join(map(str, listed))}", value)
+        require(value in choices, name, f"be one of {', '.join(map(str, choices))}", value)
     unit = next(u for u in units(settings) if u[:3] == (optimizer, init, rank) and seed in u.seeds)
     file = path / ADAPTERS / f"{unit.name}.safetensors"
     require(file.is_file(), f"'{path}'", f"hold {unit.name}", "an unfinished run")
     place = settings.alphas.index(alpha), unit.seeds.index(seed)
-    arrays = {name: array[place] for name, array in load_file(file).items()}
+    arrays = {name: array[place] for name, array in _read_adapters(file, unit).items()}
     layers = dict.fromkeys(name.rsplit(".", 1)[0] for name in arrays)
     return {layer: Adapter(arrays[f"{layer}.a"], arrays[f"{layer}.b"]) for layer in layers}
+
+
+def _check_same(path: Path, then: Any, now: Mapping[str, Any]) -> None:
+    """Raises unless a run was started with these attributes: its settings, and what data and weights they stood for."""
+    for name, value in now.items():
+        stored = then.get(name) if isinstance(then, dict) else None
+        same = json.loads(json.dumps(value)) == stored
+        require(same, name, f"be {stored}, as '{path}' was started, to resume it", value)
+
+
+def _read_adapters(path: Path, unit: Unit) -> dict[str, np.ndarray]:
+    """A unit's arrays, which are as they were written; of older runs, as they are."""
+    contents = open_tensors(path)
+    arrays = {name: tensor.read(finite=False) for name, tensor in contents.tensors.items()}
+    written = contents.metadata.get(SHA256)
+    same = written in (None, _digest(unit, arrays))
+    require(same, f"'{path}'", "be as it was written", "other adapters; --resume trains them again")
+    return arrays
+
+
+def _digest(unit: Unit, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(unit.name.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _made(path: Path) -> list[str]:
+    """What the run at `path` has made beside its settings and results, as names below the folder."""
+    if not (path / SETTINGS).is_file():
+        return []
+    names = [unit.name for unit in units(stored_settings(path))]
+    made = [f"{ADAPTERS}/{name}.safetensors" for name in names] + [f"{CHECKPOINTS}/{name}" for name in names]
+    drawn = [f"figures/{picture.name}" for pattern in DRAWN for picture in path.glob(f"figures/{pattern}.png")]
+    return [name for name in (*made, *drawn, "report.md") if (path / name).exists()]
+
+
+def _make(path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> None:
+    empty = _empty(settings, measures, attrs)
+    identified = empty.assign_attrs({RUN_ID: uuid.uuid4().hex})
+    checksums.create(path, identified, _chunks(settings, measures), noted={ATTRS: empty.attrs})
+
+
+def _remake(path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> None:
+    """Makes the results anew around what is stored of lanes; what of that is damaged shows when it is read."""
+    with replacing(path) as new:
+        _make(new / RESULTS, settings, measures, attrs)
+        if (path / RESULTS).is_dir():
+            checksums.copy_lanes(path / RESULTS, new / RESULTS)
 
 
 def _empty(settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> xr.Dataset:
@@ -212,11 +317,11 @@ def _empty(settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping
     values = {name: (DIMS, np.full(shape, np.nan), {"long_name": told}) for name, told in measures.items()}
     flags = {"flag_values": [PENDING, DONE, DIVERGED], "flag_meanings": "not_run done diverged"}
     status = {"status": (DIMS[:-1], np.full(shape[:-1], PENDING, np.int8), flags)}
-    return xr.Dataset(values | status, coords=coords, attrs=dataclasses.asdict(settings) | dict(attrs))
+    return xr.Dataset(values | status, coords, portable_attrs(dataclasses.asdict(settings) | dict(attrs)))
 
 
-def _chunks(settings: VisionSettings, measures: Mapping[str, str]) -> dict[str, Any]:
+def _chunks(settings: VisionSettings, measures: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
     """One file a unit or a part of one, so that no two units share a file."""
     sizes = (1, 1, len(settings.alphas), 1, 1)
     over_steps = (*sizes, len(saved_steps(settings.steps)))
-    return {name: {"chunks": over_steps} for name in measures} | {"status": {"chunks": sizes}}
+    return dict.fromkeys(measures, over_steps) | {"status": sizes}

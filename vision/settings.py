@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_flow.checks import require, require_choice
+from lora_flow.memory import require_memory
 from vision.config import CONFIGS
-from vision.room import require_memory
 
 OPTIMIZERS = ("flow", "sgd", "adam")
 INITS = ("gaussian-A", "gaussian-B", "spectral", "lora-one")
@@ -98,8 +98,8 @@ class VisionSettings:
         """What grows with numbers alone: the results, and minibatches that are drawn beforehand."""
         together = len(self.alphas) * (self.seeds if self.layers == HEAD else 1)
         lanes = len(self.optimizer) * len(self.init) * len(self.rank) * len(self.alphas) * self.seeds
-        require_memory("seeds and steps", 8 * 8 * lanes * (32 + self.steps // 100), "the results")
-        require_memory("batch_size", 4 * together * self.steps * self.batch_size, "the order of the images")
+        require_memory("seeds and steps", f"{self.seeds} and {self.steps}", 8.0 * 8 * lanes * (32 + self.steps // 100))
+        require_memory("batch_size", self.batch_size, 4.0 * together * self.steps * self.batch_size)
 
     @property
     def alphas(self) -> tuple[float, ...]:

@@ -38,10 +38,10 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     offset: int
 
-    def read(self, kind: Any = None) -> np.ndarray:
+    def read(self, kind: Any = None, finite: bool = True) -> np.ndarray:
         """Its numbers, as they are stored or of another floating-point `kind`.
 
-        **Raises:** `InputError` where they are integers or the like, or not finite.
+        **Raises:** `InputError` where they are integers or the like, or not `finite`, as they must be unless said.
         """
         where, must = f"{self.name} in {self.path}", "be floating-point, as weights are that were not quantised"
         require(self.kind in KINDS, where, must, self.kind)
@@ -49,7 +49,7 @@ class Tensor(NamedTuple):
         array = np.fromfile(self.path, stored, math.prod(self.shape), offset=self.offset).reshape(self.shape)
         with np.errstate(over="ignore"):
             array = array if kind is None else array.astype(kind)
-        lost = int(np.sum(~np.isfinite(array)))
+        lost = int(np.sum(~np.isfinite(array))) if finite else 0
         require(lost == 0, where, f"be finite as {array.dtype}", f"{lost} entries that are not")
         return array
 

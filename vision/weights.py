@@ -15,11 +15,12 @@ from jaxtyping import Float
 from safetensors.numpy import save_file
 
 from lora_flow.checks import InputError, require
+from lora_flow.memory import require_memory
+from lora_flow.storage import locked, replacing
 from vision import looks
-from vision.checkpoint import ARRAYS, FILES, INDEX, KEYS, config_of, declared, normalisation
+from vision.checkpoint import ARRAYS, FILES, INDEX, KEYS, PROCESSOR, config_of, declared, normalisation
 from vision.config import ViTConfig
 from vision.model import DTYPE, ViT
-from vision.room import require_memory
 from vision.tensors import Tensor, read_json
 
 SHIPPED = Path(__file__).parent / "pretrained"
@@ -91,7 +92,7 @@ def load_vit(
     size, count = image_size or config.image_size, classes or config.classes
     wanted = ViTConfig(**{**vars(config), "image_size": size, "classes": count})
     numbers = sum(math.prod(entry.shape) for entry in layout(wanted).values())
-    require_memory("weights", 4 * numbers * 2, "the model and its arrays")
+    require_memory("weights", f"'{folder}' for images of {size} x {size}", 8.0 * numbers)
     model = ViT(wanted, nnx.Rngs(0), dtype)
     for path, param in parameters(model).items():
         tensor = found.get(path)
@@ -99,29 +100,32 @@ def load_vit(
         if path == "embedding/positions":
             array = resample(array, wanted.patches)
         param[...] = jnp.asarray(array, DTYPE)
-    return Pretrained(model, *normalisation(folder / "preprocessor_config.json", config.channels))
+    return Pretrained(model, *normalisation(folder / PROCESSOR, config.channels))
 
 
 def save_vit(
     model: ViT, folder: str | Path, *, mean: float | list[float] = 0.5, std: float | list[float] = 0.5
 ) -> None:
-    """Writes a folder that `load_vit` and `transformers.ViTForImageClassification.from_pretrained` read."""
-    folder, config = Path(folder), model.config
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a folder that `load_vit` and `transformers.ViTForImageClassification.from_pretrained` read.
+
+    All of its files take the places of old ones, or none.
+    """
+    folder, config = Path(folder).expanduser(), model.config
     weights = parameters(model)
     arrays = {entry.name: entry.theirs(np.asarray(weights[path][...])) for path, entry in layout(config).items()}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")
     described: dict[str, Any] = {theirs: getattr(config, ours) for ours, theirs in KEYS.items()}
     labels = {str(number): f"LABEL_{number}" for number in range(config.classes)}
     rest: dict[str, Any] = {"architectures": ["ViTForImageClassification"], "model_type": "vit", "hidden_act": "gelu"}
     rest |= {"qkv_bias": True, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "id2label": labels}
-    (folder / "config.json").write_text(json.dumps(rest | described, indent=1) + "\n")
     processor: dict[str, Any] = {
         name: np.broadcast_to(value, config.channels).tolist()
         for name, value in (("image_mean", mean), ("image_std", std))
     }
     processor |= {"size": {"height": config.image_size, "width": config.image_size}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
+    with locked(folder), replacing(folder) as new:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, new / ARRAYS)
+        (new / FILES[0]).write_text(json.dumps(rest | described, indent=1) + "\n")
+        (new / PROCESSOR).write_text(json.dumps(processor, indent=1) + "\n")
 
 
 def layout(config: ViTConfig) -> dict[str, _Entry]:

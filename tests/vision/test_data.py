@@ -247,9 +247,11 @@ def test_nothing_is_made_room_for_that_a_file_cannot_hold(tmp_path, monkeypatch)
     (tmp_path / f"{IDX[0]}.gz").write_bytes(gzip.compress(said + bytes(10**6)))
     with pytest.raises(InputError, match=r"must hold 13153337360 bytes for its shape .*, got at most \d{7}$"):
         load_dataset("mnist", tmp_path)
-    monkeypatch.setattr("vision.room.memory", lambda: 1000)
+    monkeypatch.setattr("lora_flow.memory.free", lambda: 100.0)
     (tmp_path / f"{IDX[0]}.gz").write_bytes(gzip.compress(idx(IMAGES)))
-    with pytest.raises(InputError, match=r"train-images-idx3-ubyte.gz' must leave what fits into half of .* of memory"):
+    with pytest.raises(
+        InputError, match=r"train-images-idx3-ubyte.gz' must be small enough for the 100 bytes of memory"
+    ):
         load_dataset("mnist", tmp_path)
     write_cifar(tmp_path)
     (tmp_path / CIFAR[0]).unlink()
