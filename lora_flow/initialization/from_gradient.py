@@ -10,8 +10,9 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
-from lora_flow.initialization.checks import above_rounding, check, check_twice, is_concrete
-from lora_flow.matrices import Diagonal, Matrix, dense, positive, root, singular_triplets
+from lora_flow.initialization.checks import check, check_twice, is_concrete
+from lora_flow.initialization.directions import triplets
+from lora_flow.matrices import Matrix, dense, positive, root
 from lora_flow.problem import Problem, linearised_task, scaling_of, task_rank
 
 
@@ -20,7 +21,8 @@ def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 
     Row j of A_i is `alpha z_ij` times the j-th right singular vector of layer i's linearised task, with z_ij iid
     standard normal: S_A and G12, G22 of the paper, with the arbitrary orthogonal G11 = G21 = I. On an
-    aligned problem this is the paper's scheme; where the task is not aligned, its closest counterpart.
+    aligned problem this is the paper's scheme; where the task is not aligned, its closest counterpart. Vectors that the
+    task leaves open, beyond its rank or of equal singular values, are chosen by the coordinate axes.
 
     **Raises:** `InputError` unless the rank is at least that of the shift, or for a bad rank or alpha.
     """
@@ -31,7 +33,7 @@ def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 
     def draw(layer_key: Array, task: Matrix) -> Adapter:
         scale = alpha * jax.random.normal(layer_key, (rank, 1))
-        return Adapter(scale * _triplets(task, rank)[2], jnp.zeros((task.shape[0], rank)))
+        return Adapter(scale * triplets(task, rank)[2], jnp.zeros((task.shape[0], rank)))
 
     keys = jax.random.split(key, len(problem.layers))
     return tuple(map(draw, keys, linearised_task(problem)))
@@ -68,8 +70,9 @@ def lora_ga_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arra
         A = alpha out^{1/4} V_{1:r}^T,   B = alpha out^{1/4} U_{r+1:2r},
 
     with alpha = gamma^{-1/2} in the source's notation. Meant for `Offset(problem, adapters)`: `B A` is not zero and is
-    subtracted from the frozen weights. Where the gradient's rank is below 2 r, `U_{r+1:2r}` is any basis of what is
-    left, which it determines by rounding alone.
+    subtracted from the frozen weights. Where the gradient's rank is below 2 r it leaves `U_{r+1:2r}` open, in the
+    source to rounding; here an orthonormal basis of what is left is made from the coordinate axes, the same on every
+    machine and in every program (`lora_flow.initialization.directions`).
 
     **Raises:** `InputError` for a rank above half the smallest layer dimension, or a bad alpha.
     """
@@ -85,7 +88,7 @@ def lora_ga_peft_init(key: Array, problem: Problem, *, rank: int, alpha: float |
         A = alpha V_{1:r}^T,   B = alpha out^{1/4} U_{r+1:2r} S_{r+1:2r}.
 
     alpha = 1 is PEFT's with `stable_gamma=1`. Meant for `Offset(problem, adapters)`. Where the gradient's rank is r or
-    less, B is zero but for rounding.
+    less, B is zero. Directions that the gradient leaves open are chosen as for `lora_ga_init`.
 
     **Raises:** `InputError` for a rank above half the smallest layer dimension, or a bad alpha.
     """
@@ -120,9 +123,8 @@ def _balanced(problem: Problem, rank: int, alpha: float | Array, relative: bool)
     check(problem, rank, alpha)
 
     def split(descent: Matrix) -> Adapter:
-        u, s, vt = _triplets(descent, rank)
-        kept = above_rounding(s, descent.shape)
-        size = alpha * root(kept / positive(s[0]) if relative else kept)
+        u, s, vt = triplets(descent, rank)
+        size = alpha * root(s / positive(s[0]) if relative else s)
         return Adapter(size[:, None] * vt, u * size[None])
 
     return tuple(map(split, _descents(problem)))
@@ -133,15 +135,8 @@ def _twice(problem: Problem, rank: int, alpha: float | Array, scheme: str) -> It
     check(problem, rank, alpha)
     check_twice(rank, problem.layers, scheme)
     for descent in _descents(problem):
-        u, s, vt = _triplets(descent, 2 * rank)
+        u, s, vt = triplets(descent, 2 * rank)
         yield u[:, rank:], s[rank:], vt[:rank]
-
-
-def _triplets(matrix: Matrix, count: int) -> tuple[Array, Array, Array]:
-    """(U, S, V^T) of that many singular values, zeros among them: a `Diagonal` holds fewer."""
-    if isinstance(matrix, Diagonal):
-        matrix = Diagonal(jnp.pad(matrix.values, (0, min(matrix.shape) - matrix.rank)), matrix.shape)
-    return singular_triplets(matrix, count)
 
 
 def _descents(problem: Problem) -> tuple[Matrix, ...]:

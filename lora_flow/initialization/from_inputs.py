@@ -8,6 +8,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, layer_inputs
+from lora_flow.initialization.directions import triplets
 from lora_flow.problem import Problem
 
 
@@ -24,9 +25,9 @@ def eva_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -
     check(problem, rank, alpha)
 
     def directions(inputs: Array, n_out: int) -> Adapter:
-        vt = jnp.linalg.svd(inputs, full_matrices=False)[2]
-        require(rank <= len(vt), "rank", f"be at most {len(vt)}, the number of samples, for eva", rank)
-        return Adapter(alpha * vt[:rank], jnp.zeros((n_out, rank)))
+        samples = len(inputs)
+        require(rank <= samples, "rank", f"be at most {samples}, the number of samples, for eva", rank)
+        return Adapter(alpha * triplets(inputs.T, rank)[0].T, jnp.zeros((n_out, rank)))
 
     inputs = layer_inputs(problem, "eva")
     return tuple(directions(one, n_out) for one, (n_out, _) in zip(inputs, problem.layers, strict=True))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
-from lora_flow.initialization.checks import above_rounding, check, pretrained_weights
+from lora_flow.initialization.checks import check, pretrained_weights
+from lora_flow.initialization.directions import frame_of, triplets
 from lora_flow.matrices import root
 from lora_flow.problem import Problem, scaling_of
 
@@ -25,26 +24,28 @@ def pissa_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
     **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
     """
-    return _triplets(problem, rank, alpha, "pissa", lambda x: x[:rank])
+    return _triplets(problem, rank, alpha, "pissa", smallest=False)
 
 
 def milora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
     """As `pissa_init`, with the r smallest of the min(out, in) singular values (MiLoRA, arXiv 2406.09044)."""
-    return _triplets(problem, rank, alpha, "milora", lambda x: x[-rank:])
+    return _triplets(problem, rank, alpha, "milora", smallest=True)
 
 
 def olora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
     r"""Orthonormal B (OLoRA, arXiv 2406.01775): with `W = Q R`, `B = alpha Q[:, :r]` and `A = alpha R[:r]`.
 
-    It depends on the order of the weight's columns. alpha = 1 is the source's; nothing is drawn.
+    It depends on the order of the weight's columns; one that depends on earlier ones leaves its column of Q open, which
+    is then an axis's part across them (`lora_flow.initialization.directions`). alpha = 1 is the source's; nothing is
+    drawn.
 
     **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
     """
     check(problem, rank, alpha)
 
     def split(weight: Array) -> Adapter:
-        q, r = jnp.linalg.qr(weight)
-        return Adapter(alpha * r[:rank], alpha * q[:, :rank])
+        q = frame_of(weight, rank)
+        return Adapter(alpha * jnp.triu(q.T @ weight), alpha * q)
 
     return tuple(map(split, pretrained_weights(problem, "olora")))
 
@@ -71,16 +72,14 @@ def loram_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
     return tuple(map(split, pretrained_weights(problem, "loram")))
 
 
-def _triplets(
-    problem: Problem, rank: int, alpha: float | Array, scheme: str, chosen: Callable[[Array], Array]
-) -> Adapters:
+def _triplets(problem: Problem, rank: int, alpha: float | Array, scheme: str, smallest: bool) -> Adapters:
     check(problem, rank, alpha)
     scaling = scaling_of(problem)
 
     def split(weight: Array) -> Adapter:
-        u, s, vt = jnp.linalg.svd(weight, full_matrices=False)
-        size = alpha * root(chosen(above_rounding(s, weight.shape)) / scaling)
-        return Adapter(size[:, None] * chosen(vt), chosen(u.T).T * size[None])
+        u, s, vt = triplets(weight, rank, smallest)
+        size = alpha * root(s / scaling)
+        return Adapter(size[:, None] * vt, u * size[None])
 
     return tuple(map(split, pretrained_weights(problem, scheme)))
 

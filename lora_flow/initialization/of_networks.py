@@ -12,7 +12,8 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import concrete, require
 from lora_flow.initialization.checks import check, layer_inputs
-from lora_flow.matrices import dense, root
+from lora_flow.initialization.directions import triplets
+from lora_flow.matrices import Matrix, root
 from lora_flow.problem import Layers, Problem, linearised_task
 
 DEFAULT_P = 0.5
@@ -87,14 +88,14 @@ def spectral_both_init(
     check(problem, rank, alpha, any_width=True)
     _check_positive("ratio", ratio)
 
-    def along(layer_key: Array, task: Array) -> Adapter:
+    def along(layer_key: Array, task: Matrix) -> Adapter:
         k = min(rank, *task.shape)
-        u, _, vt = jnp.linalg.svd(task, full_matrices=False)
+        u, _, vt = triplets(task, k)
         frame = _frame(layer_key, rank, k)
-        return Adapter(alpha * jnp.sqrt(ratio) * frame @ vt[:k], alpha / jnp.sqrt(ratio) * u[:, :k] @ frame.T)
+        return Adapter(alpha * jnp.sqrt(ratio) * frame @ vt, alpha / jnp.sqrt(ratio) * u @ frame.T)
 
     keys = jax.random.split(key, len(problem.layers))
-    return tuple(map(along, keys, map(dense, linearised_task(problem))))
+    return tuple(map(along, keys, linearised_task(problem)))
 
 
 def invariant_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:

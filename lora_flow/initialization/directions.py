@@ -1,0 +1,102 @@
+"""Directions that a matrix leaves open, chosen the same way everywhere, where a decomposition takes them from rounding.
+
+Singular vectors of a value that comes once are determined up to a sign, of a value that comes several times up to a
+rotation, and of the value 0 the matrix says no more than what they are orthogonal to. What LAPACK returns there differs
+between machines and between programs, and a start that uses it would make runs differ. The choice here is by the
+coordinate axes: within the space that is open, the projection of the first axis of which at least half as much lies in
+it as of any other; then the same in what is left. Of a value that comes once that is its vector, with a positive sign.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from lora_flow.initialization.checks import above_rounding
+from lora_flow.matrices import Diagonal, Matrix, positive, singular_triplets
+
+Columns = Float[Array, "size count"]
+Triplets = tuple[Columns, Float[Array, " count"], Float[Array, "count columns"]]
+
+
+def triplets(matrix: Matrix, count: int, smallest: bool = False) -> Triplets:
+    """(U, S, V^T) of that many largest singular values, or smallest, in decreasing order; rounding is exactly zero.
+
+    `count` is at most the smaller dimension. U is chosen as the module says; V follows from it, but for the value 0,
+    where it is chosen likewise.
+    """
+    if isinstance(matrix, Diagonal) and not smallest:  # along the axes, and possibly too large to write out
+        values = jnp.pad(matrix.values, (0, min(matrix.shape) - matrix.rank))
+        u, s, vt = singular_triplets(Diagonal(values, matrix.shape), count)
+        sign = jnp.sum(u, axis=0)
+        return u * sign[None], s, vt * sign[:, None]
+    return _triplets(matrix.dense() if isinstance(matrix, Diagonal) else jnp.asarray(matrix), count, smallest)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _triplets(matrix: Float[Array, "rows columns"], count: int, smallest: bool) -> Triplets:
+    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    s, v = above_rounding(s, matrix.shape), vt.T
+    apart = 10 * jnp.sqrt(jnp.asarray(max(matrix.shape), s.dtype)) * jnp.finfo(s.dtype).eps * s[0]
+    group = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), s[:-1] - s[1:] > apart]))  # of equal values
+    if smallest:
+        u, s, v, group = (jnp.flip(array, axis=-1) for array in (u, s, v, group))
+    chosen_u, chosen_v = jnp.zeros((len(u), count), s.dtype), jnp.zeros((len(v), count), s.dtype)
+
+    def choose(j: Any, chosen: tuple[Array, Array]) -> tuple[Array, Array]:
+        left, right = chosen
+        same, nothing = group == group[j], s[j] == 0
+        before = same[:count] & (jnp.arange(count) < j)
+        within = jnp.where(nothing, s > 0, same)
+        first = _axis_in(u * within[None], nothing, left * before[None])
+        partner = (v * within[None]) @ (u.T @ first)
+        second = jnp.where(nothing, _axis_in(v * within[None], nothing, right * before[None]), _unit(partner))
+        return left.at[:, j].set(first), right.at[:, j].set(second)
+
+    left, right = jax.lax.fori_loop(0, count, choose, (chosen_u, chosen_v))
+    if smallest:
+        return left[:, ::-1], s[:count][::-1], right[:, ::-1].T
+    return left, s[:count], right.T
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def frame_of(matrix: Float[Array, "rows columns"], count: int) -> Columns:
+    """Q of `W = Q R`, R with a diagonal that is not negative; a column that depends on earlier ones leaves its own open.
+
+    It is then chosen as the module says, orthogonal to those before.
+    """
+    size = max(matrix.shape)
+
+    def choose(j: Any, q: Columns) -> Columns:
+        column = matrix[:, j]
+        rest = column
+        for _ in range(2):
+            rest = rest - q @ (q.T @ rest)
+        open_ = jnp.linalg.norm(rest) <= 10 * size * jnp.finfo(rest.dtype).eps * jnp.linalg.norm(column)
+        return q.at[:, j].set(jnp.where(open_, _axis_in(q, jnp.asarray(True), jnp.zeros_like(q)), _unit(rest)))
+
+    return jax.lax.fori_loop(0, count, choose, jnp.zeros((len(matrix), count), matrix.dtype))
+
+
+def _axis_in(
+    basis: Float[Array, "size spanned"], outside: Bool[Array, ""], taken: Float[Array, "size before"]
+) -> Float[Array, " size"]:
+    """The unit vector along the chosen axis's projection on the basis's span, or on what is outside; `taken` is not."""
+
+    def project(x: Float[Array, " size"]) -> Float[Array, " size"]:
+        inside = basis @ (basis.T @ x)
+        kept = jnp.where(outside, x - inside, inside)
+        return kept - taken @ (taken.T @ kept)
+
+    share = jnp.sum(basis**2, axis=1)
+    share = jnp.where(outside, 1 - share, share) - jnp.sum(taken**2, axis=1)
+    axis = jnp.zeros_like(share).at[jnp.argmax(share >= 0.5 * jnp.max(share))].set(1.0)
+    return _unit(project(_unit(project(axis))))
+
+
+def _unit(x: Float[Array, " size"]) -> Float[Array, " size"]:
+    return x / positive(jnp.linalg.norm(x))
