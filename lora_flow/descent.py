@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,19 +21,21 @@ from lora_flow.checks import (
     as_real,
     concrete,
     kind,
+    one_line,
     require,
     require_choice,
     require_increasing,
     require_integer,
 )
 from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, prepend, velocity, where
-from lora_flow.flows import Flow, as_flow
+from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula
 from lora_flow.observables import measure, principal_directions
 from lora_flow.problem import Problem, check_problem, own_observables
 from lora_flow.rounding import rounding_floor
 from lora_flow.single import AdaptedLayer
 
+Schedule = Callable[[Int[Array, ""]], Any]  # from the iteration to a step size, as optax has them
 ORDERS = ("simultaneous", "A first", "B first")
 
 
@@ -111,7 +114,7 @@ def descend(
     adapters: Adapters,
     *,
     steps: int,
-    step: float | Array | StepRule | optax.GradientTransformation,
+    step: float | Array | Schedule | StepRule | optax.GradientTransformation | optax.MultiSteps,
     saves: int | ArrayLike | Sequence[int] = 101,
     order: str = "simultaneous",
     flow: Flow | str = "plain",
@@ -119,15 +122,18 @@ def descend(
 ) -> Descent:
     r"""Trains the adapters by gradient descent, `A_i <- A_i - eta dL/dA_i` and `B_i <- B_i - eta dL/dB_i`.
 
-    Differentiable in reverse mode with respect to the adapters, the problem's arrays and a constant step size; `jit`
-    and `vmap` apply.
+    Differentiable in reverse mode with respect to the adapters, the problem's arrays and a constant step size, but not
+    through the loop of a line search; `jit` and `vmap` apply.
 
     **Arguments:**
 
     - `problem`, `adapters`, `flow`, `save_adapters`: as for `solve`; `flow="scaled:1e-3"` is ScaledGD with damping.
     - `steps`: the number of iterations.
-    - `step`: a constant step size eta; or a `StepRule`, `MuKlabjan()` for instance; or any optimiser of optax, which
-      then sees what the flow makes of the gradient. A program is compiled for each optimiser object: make it once.
+    - `step`: a constant step size eta; or a schedule, a function from the iteration, from 0, to a step size; or a
+      `StepRule`, `MuKlabjan()` for instance; or an optimiser of optax. That sees what the flow makes of the gradient,
+      and B's updates are then multiplied by LoRA+'s ratio (`Flow.before`, `Flow.rates`); with the plain flow it also
+      gets `value`, `grad` and `value_fn`, which line searches ask for. A program is compiled for each schedule and
+      optimiser object: make it once.
     - `saves`: a number of iterations, equally spaced, 0 and the last included, or the iterations themselves.
     - `order`: "simultaneous"; or "A first", where the gradient of B is taken with the new A, or "B first". With an
       optimiser of optax the A of all layers and the B of all layers then have one each.
@@ -141,13 +147,31 @@ def descend(
     iterations = _iterations(int(steps), saves)
     driven = as_flow(flow)
     driven.check_start(adapters)
+    step = _as_step(step)
     if isinstance(step, StepRule):
         step.check(problem, driven, order)
-    elif not isinstance(step, optax.GradientTransformation):
-        must = "be a positive number, a StepRule or an optax.GradientTransformation"
-        require(_is_positive(step), "step", must, step)
-        step = jnp.asarray(step, float)
+    if _is_optax(step):
+        driven.check_optimiser()
     return _descend(problem, adapters, step, driven, order, (*iterations.tolist(), int(steps)), save_adapters)
+
+
+def _as_step(step: Any) -> Any:
+    """A rule, a schedule or an optimiser as it is, and a number as an array."""
+    must = "be a positive number, a schedule, a StepRule or an optimiser of optax"
+    if isinstance(step, optax.MultiSteps):
+        return step.gradient_transformation()
+    if isinstance(step, StepRule) or _is_optax(step):
+        return step
+    if callable(step) and not isinstance(step, type):
+        try:
+            size = jax.eval_shape(step, jax.ShapeDtypeStruct((), jnp.int32))
+            known = size.shape == () and jnp.issubdtype(size.dtype, jnp.floating)
+        except Exception:  # whatever it does with a number
+            known = False
+        require(known, "step", f"{must}: a schedule makes one number of an iteration", step)
+        return step
+    require(_is_positive(step), "step", must, step)
+    return jnp.asarray(step, float)
 
 
 def _is_positive(value: Any) -> bool:
@@ -186,8 +210,8 @@ def _descend(
     groups = {"simultaneous": (("a", "b"),), "A first": (("a",), ("b",)), "B first": (("b",), ("a",))}[order]
     with jax.default_matmul_precision("highest"):
         sized = _sizes(step, problem, adapters)
-    advance = _stepper(velocity(problem, flow), step, sized, groups)
-    memory = [step.init(_select(adapters, group)) for group in groups] if _is_optax(step) else []
+    advance = _stepper(problem, flow, step, sized, groups)
+    memory = [jax.tree.map(jnp.asarray, step.init(_select(adapters, group))) for group in groups if _is_optax(step)]
     gaps = np.diff([0, *stops])
 
     def until_next(state: _State, gap: Array) -> tuple[_State, tuple[Adapters, Array, Array]]:
@@ -234,34 +258,59 @@ Group = tuple[str, ...]  # the factors that move together
 
 
 def _stepper(
-    descent: Callable[[Adapters], Adapters], step: Any, sized: Callable[..., Array], groups: tuple[Group, ...]
+    problem: Problem, flow: Flow, step: Any, sized: Callable[..., Array], groups: tuple[Group, ...]
 ) -> Callable[[_State], _State]:
+    by_optax, plain = _is_optax(step), isinstance(flow, Plain)
+    descent = velocity(problem, flow.before if by_optax else flow)
+
     def advance(state: _State) -> _State:
         adapters, iteration, time, memory = state
         size = sized(adapters, iteration)
         remembered = []
         for i, group in enumerate(groups):
             factors, change = _select(adapters, group), _select(descent(adapters), group)
-            if _is_optax(step):
-                gradient = jax.tree.map(jnp.negative, change)
-                change, memory_after = _update(step, gradient, memory[i], factors)
+            if by_optax:
+                loss = functools.partial(_loss_of, problem, adapters, group) if plain else None
+                change, memory_after = _update(step, change, memory[i], factors, loss)
+                rates = _select((flow.rates,) * len(adapters), group)
+                change = jax.tree.map(jnp.multiply, rates, change)
                 remembered.append(memory_after)
-            moved = jax.tree.map(lambda x, dx: x + size * dx, factors, change)
-            adapters = tuple(
-                adapter._replace(**dict(zip(group, new, strict=True)))
-                for adapter, new in zip(adapters, moved, strict=True)
-            )
+            adapters = _replaced(adapters, group, jax.tree.map(lambda x, dx: x + size * dx, factors, change))
         return _State(adapters, iteration + 1, time + size, remembered)
 
     return advance
 
 
-def _update(optimizer: optax.GradientTransformation, gradient: Any, memory: Any, factors: Any) -> tuple[Any, Any]:
+def _replaced(adapters: Adapters, group: Group, factors: Any) -> Adapters:
+    return tuple(
+        adapter._replace(**dict(zip(group, new, strict=True))) for adapter, new in zip(adapters, factors, strict=True)
+    )
+
+
+def _loss_of(problem: Problem, adapters: Adapters, group: Group, factors: Any, **ignored: Any) -> Array:
+    """The loss as a function of the factors that move."""
+    return problem.loss(_replaced(adapters, group, factors))
+
+
+def _update(
+    optimizer: optax.GradientTransformation, change: Any, memory: Any, factors: Any, loss: Callable[..., Array] | None
+) -> tuple[Any, Any]:
+    """The optimiser's updates and its state after; `loss` only where the change is minus its gradient."""
+    gradient = jax.tree.map(jnp.negative, change)
+    known = {} if loss is None else {"value": loss(factors), "grad": gradient, "value_fn": loss}
     try:
-        return optimizer.update(gradient, memory, factors)
-    except (TypeError, AttributeError) as error:
-        must = "be an optimiser that is content with the gradient and the factors of its group"
-        raise InputError(f"step must {must}, got one that fails with: {error}") from error
+        updates, after = optax.with_extra_args_support(optimizer).update(gradient, memory, factors, **known)
+    except InputError:
+        raise
+    except (TypeError, AttributeError, ValueError) as error:
+        told = (
+            " of its group, without a loss, which is the plain flow's"
+            if loss is None
+            else " of its group, and the loss"
+        )
+        must = f"step must be an optimiser that is content with the gradient and the factors{told}"
+        raise InputError(f"{must}, got one that fails with: {one_line(str(error).partition(chr(10))[0])}") from error
+    return updates, jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, memory)
 
 
 def _select(adapters: Adapters, group: Group) -> tuple[tuple[Array, ...], ...]:
@@ -276,6 +325,8 @@ def _sizes(step: Any, problem: Problem, start: Adapters) -> Callable[[Adapters, 
     if isinstance(step, StepRule):
         state = step.init(problem, start)
         return lambda adapters, iteration: step.size(state, problem, adapters, iteration)
+    if callable(step):
+        return lambda adapters, iteration: jnp.asarray(step(iteration.astype(jnp.int32)), float)  # as optax counts
     return lambda adapters, iteration: jnp.ones(()) if _is_optax(step) else step
 
 

@@ -36,6 +36,22 @@ class Flow(eqx.Module):
         """w such that the flow conserves `w A A^T - B^T B` of every layer; NaN where there is none."""
         return jnp.asarray(jnp.nan)
 
+    @property
+    def rates(self) -> Adapter:
+        """How many times an optimiser's learning rate A and B take, a number each; 1 where nothing else is said."""
+        return Adapter(jnp.ones(()), jnp.ones(()))
+
+    @property
+    def before(self) -> Flow:
+        """What is done to the gradient before an optimiser sees it: all that is not in `rates`.
+
+        An optimiser that normalises, as Adam does, undoes any rescaling of a factor: that must come after it.
+        """
+        return self
+
+    def check_optimiser(self) -> None:
+        """Raises where `before` and `rates` are not the flow, for an optimiser that is linear in the gradient."""
+
     @abc.abstractmethod
     def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter: ...
 
@@ -72,7 +88,10 @@ class Plain(Flow):
 class LoRAPlus(Flow):
     r"""LoRA+ (arXiv 2402.12354): B learns `ratio` times as fast as A.
 
-    Conserves `ratio A A^T - B^T B`. **Raises:** `InputError` unless the ratio is positive.
+    With an optimiser of optax these are two learning rates, as in the source and in PEFT: B's updates are multiplied,
+    not its gradient, which Adam would normalise. Conserves `ratio A A^T - B^T B`.
+
+    **Raises:** `InputError` unless the ratio is positive.
     """
 
     name: ClassVar[str] = "lora-plus"
@@ -81,6 +100,14 @@ class LoRAPlus(Flow):
 
     def __init__(self, ratio: float | Array):
         self.ratio = _positive("ratio", ratio)
+
+    @property
+    def rates(self) -> Adapter:
+        return Adapter(jnp.ones(()), self.ratio)
+
+    @property
+    def before(self) -> Flow:
+        return Plain()
 
     @property
     def conserves(self) -> Float[Array, ""]:
@@ -177,7 +204,10 @@ class ShrinkA(Flow):
 
 
 class Chain(Flow):
-    """One flow after another, the first applied first, as `optax.chain` does."""
+    """One flow after another, the first applied first, as `optax.chain` does.
+
+    With an optimiser of optax, learning rates (`LoRAPlus`) must come last: they are taken after it.
+    """
 
     flows: tuple[Flow, ...]
 
@@ -191,6 +221,25 @@ class Chain(Flow):
     def conserves(self) -> Float[Array, ""]:
         """Of constant rates their product; NaN where another flow is among them."""
         return jnp.prod(jnp.stack([flow.conserves for flow in (Plain(), *self.flows)]))
+
+    @property
+    def rates(self) -> Adapter:
+        rates = [flow.rates for flow in (Plain(), *self.flows)]
+        return Adapter(*(jnp.prod(jnp.stack(factor)) for factor in zip(*rates, strict=True)))
+
+    @property
+    def before(self) -> Flow:
+        return Chain(*(flow.before for flow in self.flows))
+
+    @property
+    def _parts(self) -> list[Flow]:
+        nested = [flow._parts if isinstance(flow, Chain) else [flow] for flow in self.flows]
+        return [flow for flows in nested for flow in flows if not isinstance(flow, Plain)]
+
+    def check_optimiser(self) -> None:
+        rated = [flow.before is not flow for flow in self._parts]
+        must = "have its learning rates, LoRAPlus, last in the chain for an optimiser of optax"
+        require(rated == sorted(rated), "flow", must, f"'{self}'")
 
     def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
         for flow in self.flows:

@@ -1,4 +1,4 @@
-"""What a matrix of low rank, or with equal singular values, leaves open is chosen the same way everywhere, not by rounding."""
+"""What a matrix of low rank, or with equal singular values, leaves open is chosen the same way everywhere."""
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ def test_triplets_are_a_singular_value_decomposition_whatever_is_open():
 
 
 def test_what_is_open_is_chosen_by_the_axes():
-    """Of a zero value the first axes that are left, of equal ones the first axes; a single vector has a positive sign."""
+    """Of a zero value the first axes that are left, of equal ones the first; a single vector gets a positive sign."""
     diagonal = Diagonal(jnp.array([-3.0, 2.0, 2.0]), (6, 5))
     expected_u = np.eye(6)[:, :5]
     expected_vt = np.diag([-1.0, 1, 1, 1, 1])

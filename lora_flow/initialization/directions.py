@@ -65,9 +65,10 @@ def _triplets(matrix: Float[Array, "rows columns"], count: int, smallest: bool) 
 
 @functools.partial(jax.jit, static_argnums=1)
 def frame_of(matrix: Float[Array, "rows columns"], count: int) -> Columns:
-    """Q of `W = Q R`, R with a diagonal that is not negative; a column that depends on earlier ones leaves its own open.
+    """Q of `W = Q R`, R with a diagonal that is not negative.
 
-    It is then chosen as the module says, orthogonal to those before.
+    A column that depends on earlier ones leaves its own of Q open, which is then chosen as the module says,
+    orthogonal to those before.
     """
     size = max(matrix.shape)
 
