@@ -182,6 +182,19 @@ def test_offset_starts_have_no_t1_and_their_own_gains():
     assert np.isfinite(spans["t_align"]).all()
 
 
+@pytest.mark.parametrize("flow", ["plain", "lora-plus:16"])
+def test_growth_rates_are_those_of_the_flow_that_was_followed(flow):
+    """d/dt log ||gamma^T Z||^2 of the stored norms, by central differences; LoRA+ grows B sixteen times as fast."""
+    problem = aligned_problem(jax.random.key(0), delta_w=0.25, m=4, n=5, h=6)
+    times = np.linspace(0.0, 0.05, 401)
+    how = {"rank": 2, "alpha": 1e-2, "t1": 0.05, "saves": times, "rtol": 1e-9, "progress": False}
+    run = sweep(problem, init="gaussian", flow=flow, details=True, **how).squeeze()
+    measured = 2 * np.gradient(np.log(run["norm_along1"].values), times)
+    np.testing.assert_allclose(run["growth_rate_1"].values[5:-5], measured[5:-5], rtol=1e-3)
+    told = phases(run)
+    assert np.isfinite(told["t1_predicted"]) == (flow == "plain")
+
+
 @pytest.mark.parametrize(("flow", "told"), [("plain", True), ("scaled:0.001", False), ("lora-plus:16", False)])
 def test_t1_is_predicted_of_the_plain_flow_alone(flow, told):
     spans = phases(curves().assign_attrs(flow=flow))
