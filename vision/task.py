@@ -8,12 +8,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow import Adapter, Adapters, zero_adapters
-from lora_flow.checks import require
+from lora_flow.checks import concrete, require
 from lora_flow.problem import Layers
 from vision.lora import attach, linear_layers
 from vision.model import ViT
@@ -67,9 +68,10 @@ class HeadTask(Classification):
         scaling: float = 1.0,
         dtype: Any = float,
     ):
-        self.inputs, self.labels = jnp.asarray(features, dtype), jnp.asarray(labels, jnp.int32)
+        self.inputs = jnp.asarray(features, dtype)
         self.weight, self.bias, self.scaling = (jnp.asarray(one, dtype) for one in (weight, bias, scaling))
         classes, width = self.weight.shape
+        self.labels = as_labels(labels, classes)
         require(self.inputs.shape == (len(self.labels), width), "features", f"have {width} columns", self.inputs.shape)
         require(self.bias.shape == (classes,), "bias", f"have shape {(classes,)}", self.bias.shape)
 
@@ -99,7 +101,10 @@ class NetworkTask(Classification):
 
     def __init__(self, model: ViT, images: ArrayLike, labels: ArrayLike, scaling: Mapping[str, float]):
         """`scaling` names the layers that carry an adapter, with their output multipliers; `model` is left as it is."""
-        self.inputs, self.labels = jnp.asarray(images), jnp.asarray(labels, jnp.int32)
+        self.inputs, self.labels = jnp.asarray(images), as_labels(labels, model.config.classes)
+        require(
+            len(self.inputs) == len(self.labels), "labels", f"be {len(self.inputs)}, one an image", len(self.labels)
+        )
         found = linear_layers(model)
         unknown = sorted(set(scaling) - set(found))
         require(not unknown, "scaling", f"name layers of the model, {', '.join(found)}", ", ".join(unknown))
@@ -140,6 +145,21 @@ class NetworkTask(Classification):
                 place = place.setdefault(part, {})
             place[name] = {"a": nnx.LoRAParam(adapter.a), "b": nnx.LoRAParam(adapter.b)}
         return nnx.merge(self.graph, nnx.State(state), self.frozen)
+
+
+def as_labels(labels: ArrayLike, classes: int) -> Int[Array, " count"]:
+    """Labels as the tasks take them; a fraction, or a class that is not there, would count as another one unseen.
+
+    **Raises:** `InputError` unless they are integers from 0 to below `classes`, none of them masked.
+    """
+    must = f"be integers from 0 to {classes - 1}"
+    masked = isinstance(labels, np.ma.MaskedArray) and bool(np.ma.getmaskarray(labels).any())
+    require(not masked, "labels", must, "an array with masked entries")
+    known = concrete(labels)
+    if known is not None and known.size:
+        require(known.dtype.kind in "iu" and known.ndim == 1, "labels", must, f"{known.dtype} of shape {known.shape}")
+        require(known.min() >= 0 and known.max() < classes, "labels", must, f"{known.min()} to {known.max()}")
+    return jnp.asarray(labels, jnp.int32)
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:

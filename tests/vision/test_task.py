@@ -181,3 +181,27 @@ def test_what_does_not_fit_together_is_named(head):
             HeadTask(**(arguments | changed))
     with pytest.raises(InputError, match=r"scaling must name layers of the model, blocks/.*, head, got neck$"):
         NetworkTask(network(SHALLOW), images(2), [0, 1], {"neck": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        ([0, 1.5], r"float64 of shape \(2,\)"),
+        ([0, CLASSES], f"0 to {CLASSES}"),
+        ([-1, 0], "-1 to 0"),
+        ([True, False], r"bool of shape \(2,\)"),
+        ([[0, 1]], r"int64 of shape \(1, 2\)"),
+        (np.ma.masked_array([0, 1], [False, True]), "an array with masked entries"),
+        (np.array([0, 1], "timedelta64[s]"), r"timedelta64\[s\] of shape \(2,\)"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, got):
+    """Each of these would have counted as some class."""
+    with pytest.raises(InputError, match=f"labels must be integers from 0 to {CLASSES - 1}, got {got}$"):
+        HeadTask(np.ones((2, 3)), labels, np.ones((CLASSES, 3)), np.zeros(CLASSES))
+
+
+@pytest.mark.parametrize("kind", [np.int8, ">i4", np.uint16, np.int64])
+def test_labels_of_every_kind_of_integer_are_the_same_classes(kind):
+    task = HeadTask(np.ones((2, 3)), np.array([0, 3], kind), np.ones((CLASSES, 3)), np.zeros(CLASSES))
+    np.testing.assert_array_equal(task.labels, [0, 3])
