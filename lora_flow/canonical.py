@@ -158,6 +158,8 @@ def _turn_aligned(problem: Factorization) -> _Turned | None:
         spanned = max(len(s1), len(sigma)), max(len(s1), len(s2)), max(len(s2), len(sigma))
         return _Turned((None, None, None), spanned, s1, s2, sigma, problem.layers)
     w1, w2, shift = _arrays(problem)
+    unit = np.max(np.abs(shift))  # whose scale is nobody's business: squares of small or large entries do not hold
+    shift = shift / unit
     rounding = 10 * np.sqrt(max(*w1.shape, *w2.shape)) * np.finfo(float).eps
     # the singular pairs that the matrices have in common are those of a mixture, whose values in general differ
     pretrained = w2 @ w1
@@ -186,7 +188,7 @@ def _turn_aligned(problem: Factorization) -> _Turned | None:
         matrix[places, places] = 0.0
         if np.linalg.norm(matrix) > rounding * np.linalg.norm(given):
             return None
-    s1, s2, sigma = kept
+    s1, s2, sigma = kept[0], kept[1], unit * kept[2]
     return _Turned((v, g, u), (k, hidden, k), s1, s2, sigma, problem.layers)
 
 

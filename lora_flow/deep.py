@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
-from lora_flow.checks import concrete, require
-from lora_flow.matrices import as_matrix, dense
+from lora_flow.arrays import AnyArray
+from lora_flow.checks import require
+from lora_flow.matrices import as_matrix, check_task, dense
 from lora_flow.problem import Layers
 
 
@@ -31,7 +32,8 @@ class DeepLinear(eqx.Module):
 
     of_products = True
 
-    def __init__(self, weights: Sequence[ArrayLike], shift: ArrayLike | None = None, target: ArrayLike | None = None):
+    def __init__(self, weights: Sequence[AnyArray], shift: AnyArray | None = None, target: AnyArray | None = None):
+        weights = tuple(weights)
         require(len(weights) > 0, "weights", "hold at least one matrix", "none")
         self.weights = tuple(dense(as_matrix(f"weights[{i}]", weight)) for i, weight in enumerate(weights))
         for i, (before, after) in enumerate(zip(self.weights, self.weights[1:], strict=False), start=1):
@@ -44,8 +46,7 @@ class DeepLinear(eqx.Module):
         shape = len(self.weights[-1]), self.weights[0].shape[1]
         require(matrix.shape == shape, name, f"have shape {shape}", matrix.shape)
         self.shift = matrix if target is None else matrix - self._products()[-1]
-        values = concrete(self.shift)
-        require(values is None or values.any(), "shift", "have a non-zero entry", "nothing to learn")
+        check_task("shift", self.shift)
 
     @property
     def layers(self) -> Layers:

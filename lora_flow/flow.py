@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters, zero_adapters
+from lora_flow.arrays import real_array
 from lora_flow.automatic import Automatic
 from lora_flow.chebyshev import RungeKuttaChebyshev
 from lora_flow.checks import (
@@ -422,7 +423,10 @@ def check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:
         pair = isinstance(one, (tuple, list)) and len(one) == 2
         require(pair, f"adapters[{index}]", "be an Adapter(a, b)", kind(one))
     require(len(adapters) == len(layers), "adapters", must, len(adapters))
-    checked = tuple(Adapter(jnp.asarray(a, dtype=float), jnp.asarray(b, dtype=float)) for a, b in adapters)
+    checked = tuple(
+        Adapter(real_array(f"adapters[{i}].a", a), real_array(f"adapters[{i}].b", b))
+        for i, (a, b) in enumerate(adapters)
+    )
     for index, (adapter, (n_out, n_in)) in enumerate(zip(checked, layers, strict=True)):
         rank = adapter.a.shape[0] if adapter.a.ndim else 0
         require(rank >= 1, f"adapters[{index}]", "have a rank of at least 1", rank)

@@ -11,7 +11,8 @@ import numpy as np
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float
 
-from lora_flow.checks import InputError, concrete, require
+from lora_flow.arrays import AnyArray, numbers, real_array
+from lora_flow.checks import concrete, require
 
 WRITTEN_OUT = 1024  # the largest dimension at which matrices are made, and decomposed, without being asked for
 
@@ -27,11 +28,13 @@ class Diagonal(eqx.Module):
 
     __array_ufunc__ = None  # NumPy leaves `array @ diagonal` to `__rmatmul__`
 
-    def __check_init__(self) -> None:
-        room = min(self.shape)
-        fits = isinstance(self.values, Array | np.ndarray) and self.values.ndim == 1 and len(self.values) <= room
-        got = getattr(self.values, "shape", type(self.values).__name__)
-        require(fits, "values", f"be a vector of at most {room} entries", got)
+    def __init__(self, values: AnyArray, shape: tuple[int, int]):
+        whole = len(shape) == 2 and all(isinstance(size, (int, np.integer)) and size >= 0 for size in shape)
+        require(whole, "shape", "be two whole numbers", shape)
+        self.shape = int(shape[0]), int(shape[1])
+        self.values, room = numbers("values", values), min(self.shape)  # NumPy's stay so: nothing is compiled for them
+        fits = self.values.ndim == 1 and len(self.values) <= room
+        require(fits, "values", f"be a vector of at most {room} entries", f"shape {self.values.shape}")
 
     @property
     def rank(self) -> int:
@@ -76,25 +79,39 @@ Matrix = Array | np.ndarray | Diagonal
 
 
 def as_matrix(name: str, value: Any) -> Array | Diagonal:
-    """The value as a finite matrix of JAX's default floating-point type, or `InputError` under that name."""
+    """The value as a finite matrix of JAX's default floating-point type, a copy, or `InputError` under that name."""
     if isinstance(value, Diagonal):
-        values = concrete(value.values)
-        lost = 0 if values is None else int(np.sum(~np.isfinite(values)))
-        require(lost == 0, name, "be finite", f"{lost} entries that are NaN or infinite")
-        return value
-    try:
-        require(not np.iscomplexobj(value), name, "be a matrix of real numbers", "complex ones")
-        array = jnp.asarray(value, dtype=float)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{name} must be a matrix of real numbers, got {type(value).__name__}") from error
+        values = real_array(name, value.values)
+        _check_size(name, values)
+        return Diagonal(values, value.shape)
+    array = real_array(name, value, "be a matrix of real numbers")
     require(array.ndim == 2, name, "be a matrix", f"shape {array.shape}")
     require(array.size > 0, name, "have at least one entry", f"shape {array.shape}")
-    values = concrete(array)
-    bad = 0 if values is None else int(np.sum(~np.isfinite(values)))
-    require(bad == 0, name, "be finite", f"{bad} entries that are NaN or infinite")
+    _check_size(name, array)
     return array
+
+
+def _check_size(name: str, array: Array) -> None:
+    values = concrete(array)
+    if values is None:
+        return
+    bad, limits = int(np.sum(~np.isfinite(values))), np.finfo(values.dtype)
+    require(bad == 0, name, "be finite", f"{bad} entries that are NaN or infinite")
+    largest, most = np.max(np.abs(values), initial=0.0), float(limits.max) ** 0.25
+    must = f"have no entry above {most:.2g} in size, for its squares to hold in {values.dtype}"
+    require(largest <= most, name, must, f"{largest:.3g}")
+
+
+def check_task(name: str, matrix: Matrix) -> None:
+    """Raises for a matrix to learn that is zero, or so small that its squares are."""
+    for leaf in jax.tree.leaves(matrix):
+        values = concrete(leaf)
+        if values is None:
+            return
+        largest, least = np.max(np.abs(values), initial=0.0), float(np.finfo(values.dtype).tiny) ** 0.25
+        require(largest > 0, name, "have a non-zero entry", "nothing to learn")
+        must = f"have an entry of at least {least:.2g} in size, for its squares to hold in {values.dtype}"
+        require(largest >= least, name, must, f"{largest:.3g}")
 
 
 def dense(matrix: Matrix) -> Any:

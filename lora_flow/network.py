@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
-from lora_flow.checks import concrete, require
-from lora_flow.matrices import Diagonal, as_matrix, dense, singular_values, spectral_norm
+from lora_flow.arrays import AnyArray
+from lora_flow.checks import concrete, require, require_number
+from lora_flow.matrices import Diagonal, as_matrix, check_task, dense, singular_values, spectral_norm
 from lora_flow.problem import Factorization, Layers, matrix_rank, spectrum_text
 from lora_flow.single import AdaptedLayer, tail
 
@@ -27,10 +29,13 @@ class LinearNetwork(AdaptedLayer):
     `distance` is recorded, `||W1 W2 - W*||_F`.
 
     **Arguments:** `targets` Y of shape `(N, m)`, and `inputs` X of shape `(N, n)`, of any spectrum and rank; without
-    inputs X = I, the factorisation of Y. `rank`, that of X, must be given where X is traced.
+    inputs X = I, the factorisation of Y. `rank`, that of X, must be given where X is traced. `tolerance` says from
+    where on columns of X depend on each other: singular values up to that fraction of the largest count as zero, and X
+    as the matrix without them, in W*, in L* and in the loss. It is `10 max(N, n) eps` by default, rounding alone;
+    columns that are dependent but for more than that make W* as large as they are near, and L* smaller.
 
-    **Raises:** `InputError` for shapes that do not match, for entries that are not finite, for a bad rank, and for
-    inputs and targets that have nothing to do with each other, X^T Y = 0.
+    **Raises:** `InputError` for shapes that do not match, for entries that are not finite, for a bad rank or tolerance,
+    and for inputs and targets that have nothing to do with each other, X^T Y = 0.
     """
 
     features: Float[Array, "rows n"] | None  # X, or its triangular factor where that has fewer rows; None for X = I
@@ -42,18 +47,28 @@ class LinearNetwork(AdaptedLayer):
 
     any_width = True  # h may be larger than n and m
 
-    def __init__(self, targets: ArrayLike, inputs: ArrayLike | None = None, rank: int | None = None):
+    def __init__(
+        self,
+        targets: AnyArray,
+        inputs: AnyArray | None = None,
+        rank: int | None = None,
+        tolerance: float | None = None,
+    ):
+        if tolerance is not None:
+            require_number("tolerance", tolerance, "lie between 0 and 1", lambda known: 0 < known < 1)
         y = dense(as_matrix("targets", targets))
         self.scaling, self.weight = jnp.ones(()), None
         if inputs is None:
             self.features, self.solution, self.basis, self.least_loss = None, y, None, jnp.zeros(())
-            known = concrete(y)
-            require(known is None or known.any(), "targets", "have a non-zero entry", "nothing to learn")
+            check_task("targets", y)
         else:
             x = dense(as_matrix("inputs", inputs))
             require(len(x) == len(y), "inputs", f"have {len(y)} rows, as the targets have", f"shape {x.shape}")
+            self.basis = _row_space(x, rank, tolerance)
+            if self.basis is not None:
+                x = x @ self.basis @ self.basis.T  # without what counts as zero
             self.features = jnp.linalg.qr(x)[1] if x.shape[0] > x.shape[1] else x
-            self.solution, self.basis = jnp.linalg.pinv(x) @ y, _row_space(x, rank)
+            self.solution = jnp.linalg.pinv(x, rtol=tolerance) @ y
             outputs = x @ self.solution
             rounding = (10 * max(x.shape) * jnp.finfo(y.dtype).eps) ** 2 * jnp.sum(y**2)
             learned, least = concrete(jnp.sum(outputs**2) > rounding), 0.5 * jnp.sum((y - outputs) ** 2)
@@ -92,7 +107,7 @@ class LinearNetwork(AdaptedLayer):
         return self.solution if self.basis is None else self.basis.T @ self.solution
 
     def for_lora(
-        self, adapters: Adapters, shift: ArrayLike | Diagonal | None = None, target: ArrayLike | None = None
+        self, adapters: Adapters, shift: AnyArray | Diagonal | None = None, target: AnyArray | None = None
     ) -> Factorization:
         """Fine-tuning the network with these weights frozen, `w1 = W1^T` and `w2 = W2^T`: what pretraining hands over.
 
@@ -127,7 +142,7 @@ class LinearNetwork(AdaptedLayer):
     def __str__(self) -> str:
         n, m = self.solution.shape
         x = singular_values(self.inputs)
-        rank = matrix_rank(x, self.inputs.shape)
+        rank = n if self.basis is None else self.basis.shape[1]
         fed = f"X of rank {rank} with singular values {x[0]:.3g} to {x[rank - 1]:.3g}"
         goal = singular_values(self.solution)
         about = spectrum_text(goal[: matrix_rank(goal, self.solution.shape)], "solution")
@@ -135,11 +150,11 @@ class LinearNetwork(AdaptedLayer):
         return f"LinearNetwork: n = {n}, m = {m}; {'X = I' if self.features is None else fed}; {about}; {least}"
 
 
-def _row_space(x: Array, rank: int | None) -> Float[Array, "n r"] | None:
+def _row_space(x: Array, rank: int | None, tolerance: float | None) -> Float[Array, "n r"] | None:
     """An orthonormal basis of the row space; None where the columns are independent."""
     n, most, known = x.shape[1], min(x.shape), concrete(x)
     require(rank is not None or known is not None, "rank", "be given where the inputs are traced", rank)
     require(rank is None or 1 <= rank <= most, "rank", f"be from 1 to {most}", rank)
     if rank is None:
-        rank = matrix_rank(singular_values(x), x.shape)
-    return None if rank == n else jnp.linalg.svd(x, full_matrices=False)[2][:rank].T
+        rank = matrix_rank(singular_values(x), x.shape, tolerance)
+    return None if rank == n else jnp.linalg.svd(jax.lax.stop_gradient(x), full_matrices=False)[2][:rank].T

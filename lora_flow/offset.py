@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.arrays import real_array
 from lora_flow.checks import require
 from lora_flow.matrices import Matrix
 from lora_flow.problem import Layers, Problem, linearised_task, own_observables, scaling_of, vector_field
@@ -27,10 +28,14 @@ class Offset(eqx.Module):
     problem: Problem
     start: Adapters
 
-    def __check_init__(self) -> None:
-        shapes = [(one.b.shape[-2], one.a.shape[-1]) for one in self.start]
-        must = f"hold one Adapter for each of the layers {list(self.problem.layers)}"
-        require(shapes == [tuple(shape) for shape in self.problem.layers], "start", must, f"adapters of {shapes}")
+    def __init__(self, problem: Problem, start: Adapters):
+        self.problem = problem
+        self.start = tuple(
+            Adapter(real_array(f"start[{i}].a", a), real_array(f"start[{i}].b", b)) for i, (a, b) in enumerate(start)
+        )
+        shapes = [(*b.shape[-2:-1], *a.shape[-1:]) for a, b in self.start]
+        must = f"hold one Adapter for each of the layers {list(problem.layers)}"
+        require(shapes == [tuple(shape) for shape in problem.layers], "start", must, f"adapters of {shapes}")
 
     @property
     def scaling(self) -> Array:

@@ -9,15 +9,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters, pad, zero_adapters
-from lora_flow.checks import InputError, concrete, require
+from lora_flow.arrays import AnyArray
+from lora_flow.checks import InputError, require
 from lora_flow.formulas import formula, keeps_all, keeps_loss
 from lora_flow.matrices import (
     Diagonal,
     Matrix,
     as_matrix,
+    check_task,
     column_norms,
     dense,
     singular_values,
@@ -72,10 +74,10 @@ class Factorization(eqx.Module):
 
     def __init__(
         self,
-        w1: ArrayLike | Sequence[Any] | Diagonal,
-        w2: ArrayLike | Sequence[Any] | Diagonal,
-        shift: ArrayLike | Sequence[Any] | Diagonal | None = None,
-        target: ArrayLike | Sequence[Any] | None = None,
+        w1: AnyArray | Diagonal,
+        w2: AnyArray | Diagonal,
+        shift: AnyArray | Diagonal | None = None,
+        target: AnyArray | None = None,
     ):
         self.w1, self.w2 = as_matrix("w1", w1), as_matrix("w2", w2)
         (h, n), (m, h2) = self.w1.shape, self.w2.shape
@@ -88,9 +90,7 @@ class Factorization(eqx.Module):
             goal = as_matrix("target", target)
             require(goal.shape == (m, n), "target", f"have shape {(m, n)}", goal.shape)
             self.shift = dense(goal) - dense(self.w2 @ self.w1)
-        entries = [concrete(leaf) for leaf in jax.tree.leaves(self.shift)]
-        nothing = any(entry is not None and np.all(entry == 0) for entry in entries)
-        require(not nothing, "shift", "have a non-zero entry", "nothing to learn")
+        check_task("shift", self.shift)
 
     @property
     def layers(self) -> Layers:
@@ -348,10 +348,13 @@ def task_rank(problem: Problem) -> int:
     return max(matrix_rank(singular_values(task), task.shape) for task in tasks)
 
 
-def matrix_rank(singular_values: np.ndarray, shape: tuple[int, ...]) -> int:
-    """The number of singular values above rounding, for a matrix that came out of a product or two."""
-    threshold = 10 * max(shape) * np.finfo(singular_values.dtype).eps * singular_values[0]
-    return int(np.sum(singular_values > threshold))
+def matrix_rank(singular_values: np.ndarray, shape: tuple[int, ...], tolerance: float | None = None) -> int:
+    """The number of singular values above rounding, for a matrix that came out of a product or two.
+
+    Or above the `tolerance`, relative to the largest, which is 10 max(shape) eps by default.
+    """
+    tolerance = 10 * max(shape) * np.finfo(singular_values.dtype).eps if tolerance is None else tolerance
+    return int(np.sum(singular_values > tolerance * singular_values[0]))
 
 
 def _non_zero(singular_values: np.ndarray, shape: tuple[int, ...]) -> list[float]:

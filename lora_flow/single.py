@@ -9,12 +9,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.arrays import AnyArray, numbers, real_array
 from lora_flow.checks import concrete, require, require_choice
 from lora_flow.control import ROUNDING_FLOOR
-from lora_flow.matrices import as_matrix, dense, singular_values, spectral_norm
+from lora_flow.matrices import as_matrix, check_task, dense, singular_values, spectral_norm
 from lora_flow.problem import Layers, matrix_rank, spectrum_text
 
 ACTIVATIONS = ("linear", "relu")
@@ -87,7 +88,7 @@ class SingleLayer(AdaptedLayer):
     scaling: Float[Array, ""]
     weight: Float[Array, "out in"] | None
 
-    def __init__(self, shift: ArrayLike, scaling: float | Array = 1.0, weight: ArrayLike | None = None):
+    def __init__(self, shift: AnyArray, scaling: Any = 1.0, weight: AnyArray | None = None):
         self.shift, self.scaling = _shift(shift), _scaling(scaling)
         self.weight = None if weight is None else _weight(weight, self.shift.shape)
 
@@ -136,11 +137,11 @@ class Regression(AdaptedLayer):
 
     def __init__(
         self,
-        inputs: ArrayLike,
-        shift: ArrayLike,
-        weight: ArrayLike | None = None,
+        inputs: AnyArray,
+        shift: AnyArray,
+        weight: AnyArray | None = None,
         activation: str = "linear",
-        scaling: float | Array = 1.0,
+        scaling: Any = 1.0,
     ):
         require_choice("activation", activation, ACTIVATIONS)
         self.shift, self.scaling, self.activation = _shift(shift), _scaling(scaling), activation
@@ -210,10 +211,10 @@ class SoftmaxRegression(AdaptedLayer):
     weight: Float[Array, "out in"]
     scaling: Float[Array, ""]
 
-    def __init__(self, inputs: ArrayLike, labels: ArrayLike, weight: ArrayLike, scaling: float | Array = 1.0):
+    def __init__(self, inputs: AnyArray, labels: AnyArray, weight: AnyArray, scaling: Any = 1.0):
         self.weight, self.scaling = dense(as_matrix("weight", weight)), _scaling(scaling)
         classes, features = self.weight.shape
-        self.inputs, self.labels = _inputs(inputs, features), jnp.asarray(labels)
+        self.inputs, self.labels = _inputs(inputs, features), jnp.asarray(numbers("labels", labels, "be integers"))
         fits = self.labels.shape == self.inputs.shape[:1] and jnp.issubdtype(self.labels.dtype, jnp.integer)
         must = f"be {len(self.inputs)} integers, one a sample"
         require(fits, "labels", must, f"shape {self.labels.shape} of {self.labels.dtype}")
@@ -252,27 +253,26 @@ class SoftmaxRegression(AdaptedLayer):
         return self.inputs @ (self.weight + change).T
 
 
-def _shift(value: ArrayLike) -> Array:
+def _shift(value: AnyArray) -> Array:
     shift = dense(as_matrix("shift", value))
-    values = concrete(shift)
-    require(values is None or values.any(), "shift", "have a non-zero entry", "nothing to learn")
+    check_task("shift", shift)
     return shift
 
 
-def _weight(value: ArrayLike, shape: tuple[int, ...]) -> Array:
+def _weight(value: AnyArray, shape: tuple[int, ...]) -> Array:
     weight = dense(as_matrix("weight", value))
     require(weight.shape == shape, "weight", f"have the shift's shape {shape}", weight.shape)
     return weight
 
 
-def _inputs(value: ArrayLike, width: int) -> Array:
+def _inputs(value: AnyArray, width: int) -> Array:
     inputs = dense(as_matrix("inputs", value))
     require(inputs.shape[1] == width, "inputs", f"have {width} columns, as the weight has", f"shape {inputs.shape}")
     return inputs
 
 
 def _scaling(value: Any) -> Array:
-    scaling = jnp.asarray(value, float)
+    scaling = real_array("scaling", value, "be one number")
     require(scaling.ndim == 0, "scaling", "be one number", f"shape {scaling.shape}")
     known = concrete(scaling)
     require(known is None or (np.isfinite(known) and known > 0), "scaling", "be positive and finite", value)

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.checks import InputError, require, require_choice
+from lora_flow.arrays import real_array
+from lora_flow.checks import (
+    InputError,
+    as_real,
+    kind,
+    one_line,
+    require,
+    require_choice,
+    require_integer,
+    require_number,
+)
 from lora_flow.compiling import jit_once
+from lora_flow.files import read_arrays
 from lora_flow.matrices import WRITTEN_OUT, Diagonal, dense
 from lora_flow.problem import Factorization, check_factorization, matrix_rank
 
 PAPER_SPECTRUM = (6.5, 0.099)  # largest and smallest singular value of the paper's 10 x 10 draw
+
+ARRAYS = ("w1", "w2", "shift", "target")  # in a file
 
 Component = int | str
 
@@ -56,17 +68,18 @@ def aligned_problem(
     **Raises:** `InputError` where an argument is out of its range.
     """
     for name, size in (("m", m), ("n", n), ("h", h)):
-        require(size >= 1, name, "be at least 1", size)
-    require(np.isfinite(delta_w) and delta_w > 0, "delta_w", "be positive", delta_w)
+        require_integer(name, size, "be at least 1", 1)
+    require_number("delta_w", delta_w, "be positive", lambda ratio: ratio > 0)
     if spectrum is not None:
+        must, bounds = "be (largest, smallest), both positive", as_real(spectrum)
+        pair = bounds is not None and bounds.shape == (2,) and np.inf > bounds[0] >= bounds[1] > 0
+        require(pair, "spectrum", must, kind(spectrum))
         largest, smallest = spectrum
-        require(np.inf > largest >= smallest > 0, "spectrum", "be (largest, smallest), both positive", spectrum)
     k = min(m, n, h)
     indices = _component_indices(component, k)
-    scales = np.atleast_1d(np.asarray(shift_scale, float))
-    require(
-        scales.size in (1, len(indices)), "shift_scale", f"be one number or {len(indices)} of them", f"{scales.size}"
-    )
+    scales = np.asarray(real_array("shift_scale", shift_scale, "be positive numbers")).reshape(-1)
+    must = f"be one number or {len(indices)} of them"
+    require(scales.size in (1, len(indices)), "shift_scale", must, f"{scales.size}")
     require(bool(np.all(np.isfinite(scales) & (scales > 0))), "shift_scale", "be positive", shift_scale)
 
     chosen, c = jnp.asarray(indices), delta_w**-0.5
@@ -178,25 +191,14 @@ def load_problem(path: str | Path) -> Factorization:
     require(path.suffix in (".npz", ".safetensors"), "problem", "be an .npz or .safetensors file", f"'{path}'")
     require(path.is_file(), "problem", "be a file that exists", f"'{path}'")
     try:
-        arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+        arrays = read_arrays(path, ARRAYS)
+    except InputError:
+        raise
     except Exception as error:  # whatever a damaged file makes the readers raise
-        raise InputError(f"problem must be a readable {path.suffix} file, got '{path}' ({error})") from error
-    for name in arrays:
-        require_choice(f"an array in '{path}'", name, ("w1", "w2", "shift", "target"))
+        raise InputError(f"problem must be a readable {path.suffix} file, got '{path}' ({one_line(error)})") from error
     missing = {"w1", "w2"} - set(arrays)
     require(not missing, f"'{path}'", f"hold an array {' and '.join(sorted(missing))}", f"only {sorted(arrays)}")
     return Factorization(**arrays)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors.flax import load_file
-
-    return load_file(path)
 
 
 def _component_indices(component: Component | Sequence[Component], k: int) -> list[int]:

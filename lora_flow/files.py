@@ -1,0 +1,95 @@
+"""Arrays in `.npz` and `.safetensors` files: what a file declares is checked before anything of that size is read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lora_flow.checks import require, require_choice
+
+HEADER = 1 << 16  # bytes of a header, of a handful of arrays
+COPIES = 3  # of an array in double precision that making a problem of it takes
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The arrays in an `.npz` or `.safetensors` file, which may hold these names, each of them once.
+
+    Nothing is unpickled. What the headers declare must fit into the file and into memory, and no more is read.
+
+    **Raises:** `InputError` for what is declared wrongly; what the libraries raise for other damage.
+    """
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            _check_names(path, [info.filename.removesuffix(".npy") for info in archive.infolist()], names)
+            for info in members.values():
+                with archive.open(info) as member:
+                    _check_header(path, info, member)
+            _check_memory(path, sum(info.file_size for info in members.values()))
+            arrays = {}
+            for name in members:
+                with archive.open(name) as member:
+                    arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+            return arrays
+    from safetensors.flax import load_file
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        require(length <= min(HEADER, size - 8), f"'{path}'", f"have a header of at most {HEADER} bytes", length)
+        _check_names(path, [name for name, _ in _pairs(file.read(length)) if name != "__metadata__"], names)
+    _check_memory(path, size)
+    return load_file(path)
+
+
+def available_memory() -> int:
+    """Bytes that may be had without swapping; of a system that does not say, all that there are."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            known = dict(line.split(":", 1) for line in file)
+        return 1024 * int(known["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 40
+
+
+def _check_names(path: Path, found: Sequence[str], names: Iterable[str]) -> None:
+    for name, count in Counter(found).items():
+        require_choice(f"an array in '{path}'", name, names)
+        require(count == 1, f"'{path}'", f"hold {name} once", f"{count} of that name")
+
+
+def _pairs(header: bytes) -> list[tuple[str, Any]]:
+    """The header's names with what belongs to them, a name that is there twice among them."""
+    found = json.loads(header, object_pairs_hook=list)
+    return found if isinstance(found, list) else []
+
+
+def _check_header(path: Path, info: zipfile.ZipInfo, member: Any) -> None:
+    """Raises unless the array's shape and type make the size of the member, which the archive bounds."""
+    name = f"{info.filename.removesuffix('.npy')} in '{path}'"
+    version = np.lib.format.read_magic(member)
+    length = int.from_bytes(member.read(2 if version == (1, 0) else 4), "little")
+    require(length <= HEADER, name, f"have a header of at most {HEADER} bytes", length)
+    start = member.tell() - (2 if version == (1, 0) else 4)
+    member.seek(start)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(member)
+    require(not dtype.hasobject, name, "hold real numbers", f"entries of type {dtype}")
+    declared = math.prod(shape) * dtype.itemsize
+    must = f"hold {declared} bytes, as its shape {shape} and its type {dtype} say"
+    require(info.file_size == member.tell() + declared, name, must, info.file_size - member.tell())
+    _check_memory(path, math.prod(shape) * 8)
+
+
+def _check_memory(path: Path, size: int) -> None:
+    room = available_memory()
+    must = f"hold arrays that fit into memory, {COPIES} times in double precision"
+    require(COPIES * size <= room, f"'{path}'", must, f"{size / 1e9:.3g} GB with {room / 1e9:.3g} GB free")
