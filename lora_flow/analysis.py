@@ -14,6 +14,7 @@ from lora_flow.formulas import keeps_loss
 from lora_flow.observables import Direction, principal_directions
 from lora_flow.offset import Offset
 from lora_flow.problem import Factorization, Problem, matrix_rank, vector_field
+from lora_flow.stale import check_problem
 
 
 def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") -> dict[str, np.ndarray]:
@@ -36,6 +37,7 @@ def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") ->
     - `loss_signal`, `loss_rest`: the loss split into 1/2 ||U^T E V||_F^2, with U and V the singular vectors of the
       shift, and what lies outside (equation 79).
     """
+    check_problem(problem)
     lead = adapters[0].a.shape[:-2]
     flat = [np.asarray(leaf).reshape(-1, *leaf.shape[-2:]) for leaf in jax.tree.leaves(adapters)]
     reached = np.all([np.isfinite(leaf).all(axis=(-2, -1)) for leaf in flat], axis=0)

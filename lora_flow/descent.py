@@ -31,9 +31,10 @@ from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed,
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula
 from lora_flow.observables import measure, principal_directions
-from lora_flow.problem import Problem, check_problem, own_observables
+from lora_flow.problem import Problem, own_observables
 from lora_flow.rounding import rounding_floor
 from lora_flow.single import AdaptedLayer
+from lora_flow.stale import check_problem
 
 Schedule = Callable[[Int[Array, ""]], Any]  # from the iteration to a step size, as optax has them
 ORDERS = ("simultaneous", "A first", "B first")

@@ -24,7 +24,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
 
     Nothing is unpickled. What the headers declare must fit into the file and into memory, and no more is read.
 
-    **Raises:** `InputError` for what is declared wrongly; what the libraries raise for other damage.
+    **Raises:** `InputError` for names and for too much of it; a `ValueError`, or what the libraries raise, for damage.
     """
     if path.suffix == ".npz":
         with zipfile.ZipFile(path) as archive:
@@ -44,7 +44,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        require(length <= min(HEADER, size - 8), f"'{path}'", f"have a header of at most {HEADER} bytes", length)
+        _sound(length <= min(HEADER, size - 8), f"'{path}'", f"have a header of at most {HEADER} bytes", length)
         _check_names(path, [name for name, _ in _pairs(file.read(length)) if name != "__metadata__"], names)
     _check_memory(path, size)
     return load_file(path)
@@ -77,16 +77,21 @@ def _check_header(path: Path, info: zipfile.ZipInfo, member: Any) -> None:
     name = f"{info.filename.removesuffix('.npy')} in '{path}'"
     version = np.lib.format.read_magic(member)
     length = int.from_bytes(member.read(2 if version == (1, 0) else 4), "little")
-    require(length <= HEADER, name, f"have a header of at most {HEADER} bytes", length)
+    _sound(length <= HEADER, name, f"have a header of at most {HEADER} bytes", length)
     start = member.tell() - (2 if version == (1, 0) else 4)
     member.seek(start)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(member)
-    require(not dtype.hasobject, name, "hold real numbers", f"entries of type {dtype}")
+    _sound(not dtype.hasobject, name, "hold real numbers", f"entries of type {dtype}")
     declared = math.prod(shape) * dtype.itemsize
     must = f"hold {declared} bytes, as its shape {shape} and its type {dtype} say"
-    require(info.file_size == member.tell() + declared, name, must, info.file_size - member.tell())
+    _sound(info.file_size == member.tell() + declared, name, must, info.file_size - member.tell())
     _check_memory(path, math.prod(shape) * 8)
+
+
+def _sound(condition: bool, name: str, must: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{name} must {must}, got {got}")
 
 
 def _check_memory(path: Path, size: int) -> None:

@@ -35,8 +35,9 @@ from lora_flow.formulas import formula, keeps_loss
 from lora_flow.memory import require_memory
 from lora_flow.observables import Direction, Measurement, measure, observables, principal_directions
 from lora_flow.offset import Offset
-from lora_flow.problem import Problem, check_problem, own_observables, vector_field
+from lora_flow.problem import Problem, own_observables, vector_field
 from lora_flow.rounding import rounding_floor
+from lora_flow.stale import check_problem
 
 RTOL = 5e-4
 MAX_STEPS = 100_000

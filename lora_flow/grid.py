@@ -20,8 +20,9 @@ from lora_flow.checks import InputError, require, require_choice
 from lora_flow.flows import Flow
 from lora_flow.initialization import SIDES, allows_any_width, check_alpha, check_rank, find_scheme, initialize
 from lora_flow.labels import LANE_DIMS, check_labels
-from lora_flow.problem import Problem, check_padding, check_problem, task_rank
+from lora_flow.problem import Problem, check_padding, task_rank
 from lora_flow.sizes import LARGEST
+from lora_flow.stale import check_problem
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters, pad, zero_adapters
 from lora_flow.arrays import AnyArray
-from lora_flow.checks import InputError, require
+from lora_flow.checks import require
 from lora_flow.formulas import formula, keeps_all, keeps_loss
 from lora_flow.matrices import (
     Diagonal,
@@ -240,15 +240,6 @@ def spectrum_text(sigma: Sequence[float] | np.ndarray, name: str = "shift") -> s
     """A matrix's non-zero singular values, for people."""
     shown = ", ".join(f"{s:.3g}" for s in sigma[:4]) + (", ..." if len(sigma) > 4 else "")
     return f"{name} of rank {len(sigma)} with singular values {shown}"
-
-
-def check_problem(problem: Problem) -> None:
-    """Raises unless a compiled program can be kept for the problem."""
-    try:
-        hash(tuple(jax.tree.leaves(eqx.filter(problem, eqx.is_array, inverse=True))))
-    except TypeError:
-        must = "be a PyTree, an equinox.Module for instance, or hashable, like a plain class or @dataclass(eq=False)"
-        raise InputError(f"problem must {must}, got an unhashable {type(problem).__name__}") from None
 
 
 def check_factorization(problem: Any) -> None:
