@@ -67,6 +67,33 @@ def stored_bytes(out):
     return {name: dataset[name].values.tobytes() for name in dataset.variables}
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_resumes_and_an_overwrite_beside_a_running_sweep_mix_nothing(unbroken, tmp_path):
+    """Whoever comes second is refused with one line, whatever the first is at; the first ends as if it were alone."""
+    whole, _ = unbroken
+    out = tmp_path / "run"
+    first = start(out, *FLAGS)
+    while solved(out) < 2 and first.poll() is None:
+        time.sleep(0.005)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    first, others = start(out, "--resume"), []
+    while not (out / ".lora-flow.lock").exists() or not (out / ".lora-flow.lock").read_text():
+        time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)
+    for flags in (["--resume"], ["--overwrite", "--rank", "1"]):
+        other = start(out, *flags)
+        others.append((other, other.communicate()[1].decode()))
+    first.send_signal(signal.SIGCONT)
+    finish(first)
+    for other, said in others:
+        assert other.returncode == 2
+        assert said.count("\n") == 1
+        assert f"must be written by one process at a time, got one that process {first.pid} on" in said
+    assert stored_bytes(out) == stored_bytes(whole)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kills", [3, pytest.param(18, marks=pytest.mark.long)])
 def test_killed_at_random_moments_and_resumed_is_bit_identical(unbroken, tmp_path, kills):
