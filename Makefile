@@ -63,11 +63,13 @@ clean:  ## remove everything that these targets make
 # One virtual environment; each extra is installed when a target first needs it.
 .venv/core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lora_flow needs Python 3.11 or newer")'
+	@echo "installing into .venv, which takes some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 .venv/dev .venv/docs .venv/vision .venv/interop: .venv/core
+	@echo "installing what $(@F) needs into .venv, which takes some minutes"
 	$(PIP) install -c constraints.txt -e '.[$(@F)]'
 	@touch $@
 

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 EVERY = 60.0  # seconds after which another line is due, whatever was done
 SHARE = 0.05  # of the whole, after which a line is due
+APART = 2.0  # seconds at the least before the first line, and between two
 
 T = TypeVar("T")
 
@@ -19,7 +20,8 @@ class Progress:
     """Counts units of work on standard error: `with Progress(240, "lanes") as bar: ...; bar.update(8)`.
 
     On a terminal it is tqdm's bar. Elsewhere (a file, a pipe, a batch system's log) it writes a line for every 5 % of
-    the whole and after every minute, with the time left, and no carriage returns.
+    the whole and after every minute, with the time left, and no carriage returns. What takes less than two seconds
+    writes nothing.
     """
 
     def __init__(self, total: int, unit: str, done: int = 0, shown: bool = True, what: str = ""):
@@ -58,8 +60,9 @@ class Progress:
         self._done += done
         if self._bar is not None:
             self._bar.update(done)
-        enough = self._done - self._done_when_told >= SHARE * self._total or self._done >= self._total
-        if self._lines and done and (enough or time.monotonic() - self._told >= EVERY):
+        since = time.monotonic() - self._told
+        enough = self._done - self._done_when_told >= SHARE * self._total
+        if self._lines and done and since >= APART and (enough or since >= EVERY):
             self._tell()
 
     def _every_minute(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -166,6 +167,8 @@ def _factorization(settings: Settings, axes: Mapping[str, Any], key: Array) -> F
     }
     if settings.problem == "pretrained":
         start = {"init": axes["pretraining"], "alpha": settings.pretraining_alpha}
+        must = "be positive and finite"
+        require(0 < settings.pretraining_alpha < math.inf, "pretraining_alpha", must, settings.pretraining_alpha)
         _check_pretraining(axes["pretraining"])
         return pretraining.pretrained_problem(key, **drawn, **start)
     return targets.aligned_problem(key, **drawn, delta_w=axes["delta_w"])
@@ -175,9 +178,10 @@ def _check_pretraining(init: str) -> None:
     from lora_flow.initialization import find_scheme
 
     try:
-        find_scheme(init)
+        scheme = find_scheme(init)
     except InputError as error:
         raise InputError(f"pretraining: {error}") from error
+    require(scheme.network, "pretraining", "be an initialisation of networks (lora-flow inits marks them)", f"'{init}'")
 
 
 def build_plan(settings: Settings) -> Plan:
@@ -220,7 +224,7 @@ def _coerce(name: str, value: Any, default: Any) -> Any:
         listed = value if isinstance(value, list) else [value]
         return tuple(_coerce(name, one, default[0]) for one in listed)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 10**300 else math.inf  # which nothing takes
     if name == "component":
         value = str(value)
     kinds = {str: "a string", int: "an integer", float: "a number", bool: "true or false"}

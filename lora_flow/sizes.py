@@ -71,10 +71,10 @@ def _shape(settings: Settings) -> tuple[int, int, int]:
     return (10, 64, 64) if settings.problem == "digits" else (0, 0, 0)
 
 
-def _weights(settings: Settings, number: int) -> tuple[str, float]:
+def _weights(settings: Settings, number: int) -> tuple[str, int | float]:
     """The flag that asks for most of the frozen weights, and their size where they are written out."""
     m, n, h = (max(size, 0) for size in (settings.m, settings.n, settings.h))
-    parts: dict[str, float] = {"m": 0.0}
+    parts: dict[str, int] = {"m": 0}
     if settings.problem == "pretrained":
         parts = {"m": m * max(n, h), "n": n * max(m, h), "h": h * max(m, n)}
     elif settings.problem in ("regression", "network"):

@@ -47,11 +47,25 @@ def test_a_slow_run_gets_a_line_a_minute_and_a_resumed_one_counts_only_what_is_n
 
 def test_a_minute_without_anything_done_is_told_too(monkeypatch, capsys):
     monkeypatch.setattr(progress, "EVERY", 0.1)
+    monkeypatch.setattr(progress, "APART", 0.0)
     with Progress(1, "lanes", what="compiling") as bar:
         bar._over.wait(0.35)
     lines = capsys.readouterr().err.splitlines()
     assert 1 <= len(lines) <= 3
     assert lines[0] == "compiling: 0 of 1 lanes (0 %), 0 s so far"
+
+
+def test_a_short_run_says_nothing_and_lines_are_two_seconds_apart(clock, capsys):
+    assert list(each(range(20), "parts")) == list(range(20))
+    assert capsys.readouterr().err == ""
+    with Progress(100, "lanes") as bar:
+        for _ in range(100):
+            clock.now += 0.05
+            bar.update()
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "40 of 100 lanes (40 %)",
+        "80 of 100 lanes (80 %)",
+    ]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch):

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 PIPE_CLOSED = 128 + 13  # as of a program that SIGPIPE has ended
 _MUST = {errno.EACCES: "be accessible", errno.EPERM: "be accessible", errno.ENOENT: "exist"}
-_MUST |= {errno.ENOTDIR: "be a folder", errno.EISDIR: "be a file", errno.ELOOP: "be no link to itself"}
+_MUST |= {
+    errno.ENOTDIR: "be a folder",
+    errno.EISDIR: "be a file",
+    errno.EEXIST: "be a folder",
+    errno.ELOOP: "be no link to itself",
+}
 _MUST |= dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG), "be writable")
 _MUST |= {errno.ENAMETOOLONG: "have a shorter name", errno.EMFILE: "be opened", errno.ENFILE: "be opened"}
 

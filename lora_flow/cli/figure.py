@@ -13,6 +13,8 @@ from lora_flow.cli.sweep import solve_runs
 from lora_flow.interrupts import whole
 from lora_flow.settings import Settings, start_jax
 
+MOST_DRAWS = 10_000  # of an experiment that runs as a whole
+
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
@@ -57,11 +59,11 @@ class Figure:
     """Replace the folder's runs if they exist."""
 
     def run(self) -> int:
-        require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
         from lora_flow.experiments import EXPERIMENTS
         from lora_flow.store import check_parts, is_started
         from lora_flow.studies import STUDIES
 
+        require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
         require_choice("figure", self.name, [*EXPERIMENTS, *STUDIES])
         if self.name in STUDIES:
             return self._study()
@@ -83,7 +85,7 @@ class Figure:
 
         study = STUDIES[self.name]
         seeds = study.seeds if self.seeds is None else self.seeds
-        require(seeds >= 1, "seeds", "be at least 1", seeds)
+        require(1 <= seeds <= MOST_DRAWS, "seeds", f"lie between 1 and {MOST_DRAWS}", seeds)
         must = f"be left out with figure {self.name}, which runs as a whole"
         require(not self.resume, "resume", must, "--resume")
         check_study_folder(self.out, self.overwrite)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import io
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -40,9 +42,14 @@ def parse(words: Sequence[str]) -> Command | None:
         return None
     require_choice("the command", name, COMMANDS)
     kind: Any = getattr(importlib.import_module(f"lora_flow.cli.{name}"), name.capitalize())
-    command = _read(name, kind, rest, None)
+    command: Any = _read(name, kind, rest, None)
     from_file = getattr(command, "from_file", lambda: None)()  # settings that the flags override
-    return command if from_file is None else _read(name, kind, rest, from_file)
+    command = command if from_file is None else _read(name, kind, rest, from_file)
+    out = getattr(command, "out", None)
+    if out is None:
+        return command
+    require(out != "" and "\0" not in out, "out", "be a folder's name", repr(out))
+    return dataclasses.replace(command, out=os.path.expanduser(out))
 
 
 def overview() -> str:
@@ -97,10 +104,19 @@ def _check_once(words: Sequence[str]) -> None:
 
 def _one_line(box: str) -> str:
     """The first part of a boxed error message as one line, with the flag that was probably meant."""
-    lines = [line.strip("│ ") for line in box.splitlines()[1:-1]]
-    rules = [number for number, line in enumerate(lines) if line.startswith("──")]
-    message = (
-        " ".join(lines[: rules[0]] if rules else lines).removeprefix("Error parsing ").replace(": must ", " must ")
-    )
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]  # the first is a title
+    parts: list[list[str]] = [[]]
+    for line in lines:
+        if re.fullmatch("[─╰╯-]+", line):
+            parts.append([])
+        else:
+            parts[-1].append(line)
+    first = next((part for part in parts if "".join(part)), [])
+    message = " ".join(first).strip()
+    if message.startswith("Error parsing --"):
+        message = message.removeprefix("Error parsing ").replace(": must ", " must ", 1)
+    missing = re.match(r"Missing from .*?: +(--[\w-]+|[A-Z]+) ", message)
+    if missing:
+        message = f"{missing[1]} must be given"
     meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(lines))
     return f"{message} (did you mean {meant[1]}?)" if meant else message

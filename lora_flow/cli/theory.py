@@ -32,10 +32,11 @@ class Theory:
 
     def run(self) -> int:
         folder = Path(self.out)
-        require(self.seeds >= 3, "seeds", "be at least 3, for intervals", self.seeds)
+        require(3 <= self.seeds <= 1000, "seeds", "lie between 3, for intervals, and 1000", self.seeds)
         held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         free = not folder.exists() or (folder.is_dir() and held <= {"theory.csv", "theory.md", "figures"})
         require(free, "out", "be a new folder or one of an earlier check", f"'{folder}', which holds something else")
+        folder.mkdir(parents=True, exist_ok=True)  # or find out that it cannot be made before three minutes are spent
         start_jax(Settings())
         import matplotlib as mpl
 

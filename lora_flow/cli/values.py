@@ -106,7 +106,11 @@ def _rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         tuple[str, ...]: ("NAME ...", names),
         int | tuple[int, ...]: ("INT ...", seeds),
     }
-    one: dict[Any, tuple[str, Callable[[str], Any]]] = {int: ("INT", integer), float: ("NUMBER", number)}
+    one: dict[Any, tuple[str, Callable[[str], Any]]] = {
+        int: ("INT", integer),
+        int | None: ("INT", integer),
+        float: ("NUMBER", number),
+    }
     if info.type in several:
         metavar, read = several[info.type]
         return PrimitiveConstructorSpec("*", metavar, read, _is_any, _words)
@@ -121,5 +125,5 @@ def _is_any(value: object) -> bool:
 
 
 def _words(value: Any) -> list[str]:
-    listed = value if isinstance(value, tuple) else (value,)
+    listed = value if isinstance(value, tuple) else () if value is None else (value,)
     return [f"{one:.6g}" if isinstance(one, float) else str(one) for one in listed]
