@@ -57,7 +57,8 @@ def over_stds(dataset: xr.Dataset, names: tuple[str, str]) -> Figure:
         for step, colour in _step_colours(dataset)
     ]
     handles += [Line2D([], [], color="0.3", linestyle=style, label=STARTS[init]) for init, style in _styles(dataset)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=7, frameon=False)
+    side_by_side = min(len(handles), max(1, 5 * dataset.sizes["optimizer"] // 3))  # what so many panels are wide
+    figure.legend(handles=handles, loc="outside lower center", ncols=side_by_side, fontsize=7, frameon=False)
     return figure
 
 
