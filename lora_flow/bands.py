@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ def quartiles(values: xr.DataArray, log: bool, floor: float | None = None) -> np
         shown = shown.clip(min=floor)
     if log:
         shown = xr.apply_ufunc(np.log10, shown.clip(min=ZERO))
-    found = shown.quantile(QUARTILES, "seed", skipna=True).values
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # no draw has finished: nothing is drawn
+        found = shown.quantile(QUARTILES, "seed", skipna=True).values
     return 10**found if log else found
 
 

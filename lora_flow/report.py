@@ -16,6 +16,7 @@ from lora_flow.levels import spread, told
 from lora_flow.rounding import rounding_floors
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
+SOLVED_BY = {"Automatic": "Tsit5 and RKC (auto)", "RungeKuttaChebyshev": "RKC"}  # as --solver has them
 LONG, HEAD = 30, 10  # rows of a table beyond which it goes to a file, and those that are shown then
 
 
@@ -81,7 +82,9 @@ def final_values(dataset: xr.Dataset) -> Table:
 
 def _steps(cell: xr.Dataset) -> str:
     steps = cell["steps"].values[cell["status"].values != PENDING]
-    return f"{steps.min()}-{steps.max()}" if steps.size else "-"
+    if not steps.size:
+        return "-"
+    return f"{steps.min()}-{steps.max()}" if steps.min() < steps.max() else str(steps.max())
 
 
 def warnings(dataset: xr.Dataset) -> str:
@@ -172,9 +175,10 @@ def about(dataset: xr.Dataset) -> str:
     flow = "Flow" if name == "plain" else f"Flow {name}"
     drift = " Largest drift of the conserved quantities, relative to the adapters' squared norm: "
     drift = "" if np.isnan(largest) else f"{drift}{largest:.1g}."
+    solver = SOLVED_BY.get(attrs["solver"], attrs["solver"])
     seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
     return (
-        f"{problem}. {flow} to t = {attrs['t1']:g} by {attrs['solver']} at rtol = {attrs['rtol']:g} "
+        f"{problem}. {flow} to t = {attrs['t1']:g} by {solver} at rtol = {attrs['rtol']:g} "
         f"({attrs['dtype']}); {', '.join([*same, seeds])}.{drift}"
     )
 
@@ -213,5 +217,5 @@ def _floor(lowest: xr.DataArray) -> str:
 
 
 def _mantissa(values: xr.DataArray) -> str:
-    mean, std = mean_and_std(values)
-    return f"{float(mean):.3g}" + (f" ± {float(std):.1g}" if values.sizes["seed"] > 1 else "")
+    (mean, std), several = mean_and_std(values), int(values.notnull().sum()) > 1
+    return f"{float(mean):.3g}" + (f" ± {float(std):.1g}" if several else "")

@@ -11,7 +11,7 @@ from lora_flow.answers import answers, best, ending
 from lora_flow.cli import main
 from lora_flow.figures import save
 from lora_flow.labels import PENDING, label
-from lora_flow.report import Table, final_values, report, unfinished
+from lora_flow.report import Table, about, final_values, report, unfinished
 from lora_flow.settings import Settings, build_plan
 from lora_flow.store import load_run, open_runs, to_table
 from lora_flow.summary import answered, short
@@ -164,6 +164,8 @@ def test_one_seed_has_no_spread():
         dataset = made([falling(2)], [flat(1e-8)], seeds=seeds)
         text, _ = report({"": [*answered(dataset), predictions(dataset), final_values(dataset)]}, [])
         assert ("±" in text) == has
+        assert "| 7 |" in text, "steps that are the same for all seeds are one number"
+        assert "by Tsit5 and RKC (auto) at rtol" in about(dataset.assign_attrs(solver="Automatic"))
         assert ("(2.1e-09 to " in text) == has
 
 

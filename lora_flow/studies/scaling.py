@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, pad
 from lora_flow.descent import descend
+from lora_flow.levels import spread
 from lora_flow.report import log10, table
 from lora_flow.single import SingleLayer
 from lora_flow.studies.drawing import letters
@@ -112,8 +113,7 @@ def notes(dataset: xr.Dataset) -> str:
             one = found.sel(optimizer=name).isel(rate_index=j)
             medians = one["lora_alpha"].median("seed").values
             values = ["-" if np.isnan(value) else f"{value:.3g}" for value in medians]
-            exponent, spread = float(one["exponent"].mean()), float(one["exponent"].std())
-            rows.append([name, f"{rate:g}", *values, f"{exponent:.2f} ± {spread:.2f}"])
+            rows.append([name, f"{rate:g}", *values, spread(one["exponent"])])
     header = ["optimiser", "step size", *(f"best at r = {rank}" for rank in RANKS), "exponent"]
     return (
         f"The lora_alpha with the lowest mean loss over {STEPS} steps, median of {dataset.sizes['seed']} draws; the "

@@ -20,6 +20,7 @@ from lora_flow.adapter import Adapter, Adapters, narrow
 from lora_flow.compiling import jit_once
 from lora_flow.flow import STATUS, solve
 from lora_flow.initialization import gaussian_wide_init, invariant_init
+from lora_flow.levels import spread
 from lora_flow.network import LinearNetwork
 from lora_flow.report import table
 from lora_flow.studies.drawing import letters
@@ -282,5 +283,4 @@ def _published(values: xr.DataArray) -> xr.DataArray:
 
 
 def _slope(values: xr.DataArray, dim: str) -> str:
-    found = exponents(values, dim)
-    return f"{float(found.mean()):.2f} ± {float(found.std()):.2f}"
+    return spread(exponents(values, dim))
