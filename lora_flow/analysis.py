@@ -11,6 +11,7 @@ import numpy as np
 from lora_flow.adapter import Adapters
 from lora_flow.flows import Flow, as_flow
 from lora_flow.formulas import keeps_loss
+from lora_flow.matrices import tie
 from lora_flow.observables import Direction, principal_directions
 from lora_flow.offset import Offset
 from lora_flow.problem import Factorization, Problem, matrix_rank, vector_field
@@ -71,9 +72,10 @@ def _of_the_flow(
     squares = [np.sum(leaf**2, axis=(-2, -1)) for leaf in jax.tree.leaves(descent)]
     named = {"gradient_norm": np.sqrt(np.sum(squares, axis=0))}
     for layer, (adapter, change, direction) in enumerate(zip(adapters, field, directions, strict=True), start=1):
-        along, growth = (direction.left @ x.b + (x.a @ direction.right) for x in (adapter, change))
-        size = np.sum(along**2, axis=-1)
-        named[f"growth_rate_{layer}"] = 2 * np.sum(along * growth, axis=-1) / np.where(size > 0, size, np.nan)
+        left, right = map(np.asarray, direction.pairs)
+        along, growth = (left @ x.b + np.swapaxes(x.a @ right.T, -1, -2) for x in (adapter, change))
+        size = np.sum(along**2, axis=(-2, -1))
+        named[f"growth_rate_{layer}"] = 2 * np.sum(along * growth, axis=(-2, -1)) / np.where(size > 0, size, np.nan)
     return named
 
 
@@ -82,9 +84,10 @@ def _alignment(adapters: Any, directions: tuple[Direction, ...]) -> dict[str, np
     for layer, (adapter, direction) in enumerate(zip(adapters, directions, strict=True), start=1):
         stacked = np.concatenate([adapter.b, np.swapaxes(adapter.a, -1, -2)], axis=-2)
         left, sigma, _ = np.linalg.svd(stacked, full_matrices=False)
-        error = _one_minus_cosine(left[..., 0], np.asarray(direction.gamma))
         name = "alignment_error" if layer == 1 else f"alignment_error_{layer}"
-        named[name] = np.where(sigma[..., 0] > 0, error, np.nan)
+        named[name] = _one_minus_cosine(
+            left, sigma, np.concatenate([np.asarray(x) for x in direction.pairs], axis=1) / np.sqrt(2)
+        )
     return named
 
 
@@ -97,15 +100,16 @@ def _of_the_update(problem: Factorization, adapters: Any) -> dict[str, np.ndarra
         np.concatenate([w2 @ b1 + b2 @ (a2 @ b1), b2], axis=-1), np.concatenate([a1, a2 @ w1], axis=-2)
     )
     u, scales, vt = np.linalg.svd(shift, full_matrices=False)
-    pair = np.concatenate([left[..., 0], right[..., 0, :]], axis=-1) / np.sqrt(2)
-    error = _one_minus_cosine(pair, np.concatenate([u[:, 0], vt[0]]) / np.sqrt(2))
+    pairs = np.concatenate([left, np.swapaxes(right, -1, -2)], axis=-2) / np.sqrt(2)
+    goals = (np.concatenate([u, vt.T]) / np.sqrt(2))[:, _ties(scales)]
+    error = _one_minus_cosine(pairs, sigma, goals.T)
     residual = shift - sum(terms.values())
     k = matrix_rank(scales, shift.shape)
     signal = u[:, :k] @ (u[:, :k].T @ residual @ vt[:k].T) @ vt[:k]
     norms = {name: np.linalg.norm(term, axis=(-2, -1)) for name, term in terms.items()}
     return norms | {
         "update_singular_values": sigma,
-        "update_alignment_error": np.where(sigma[..., 0] > 0, error, np.nan),
+        "update_alignment_error": error,
         "loss_signal": 0.5 * np.sum(signal**2, axis=(-2, -1)),
         "loss_rest": 0.5 * np.sum((residual - signal) ** 2, axis=(-2, -1)),
     }
@@ -121,7 +125,23 @@ def _svd_of_product(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return q @ left, sigma, right @ np.swapaxes(p, -1, -2)
 
 
-def _one_minus_cosine(vectors: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """1 - |cos| between unit vectors and a unit vector, from their difference, which keeps small angles."""
-    sign = np.where(vectors @ axis < 0, -1.0, 1.0)
-    return 0.5 * np.sum((sign[..., None] * vectors - axis) ** 2, axis=-1)
+def _ties(sigma: np.ndarray) -> np.ndarray:
+    """Which singular values tie for the largest."""
+    return sigma >= (1 - tie(sigma.dtype)) * sigma[..., :1]
+
+
+def _one_minus_cosine(vectors: np.ndarray, sigma: np.ndarray, space: np.ndarray) -> np.ndarray:
+    """1 - cos of the angle between the top singular vectors, columns, and a space, orthonormal rows and rows of zeros.
+
+    Of vectors that tie, the nearest. From the component across the space, which keeps small angles. NaN where there are
+    no vectors, sigma being 0, or no space.
+    """
+    kept = vectors * _ties(sigma)[..., None, :]
+    nearest = np.linalg.svd(np.swapaxes(kept, -1, -2) @ space.T, full_matrices=False)[0][..., :1]
+    unit = (kept @ nearest)[..., 0]
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=-1, keepdims=True), np.finfo(unit.dtype).tiny)
+    along = unit @ space.T
+    across = unit - along @ space
+    cosine, sine2 = np.linalg.norm(along, axis=-1), np.sum(across**2, axis=-1)
+    defined = (sigma[..., 0] > 0) & np.any(space)
+    return np.where(defined, sine2 / np.where(defined, 1 + cosine, 1.0), np.nan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 from lora_flow.adapter import Adapters
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import require
-from lora_flow.matrices import as_matrix, check_task, dense
+from lora_flow.matrices import as_matrix, check_task, dense, frobenius_norm
 from lora_flow.problem import Layers
 
 
@@ -72,6 +73,11 @@ class DeepLinear(eqx.Module):
             tasks.append(back if before is None else back @ before.T)
             back = weight.T @ back
         return tuple(reversed(tasks))
+
+    def task_sizes(self) -> tuple[Array, ...]:
+        norms = [frobenius_norm(weight) for weight in self.weights]
+        others = (norms[:i] + norms[i + 1 :] for i in range(len(norms)))
+        return tuple(frobenius_norm(self.shift) * math.prod(one) for one in others)
 
     def _products(self) -> list[Float[Array, "out first"]]:
         """W_1, W_2 W_1, and so on."""

@@ -78,7 +78,9 @@ class Trajectory(eqx.Module):
             return f"Trajectory of {self.status.size} lanes ({counts}), {self.times.shape[-1]} times"
         last = {name: float(values[-1]) for name, values in self.observables.items()}
         reached = "at rounding" if last["loss"] < float(self.rounding_floor) else f"{last['loss']:.4g}"
-        alignment = f", alignment error {last['alignment_error']:.3g}" if "alignment_error" in last else ""
+        alignment = f", alignment error {last['alignment_error']:.3g}"
+        if np.isnan(self.observables["norm_along1"]).all():
+            alignment = ", no direction to align with"
         drift = float(jnp.max(self.observables["drift"]))
         conserved = "" if np.isnan(drift) else f", drift of the conserved quantities {drift:.1g}"
         return (

@@ -330,10 +330,8 @@ def _quick_to_turn(problem: Factorization) -> bool:
 
 @functools.cache
 def _names_of_observables(layers: int) -> tuple[str, ...]:
-    vector: Any
-    matrix: Any
-    vector, matrix = (jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in ((1, 1), (1, 1, 1)))
-    measured = tuple(Measurement(vector, vector, matrix, matrix, matrix) for _ in range(layers))
+    matrix: Any = jax.ShapeDtypeStruct((1, 1, 1), jnp.result_type(float))
+    measured = tuple(Measurement(matrix, matrix, matrix, matrix, matrix) for _ in range(layers))
     return tuple(jax.eval_shape(observables, measured))
 
 

@@ -22,6 +22,7 @@ from lora_flow.matrices import (
     check_task,
     column_norms,
     dense,
+    frobenius_norm,
     singular_values,
     spectral_norm,
     squared_norm_of_product,
@@ -154,6 +155,10 @@ class Factorization(eqx.Module):
     def linearised_task(self) -> tuple[Matrix, Matrix]:
         """(W2^T shift, shift W1^T): what each layer's adapter learns first, while it is small."""
         return self.w2.T @ self.shift, self.shift @ self.w1.T
+
+    def task_sizes(self) -> tuple[Array, Array]:
+        shift = frobenius_norm(self.shift)
+        return frobenius_norm(self.w2) * shift, shift * frobenius_norm(self.w1)
 
     def growth_bound(self) -> Callable[[Adapters], Float[Array, ""]]:
         """Maps a state to a rate that nothing small outgrows there: the largest ||dL/dW_i||_F, in O(N^2 r).
@@ -308,13 +313,39 @@ def linearised_task(problem: Problem) -> tuple[Matrix, ...]:
     if own is not None:
         return own()
 
-    def task(index: int) -> Array:
-        width = problem.layers[index][0]
-        start = list(zero_adapters(problem.layers, width))
-        start[index] = start[index]._replace(b=jnp.eye(width))
-        return -jax.grad(problem.loss)(tuple(start))[index].a
+    return tuple(_task(problem, index, jnp.eye(n_out)) for index, (n_out, _) in enumerate(problem.layers))
 
-    return tuple(map(task, range(len(problem.layers))))
+
+def _task(problem: Problem, index: int, b: Array, a: float | Array = 0.0) -> Array:
+    """Minus the gradient with respect to one layer's A, at B = I the layer's task."""
+    start = list(zero_adapters(problem.layers, len(b)))
+    start[index] = Adapter(start[index].a + a, b)
+    return -jax.grad(problem.loss)(tuple(start))[index].a
+
+
+def task_sizes(problem: Problem, tasks: Sequence[Matrix]) -> tuple[Float[Array, ""], ...]:
+    """For each linearised task the product of the norms of what it was made from: beside that, it may be rounding.
+
+    A task is J^T E, with E the residual and J its derivative. For a problem that offers no formula of their norms,
+    ||E|| is that of a sum of squares, (2 L)^(1/2), and ||J||^2 the curvature along some change of the layer.
+    """
+    own = formula(problem, "task_sizes")
+    if own is not None:
+        return own()
+    loss = problem.loss(zero_adapters(problem.layers, 1))
+
+    def size(index: int, task: Array) -> Array:
+        ((change, _),) = probe(((task.shape[0], task.shape[1]),), len(task))
+        change = change / jnp.linalg.norm(change)
+        unit = jnp.eye(len(task))
+        try:
+            _, slope = jax.jvp(lambda a: _task(problem, index, unit, a), (jnp.zeros_like(change),), (change,))
+        except Exception:  # of a loss that is not made to be differentiated twice, exact zeros are all that is known
+            slope = jnp.zeros_like(change)
+        norms = jnp.sqrt(2 * jnp.abs(loss) * jnp.linalg.norm(slope))
+        return jnp.where(jnp.isfinite(norms), norms, 0.0)
+
+    return tuple(size(index, dense(task)) for index, task in enumerate(tasks))
 
 
 def scaling_of(problem: Problem) -> Float[Array, ""]:

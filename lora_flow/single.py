@@ -15,7 +15,7 @@ from lora_flow.adapter import Adapter, Adapters
 from lora_flow.arrays import AnyArray, numbers, real_array
 from lora_flow.checks import concrete, require, require_choice
 from lora_flow.control import ROUNDING_FLOOR
-from lora_flow.matrices import as_matrix, check_task, dense, singular_values, spectral_norm
+from lora_flow.matrices import as_matrix, check_task, dense, frobenius_norm, singular_values, spectral_norm
 from lora_flow.problem import Layers, matrix_rank, spectrum_text
 
 ACTIVATIONS = ("linear", "relu")
@@ -105,6 +105,9 @@ class SingleLayer(AdaptedLayer):
     def _about(self) -> str:
         return _spectrum(self.shift)
 
+    def task_sizes(self) -> tuple[Array]:
+        return (self.scaling * frobenius_norm(self.shift),)
+
     def smoothness(self) -> Float[Array, ""]:
         """The Lipschitz constant of dL/d(B A)."""
         return self.scaling**2
@@ -170,6 +173,9 @@ class Regression(AdaptedLayer):
 
     def _about(self) -> str:
         return f", {self.activation}, {len(self.features)} rows of data{_spectrum(self.shift)}"
+
+    def task_sizes(self) -> tuple[Array]:
+        return (self.scaling * frobenius_norm(self.features) ** 2 * frobenius_norm(self.shift),)
 
     def smoothness(self) -> Float[Array, ""]:
         """The Lipschitz constant of dL/d(B A), of a linear layer: s^2 times the largest eigenvalue of X^T X/N."""
@@ -240,6 +246,9 @@ class SoftmaxRegression(AdaptedLayer):
 
     def _about(self) -> str:
         return f", {len(self.inputs)} samples"
+
+    def task_sizes(self) -> tuple[Array]:
+        return (self.scaling * frobenius_norm(self.inputs) * np.sqrt(2 / len(self.inputs)),)
 
     def smoothness(self) -> Float[Array, ""]:
         """A Lipschitz constant of dL/d(B A): s^2 ||X||_2^2/(2 N), since the softmax has derivatives up to 1/2."""
