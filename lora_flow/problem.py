@@ -82,7 +82,8 @@ class Factorization(eqx.Module):
     ):
         self.w1, self.w2 = as_matrix("w1", w1), as_matrix("w2", w2)
         (h, n), (m, h2) = self.w1.shape, self.w2.shape
-        require(h == h2, "w2", f"have as many columns as w1 has rows ({h})", f"shape {(m, h2)}")
+        transposed = "; is w1 transposed?" if h2 == n else "; is w2 transposed?" if m == h else ""
+        require(h == h2, "w2", f"have as many columns as w1 has rows ({h})", f"shape {(m, h2)}{transposed}")
         require((shift is None) != (target is None), "shift or target", "be given, and not both", _given(shift, target))
         if shift is not None:
             self.shift = as_matrix("shift", shift)

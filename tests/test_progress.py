@@ -60,11 +60,12 @@ def test_a_short_run_says_nothing_and_lines_are_two_seconds_apart(clock, capsys)
     assert capsys.readouterr().err == ""
     with Progress(100, "lanes") as bar:
         for _ in range(100):
-            clock.now += 0.05
+            clock.now += 0.0625
             bar.update()
     assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "40 of 100 lanes (40 %)",
-        "80 of 100 lanes (80 %)",
+        "32 of 100 lanes (32 %)",
+        "64 of 100 lanes (64 %)",
+        "96 of 100 lanes (96 %)",
     ]
 
 
