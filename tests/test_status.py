@@ -115,7 +115,8 @@ def test_vision_units_are_counted(tmp_path):
     from vision.settings import VisionSettings
 
     settings = VisionSettings(optimizer=("flow",), init=("gaussian-A",), seeds=2, steps=10)
-    vision.VisionFolder.create(tmp_path / "run", settings, {"train_loss": "loss"}, {})
+    with locked(tmp_path / "run"):
+        vision.VisionFolder.create(tmp_path / "run", settings, {"train_loss": "loss"}, {})
     lanes = 2 * len(settings.alphas) * len(settings.rank)
     told = status(tmp_path / "run")
     assert f"0 of {lanes} lanes done (0 of {len(vision.units(settings))} units); ended: none" in told
