@@ -284,9 +284,8 @@ class TestOptimisersOfOptax:
         schedule = optax.exponential_decay(0.1, 3, 0.7)
         ours = descend(SINGLE, self.start, steps=7, step=schedule, saves=8)
         assert_same(ours.adapters, self.loop(optax.sgd(schedule), 7), rtol=1e-13)
-        np.testing.assert_allclose(
-            ours.observables["step_size"], [float(schedule(jnp.int32(i))) for i in range(8)], rtol=1e-12
-        )
+        sizes = 0.1 * 0.7 ** (np.arange(8) / 3)  # which optax computes of its integer count, in single precision
+        np.testing.assert_allclose(ours.observables["step_size"], sizes, rtol=1e-6)
         np.testing.assert_allclose(ours.times, np.cumsum([0, *sizes[:-1]]), rtol=1e-6)
 
     @pytest.mark.parametrize("order", ["simultaneous", "A first"])
