@@ -30,6 +30,7 @@ from .flows import Plain as Plain
 from .flows import ScaledGD as ScaledGD
 from .flows import ShrinkA as ShrinkA
 from .initialization import INITIALIZATIONS as INITIALIZATIONS
+from .initialization import Scheme as Scheme
 from .initialization import balanced_init as balanced_init
 from .initialization import eva_init as eva_init
 from .initialization import gaussian_both_init as gaussian_both_init

@@ -16,7 +16,7 @@ from lora_flow.adapter import Adapters, narrow, pad
 from lora_flow.canonical import Bases, Canonical
 from lora_flow.compiling import jit_once
 from lora_flow.flow import Integrator, Trajectory, solve_lane
-from lora_flow.initialization import initialize
+from lora_flow.initialization import Scheme, initialize
 from lora_flow.observables import Direction
 from lora_flow.offset import offset_where
 
@@ -69,7 +69,7 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[...
 
 
 def draw(
-    init: str,
+    init: Scheme,
     side: str,
     rank: int,
     padded_rank: int,
@@ -92,7 +92,7 @@ def draw(
 
 @jit_once(static_argnums=(0, 1, 2, 3, 4, 5))
 def _draw(
-    init: str,
+    init: Scheme,
     side: str,
     rank: int,
     padded_rank: int,

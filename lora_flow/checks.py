@@ -55,7 +55,7 @@ def require_number(name: str, value: Any, must: str, holds: Callable[[np.ndarray
     require(one and np.isfinite(known) and holds(known), name, must, kind(value))
 
 
-def require_integer(name: str, value: Any, must: str, least: int, most: float = np.inf) -> None:
+def require_integer(name: str, value: Any, must: str, least: int | float, most: int | float = np.inf) -> None:
     """Raise unless `value` is a whole number, no truth value, from `least` to `most`."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     require(whole, name, "be an integer", kind(value))

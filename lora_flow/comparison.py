@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from lora_flow.timeline import time_to
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from lora_flow.initialization import Init
 
 Datasets = Mapping[str, xr.Dataset]
 
@@ -79,10 +82,10 @@ def draw_inits(datasets: Datasets) -> dict[str, Figure]:
     floor = float(rounding_floors(dataset).max())
     with mpl.rc_context(STYLE):
         figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.4), layout="constrained", sharex=True, sharey=True)
-        for row, alpha in zip(axes, INITS.alpha, strict=True):
-            for ax, angle in zip(row, INITS.angle, strict=True):
+        for row, alpha in zip(axes, dataset["alpha"].values, strict=True):
+            for ax, angle in zip(row, dataset["angle"].values, strict=True):
                 ax.set_yscale("log")
-                for init, colour, style in _styles():
+                for init, colour, style in _styles(dataset["init"].values.tolist()):
                     one = dataset["loss"].sel(init=init, alpha=alpha, angle=angle)
                     band(one.isel(time=slice(1, None)), ax, floor, color=colour, linestyle=style, label=init)
                 ax.set(xscale="log", ylim=(1e-12, 30))
@@ -95,14 +98,36 @@ def draw_inits(datasets: Datasets) -> dict[str, Figure]:
     return {"": figure}
 
 
-def _styles() -> list[tuple[str, Any, Any]]:
+def inits_dataset(*own: Init, settings: Settings = INITS, progress: bool = True) -> xr.Dataset:
+    """What `draw_inits({"": dataset})` and `inits_notes` are made from, with initialisations of one's own besides."""
+    from lora_flow.flow import save_times
+    from lora_flow.settings import build_problems
+    from lora_flow.sweeps import sweep
+
+    return sweep(
+        build_problems(settings),
+        init=(*settings.init, *own),
+        side=settings.side,
+        alpha=settings.alpha,
+        rank=settings.rank,
+        seeds=settings.seeds,
+        t1=settings.t1,
+        saves=save_times(settings.t1, settings.saves, settings.spacing),
+        progress=progress,
+    )
+
+
+def _styles(labels: Sequence[str]) -> list[tuple[str, Any, Any]]:
     import matplotlib as mpl
+
+    own = tuple(label for label in map(str, labels) if label not in INITS.init)
 
     styles: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
     return [
         (name, mpl.colormaps[family](shade), style)
-        for family, names in FAMILIES.items()
-        for name, shade, style in zip(names, np.linspace(0.95, 0.5, len(names)), styles, strict=False)
+        for family, names in ({**FAMILIES, "Purples": own}).items()
+        for name, shade, style in zip(names, np.linspace(0.95, 0.5, len(names)), itertools.cycle(styles), strict=False)
+        if name in labels
     ]
 
 
@@ -110,9 +135,9 @@ def inits_notes(datasets: Datasets) -> str:
     dataset = datasets[""].squeeze("rank")
     spans, last = times_to(dataset), dataset.isel(time=-1).assign(rounding_floor=rounding_floors(dataset))
     rows = []
-    for angle in INITS.angle:
-        for alpha in INITS.alpha:
-            for init in INITS.init:
+    for angle in dataset["angle"].values:
+        for alpha in dataset["alpha"].values:
+            for init in dataset["init"].values:
                 where = {"angle": angle, "alpha": alpha, "init": init}
                 found = [_median(spans[f"{level:g}"].sel(where)) for level in LEVELS]
                 loss, floor = last["loss"].sel(where), last["loss_floor"].sel(where)

@@ -17,8 +17,8 @@ class Runs:
     init: tuple[str, ...] = ("gaussian",)
     """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors),
     lora-one (balanced factors of one gradient step), orthogonal, lora-one-theory, lora-ga, lora-ga-peft, gora, pissa,
-    milora, olora, loram, eva. Of a network: gaussian-both[:RATIO], gaussian-wide[:P], balanced, spectral-both[:RATIO],
-    invariant. `lora-flow inits` has the formulas and what each asks for."""
+    milora, olora, loram, eva. For networks, and taken by any problem: gaussian-both[:RATIO], gaussian-wide[:P],
+    balanced, spectral-both[:RATIO], invariant. `lora-flow inits` has the formulas and what each asks for."""
     side: tuple[str, ...] = ("A",)
     """Which factor gaussian draws: A (LoRA's convention, B = 0) or B (the paper's figures, A = 0)."""
     alpha: tuple[float, ...] = (1e-3,)

@@ -16,9 +16,17 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
-from lora_flow.checks import InputError, require, require_choice
+from lora_flow.checks import InputError, kind, require, require_choice
 from lora_flow.flows import Flow
-from lora_flow.initialization import SIDES, allows_any_width, check_alpha, check_rank, find_scheme, initialize
+from lora_flow.initialization import (
+    SIDES,
+    Scheme,
+    allows_any_width,
+    as_scheme,
+    check_alpha,
+    check_rank,
+    initialize,
+)
 from lora_flow.labels import LANE_DIMS, check_labels
 from lora_flow.problem import Problem, check_padding, task_rank
 from lora_flow.sizes import LARGEST
@@ -79,24 +87,29 @@ class Grid:
     alpha: tuple[float, ...]
     rank: tuple[int, ...]
     seed: Sequence[int]
+    schemes: Mapping[str, Scheme]  # by the labels of `init`
 
     @classmethod
     def of(cls, problems: Problems, *, init: Any, side: Any, alpha: Any, rank: Any, seeds: Any) -> Grid:
         """The grid of these values, each one or several, checked against the problems."""
+        schemes = tuple(map(as_scheme, _listed("init", init)))
+        labels = tuple(scheme.name for scheme in schemes)
+        twice = "name each value once, own ones as in Scheme(init, name='mine')"
+        require(len(set(labels)) == len(labels), "init", twice, labels)
         grid = cls(
             problem_axes=problems.axes,
-            init=_axis("init", init),
+            init=labels,
             side=_axis("side", side),
-            alpha=tuple(map(float, _axis("alpha", alpha))),
+            alpha=_axis("alpha", alpha),
             rank=_axis("rank", rank),
             seed=_seeds(seeds),
+            schemes=dict(zip(labels, schemes, strict=True)),
         )
-        for name in grid.init:
-            find_scheme(name)
         for one in grid.side:
             require_choice("side", one, SIDES)
         for scale in grid.alpha:
             check_alpha(scale)
+        grid = dataclasses.replace(grid, alpha=tuple(map(float, grid.alpha)))
         for r in grid.rank:
             check_rank(r, problems.members[0].layers, bounded=not allows_any_width(problems.members[0]))
         check_padding(problems.members[0], grid.rank)
@@ -121,7 +134,7 @@ class Grid:
                 raise InputError(f"{error} (init {name}, rank {r})") from None
 
     def _draw_one(self, problem: Problem, name: str, rank: int, key: Array) -> Adapters:
-        return initialize(name, key, problem, rank=rank, alpha=self.alpha[0], side=self.side[0])
+        return initialize(self.schemes[name], key, problem, rank=rank, alpha=self.alpha[0], side=self.side[0])
 
     @property
     def axes(self) -> dict[str, Sequence[Any]]:
@@ -171,20 +184,38 @@ def _kind(problem: Problem) -> Any:
     return jax.tree.structure(problem), shapes, tuple(jax.tree.leaves(rest))
 
 
-def _axis(name: str, values: Any) -> tuple[Any, ...]:
-    listed = (values,) if isinstance(values, str) else tuple(np.atleast_1d(np.asarray(values)).tolist())
+def _listed(name: str, values: Any) -> tuple[Any, ...]:
+    """One value, or the several of a list, a tuple, a range or an array of one dimension."""
+    if isinstance(values, (list, tuple, range)) and not isinstance(values, Scheme):
+        listed = tuple(value.item() if isinstance(value, np.generic) else value for value in values)
+    elif hasattr(values, "__array__"):
+        array = np.asarray(values)
+        require(array.ndim <= 1, name, "be one value, or several in a flat list", kind(array))
+        listed = tuple(np.atleast_1d(array).tolist())
+    else:
+        listed = (values,)
     require(len(listed) > 0, name, "hold at least one value", "none")
+    for value in listed:
+        flat = callable(value) or isinstance(value, Scheme) or not hasattr(value, "__len__") or isinstance(value, str)
+        require(flat and not hasattr(value, "__next__"), name, "be one value, or several in a flat list", kind(value))
+    return listed
+
+
+def _axis(name: str, values: Any) -> tuple[Any, ...]:
+    listed = _listed(name, values)
     require(len(set(listed)) == len(listed), name, "name each value once", listed)
     return listed
 
 
 def _seeds(seeds: Any) -> Sequence[int]:
-    if isinstance(seeds, (int, np.integer)):
+    if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
         require(seeds >= 1, "seeds", "be at least 1", seeds)
         require(seeds <= LARGEST, "seeds", f"be at most {LARGEST}", seeds)
         return range(int(seeds))
     listed = _axis("seeds", seeds)
     largest = int(jnp.iinfo(jnp.result_type(int)).max)
     must = f"be integers from 0 to {largest}"
-    require(all(isinstance(seed, int) and 0 <= seed <= largest for seed in listed), "seeds", must, listed)
+    for seed in listed:
+        whole = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= largest
+        require(whole, "seeds", must, kind(seed))
     return listed

@@ -86,6 +86,7 @@ def _layer(i: int) -> dict[str, Any]:
 _ABOUT = {
     "time": "gradient-flow time",
     "alpha": "initialisation scale",
+    "offset": "1 where the start is taken off the frozen weights, W - s B(0) A(0)",
     "rank": "LoRA rank, or hidden width of a network",
     "delta_w": "sigma_W1 / sigma_W2",
     "angle": "angle between the shift's singular vectors and the pretrained ones, in degrees",

@@ -12,7 +12,6 @@ from lora_flow.adapter import Adapter, Adapters
 from lora_flow.analysis import analyse
 from lora_flow.flows import Flow
 from lora_flow.formulas import formula
-from lora_flow.initialization import find_scheme
 from lora_flow.offset import Offset
 from lora_flow.problem import Problem, scaling_of
 
@@ -20,10 +19,11 @@ Values = dict[str, np.ndarray]
 DEAD = 1e-7  # of the largest singular value of Z, which has the rounding of single precision where that is in use
 
 
-def start_values(problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], start: Adapters) -> Values:
+def start_values(problems: Sequence[Problem], ranks: Sequence[int], offset: Sequence[bool], start: Adapters) -> Values:
     """What a start decides: directions that never move, and the lowest loss that can be reached.
 
-    `problems` and `lanes`, the coordinates, have an entry for each lane, `start` a leading axis of lanes.
+    `problems`, `ranks` and `offset`, whether its start is taken off the frozen weights, have an entry for each lane,
+    `start` a leading axis of lanes.
 
     - `dead_directions`: how many of the rank's directions are zero in both factors of a layer, summed over the layers.
       The gradient vanishes there, and they stay so: the start has a lower rank than it was given. (Of a hidden layer
@@ -31,31 +31,30 @@ def start_values(problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], s
     - `loss_floor`: the least loss of any adapters of that rank, NaN where it is not known. An initialisation that
       subtracts `s B_0 A_0` from the frozen weights has that much more to learn, and a rank may not suffice for both.
     """
-    room = np.asarray([[min(lane["rank"], sum(shape)) for shape in problems[0].layers] for lane in lanes])
+    room = np.asarray([[min(rank, sum(shape)) for shape in problems[0].layers] for rank in ranks])
     alive = np.sum([_rank(np.asarray(a), np.asarray(b)) for a, b in start], axis=0)
     floors = [
-        _floor(problem, lane, jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), start))
-        for i, (problem, lane) in enumerate(zip(problems, lanes, strict=True))
+        _floor(problem, rank, shifted, jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), start))
+        for i, (problem, rank, shifted) in enumerate(zip(problems, ranks, offset, strict=True))
     ]
     return {"dead_directions": (room.sum(axis=1) - alive).astype(np.int32), "loss_floor": np.asarray(floors)}
 
 
 def detail_values(
-    problems: Sequence[Problem], lanes: Sequence[dict[str, Any]], start: Adapters, history: Adapters, flow: Flow
+    problems: Sequence[Problem], offset: Sequence[bool], start: Adapters, history: Adapters, flow: Flow
 ) -> Values:
     """What `analyse` makes of the adapters over time, `(lane, time, ...)`, all lanes of one problem together."""
     groups: dict[Any, list[int]] = {}
-    for i, (problem, lane) in enumerate(zip(problems, lanes, strict=True)):
-        offset = find_scheme(lane["init"]).offset
-        groups.setdefault((id(problem), i if offset else None), []).append(i)
+    for i, (problem, shifted) in enumerate(zip(problems, offset, strict=True)):
+        groups.setdefault((id(problem), i if shifted else None), []).append(i)
     details: Values = {}
-    for (_, offset), members in groups.items():
+    for (_, own), members in groups.items():
         adapters = jax.tree.map(lambda leaf, members=members: leaf[np.asarray(members)], history)
         problem = problems[members[0]]
-        if offset is not None:
-            problem = Offset(problem, jax.tree.map(lambda leaf, i=offset: leaf[i], start))
+        if own is not None:
+            problem = Offset(problem, jax.tree.map(lambda leaf, i=own: leaf[i], start))
         for name, array in analyse(problem, adapters, flow).items():
-            details.setdefault(name, np.empty((len(lanes), *array.shape[1:])))[members] = array
+            details.setdefault(name, np.empty((len(problems), *array.shape[1:])))[members] = array
     return details
 
 
@@ -65,13 +64,13 @@ def _rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sum(sigma > DEAD * sigma[..., :1], axis=-1)
 
 
-def _floor(problem: Problem, lane: dict[str, Any], start: Any) -> float:
+def _floor(problem: Problem, rank: int, shifted: bool, start: Any) -> float:
     lowest = formula(problem, "lowest_loss")
     if lowest is None or len(start) > 1:
         return np.nan
     (adapter,) = start
-    frozen = _product(problem, adapter) if find_scheme(lane["init"]).offset else None
-    return lowest(lane["rank"], frozen)
+    frozen = _product(problem, adapter) if shifted else None
+    return lowest(rank, frozen)
 
 
 def _product(problem: Problem, adapter: Adapter) -> np.ndarray:

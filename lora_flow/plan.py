@@ -27,7 +27,7 @@ from lora_flow.flow import Integrator, integrator, save_times
 from lora_flow.flows import Flow, as_flow
 from lora_flow.formulas import keeps_all, keeps_loss
 from lora_flow.grid import Grid, Problems, stack
-from lora_flow.initialization import find_scheme
+from lora_flow.initialization import Init
 from lora_flow.labels import PENDING, label, portable_attrs
 from lora_flow.lanes import Values, detail_values, start_values
 from lora_flow.matrices import WRITTEN_OUT, Diagonal
@@ -108,10 +108,18 @@ class Plan:
         }
         dataset = xr.Dataset(
             over_time | {name: (dims, values) for name, values in lanes.items()},
-            coords={dim: list(values) for dim, values in axes.items()} | {"time": self.times} | self._gains(),
+            coords={dim: list(values) for dim, values in axes.items()}
+            | {"time": self.times}
+            | self._gains()
+            | self._offset,
             attrs=self._attrs(),
         )
         return label(dataset)
+
+    @property
+    def _offset(self) -> dict[str, Any]:
+        """Which starts are taken off the frozen weights, whatever they are called: a coordinate over `init`."""
+        return {"offset": ("init", np.asarray([self.grid.schemes[init].offset for init in self.grid.init], np.int8))}
 
     def run(self, pending: Sequence[int] | None = None, progress: bool = True) -> Iterator[tuple[np.ndarray, Values]]:
         """Solves the batches with the given indices, or all, and yields (lane numbers, values) as each is done."""
@@ -177,15 +185,25 @@ class Plan:
             alphas = np.asarray([coordinates[place]["alpha"] for place in padded], jnp.result_type(float))
             index = which[padded] if self.problems.axes else None
             whole = self.problems.stacked, self.coordinates
-            drawn = draw(init, side, rank, self._padded_rank, *whole, index, seeds, alphas, self._narrowed)
+            drawn = draw(
+                self.grid.schemes[init], side, rank, self._padded_rank, *whole, index, seeds, alphas, self._narrowed
+            )
+            self._check_finite(init, jax.tree.leaves(drawn), [coordinates[place] for place in padded])
             parts.append([np.asarray(leaf)[: len(members)] for leaf in jax.tree.leaves(drawn)])
             places.extend(members)
         back = np.argsort(places)
         leaves = [np.concatenate(part)[back] for part in zip(*parts, strict=True)]
         start, bases = jax.tree.unflatten(jax.tree.structure(drawn), leaves)
-        shifted = np.asarray([find_scheme(lane["init"]).offset for lane in coordinates])
-        any_shifted = any(find_scheme(init).offset for init in self.grid.init)
+        shifted = np.asarray([self.grid.schemes[lane["init"]].offset for lane in coordinates])
+        any_shifted = any(scheme.offset for scheme in self.grid.schemes.values())
         return (which if self.problems.axes else None), (shifted if any_shifted else None), start, bases
+
+    def _check_finite(self, init: str, drawn: list[Any], lanes: list[dict[str, Any]]) -> None:
+        """Raises where an initialisation has returned something that is no number."""
+        lost = ~np.all([np.isfinite(leaf).reshape(len(lanes), -1).all(axis=1) for leaf in drawn], axis=0)
+        for place in np.flatnonzero(lost)[:1]:
+            where = ", ".join(f"{name} {value}" for name, value in lanes[place].items() if name != "init")
+            require(False, f"init '{init}'", "return adapters with finite entries", f"NaN or infinite ones at {where}")
 
     def _values(self, numbers: np.ndarray, solved: Any, start: Any, bases: Any) -> Values:
         """What is stored of one batch."""
@@ -193,14 +211,15 @@ class Plan:
         problems, lanes = [self.problems.members[i] for i in which], [self.grid.lane(number) for number in numbers]
         values = solved.observables | {"initial_loss": solved.initial_loss, "rounding_floor": solved.rounding_floor}
         values |= {"status": solved.status, "steps": solved.stats["num_steps"]}
-        values |= start_values(problems, lanes, start)  # which no change of coordinates alters
+        offset, ranks = [self.grid.schemes[lane["init"]].offset for lane in lanes], [lane["rank"] for lane in lanes]
+        values |= start_values(problems, ranks, offset, start)  # which no change of coordinates alters
         if solved.history is None:
             return values
         start, history = jax.tree.map(lambda leaf: leaf[:, None], start), solved.history
         if bases is not None:
             start, history = self._back(start, bases, which), self._back(history, bases, which)
         start = jax.tree.map(lambda leaf: leaf[:, 0], start)
-        return values | detail_values(problems, lanes, start, history, self.integrator.flow)
+        return values | detail_values(problems, offset, start, history, self.integrator.flow)
 
     def _back(self, history: Any, bases: Any, which: np.ndarray) -> Adapters:
         """The adapters over time, `(lane, time, ...)`, in the coordinates of the problem that was given."""
@@ -283,7 +302,7 @@ class Plan:
 def plan_sweep(
     problem: Problem | Mapping[Any, Problem] | Problems,
     *,
-    init: str | Sequence[str],
+    init: Init | Sequence[Init],
     side: str | Sequence[str],
     alpha: float | ArrayLike | Sequence[float],
     rank: int | ArrayLike | Sequence[int],

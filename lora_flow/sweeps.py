@@ -11,14 +11,16 @@ from jaxtyping import ArrayLike
 
 from lora_flow.flow import MAX_STEPS, RTOL
 from lora_flow.flows import Flow
+from lora_flow.grid import Problems
+from lora_flow.initialization import Init
 from lora_flow.plan import BATCH_SIZE, plan_sweep
 from lora_flow.problem import Problem
 
 
 def sweep(
-    problem: Problem | Mapping[Any, Problem],
+    problem: Problem | Mapping[Any, Problem] | Problems,
     *,
-    init: str | Sequence[str] = "gaussian",
+    init: Init | Sequence[Init] = "gaussian",
     side: str | Sequence[str] = "A",
     alpha: float | ArrayLike | Sequence[float] = 1e-3,
     rank: int | ArrayLike | Sequence[int] = 4,
@@ -43,8 +45,9 @@ def sweep(
 
     - `problem`: a `Factorization`, or anything that meets `Problem`; or a mapping from labels to problems of one shape,
       `{d: aligned_problem(key, delta_w=d) for d in (0.25, 0.01)}` for instance, which become the dimension `problem`.
-    - `init`, `side`, `alpha`, `rank`: one value or several; names from `INITIALIZATIONS`, "A" or "B", positive
-      scales, ranks. `side` says which factor a one-sided initialisation draws.
+    - `init`, `side`, `alpha`, `rank`: one value or several; names from `INITIALIZATIONS`, or functions
+      `init(key, problem, *, rank, alpha)` and `Scheme`s of your own, which are labelled by their names; "A" or "B";
+      positive scales; ranks. `side` says which factor a one-sided initialisation draws.
     - `seeds`: a number of seeds, from 0, or the seeds themselves.
     - `t1`, `saves`, `flow`, `solver`, `rtol`, `max_steps`: as for `solve`.
     - `batch_size`: the most lanes that one device steps together.

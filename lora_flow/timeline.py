@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.checks import require
-from lora_flow.initialization import find_scheme
+from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.levels import initial_losses
 from lora_flow.rounding import rounding_floors
 from lora_flow.theory import gradient_flow as theory
@@ -87,7 +87,11 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _offset(init: xr.DataArray) -> xr.DataArray:
-    return init.copy(data=np.vectorize(lambda name: find_scheme(str(name)).offset, otypes=[bool])(init.values))
+    """Whether these starts are taken off the frozen weights: as stored, or in older runs by the names of ours."""
+    if "offset" in init.coords:
+        return init["offset"].astype(bool)
+    known = {name for name, scheme in INITIALIZATIONS.items() if scheme.offset}
+    return init.copy(data=np.vectorize(lambda name: str(name).partition(":")[0] in known, otypes=[bool])(init.values))
 
 
 def leading_gain(dataset: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:

@@ -495,7 +495,7 @@ def test_directions_beyond_a_matrixs_rank_are_dead_and_not_small(scheme, dead):
     problem = SingleLayer(shift, weight=weight)
     ((a, b),) = start = initialize(scheme, KEY, problem, rank=4, alpha=1.0, side="B")
     batch = jax.tree.map(lambda leaf: leaf[None], start)
-    assert start_values([problem], [{"rank": 4, "init": scheme}], batch)["dead_directions"] == [dead]
+    assert start_values([problem], [4], [INITIALIZATIONS[scheme].offset], batch)["dead_directions"] == [dead]
     both_zero = ~np.any(a, axis=1) & ~np.any(b, axis=0)
     assert np.sum(both_zero) == dead
 

@@ -23,6 +23,8 @@ from lora_flow.initialization.random import SIDES as SIDES
 from lora_flow.initialization.random import gaussian_init as gaussian_init
 from lora_flow.initialization.random import orthogonal_init as orthogonal_init
 from lora_flow.initialization.table import INITIALIZATIONS as INITIALIZATIONS
+from lora_flow.initialization.table import Init as Init
 from lora_flow.initialization.table import Scheme as Scheme
+from lora_flow.initialization.table import as_scheme as as_scheme
 from lora_flow.initialization.table import find_scheme as find_scheme
 from lora_flow.initialization.table import initialize as initialize

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.checks import concrete, require
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.checks import as_real, concrete, kind, require, require_integer, require_number
 from lora_flow.matrices import dense
 from lora_flow.problem import Layers, Problem
 
 
 def check_rank(rank: Any, layers: Layers, bounded: bool = True) -> None:
     """Raises unless it is a rank of LoRA, or at least a width of a hidden layer, which is not `bounded`."""
-    require(isinstance(rank, (int, np.integer)), "rank", "be an integer", rank)
+    require_integer("rank", rank, "be an integer", -np.inf)
     if bounded:
         largest = min(min(shape) for shape in layers)
         require(1 <= rank <= largest, "rank", f"lie between 1 and {largest}, the smallest layer dimension", rank)
@@ -26,8 +27,7 @@ def check_rank(rank: Any, layers: Layers, bounded: bool = True) -> None:
 
 
 def check_alpha(alpha: Any) -> None:
-    value = concrete(alpha)
-    require(value is None or (np.isfinite(value) and value > 0), "alpha", "be positive and finite", alpha)
+    require_number("alpha", alpha, "be positive and finite", lambda scale: scale > 0)
 
 
 def check(problem: Problem, rank: Any, alpha: Any, any_width: bool = False) -> None:
@@ -45,6 +45,27 @@ def check_twice(rank: int, layers: Layers, scheme: str) -> None:
     """For schemes that take 2 r singular vectors."""
     largest = min(min(shape) for shape in layers) // 2
     require(rank <= largest, "rank", f"be at most {largest}, half the smallest layer dimension, for {scheme}", rank)
+
+
+def check_drawn(name: str, drawn: Any, layers: Layers, rank: int) -> Adapters:
+    """What an initialisation of one's own returned, as adapters; raises unless that is what it is."""
+    init, pairs = f"init '{name}'", []
+    several = isinstance(drawn, (tuple, list)) and not isinstance(drawn, Adapter) and len(drawn) == len(layers)
+    require(several, init, f"return one Adapter(a, b) for each of {len(layers)} layers", kind(drawn))
+    for i, (one, (n_out, n_in)) in enumerate(zip(drawn, layers, strict=True)):
+        pair = isinstance(one, (tuple, list)) and len(one) == 2
+        require(pair, init, f"return an Adapter(a, b) for layer {i + 1}", kind(one))
+        factors = []
+        for letter, factor, shape in (("A", one[0], (rank, n_in)), ("B", one[1], (n_out, rank))):
+            what, known = f"return {letter}_{i + 1}", as_real(factor)
+            require(known is None or known.dtype != object, init, f"{what} of real numbers", kind(factor))
+            require(jnp.shape(factor) == shape, init, f"{what} of shape {shape}", f"shape {jnp.shape(factor)}")
+            require(
+                known is None or np.isfinite(known).all(), init, f"{what} with finite entries", "NaN or infinite ones"
+            )
+            factors.append(jnp.asarray(factor, float))
+        pairs.append(Adapter(*factors))
+    return tuple(pairs)
 
 
 def is_concrete(problem: Problem) -> bool:

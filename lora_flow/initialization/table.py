@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
-from lora_flow.checks import InputError, require, require_choice
+from lora_flow.checks import InputError, kind, one_line, require, require_choice
+from lora_flow.initialization.checks import check, check_drawn
 from lora_flow.initialization.from_gradient import (
     gora_init,
     lora_ga_init,
@@ -27,30 +30,35 @@ from lora_flow.initialization.of_networks import (
     invariant_init,
     spectral_both_init,
 )
-from lora_flow.initialization.random import gaussian_init, orthogonal_init
+from lora_flow.initialization.random import SIDES, gaussian_init, orthogonal_init
 from lora_flow.problem import Problem
 
 
 class Scheme(NamedTuple):
-    """A named initialisation.
+    """A named initialisation: one of `INITIALIZATIONS`, or one of your own, for `sweep(init=...)` as names are.
 
+    - `init`: a function `init(key, problem, *, rank, alpha)`, with `side` where it is `sided`, that returns an
+      `Adapter(a, b)` for each layer: A `(rank, in)` and B `(out, rank)`. Sweeps trace it: write it in jax.numpy.
     - `about`, `asks`: its formula, and what it asks of the problem and the rank, in a few words.
     - `sided`: whether it takes `side`.
     - `offset`: whether the weights are frozen at `W_0 - s B_0 A_0`, so that the function does not change at t = 0.
     - `parameter`: the argument that a number after a colon stands for, as in "gaussian-both:25".
-    - `network`: whether it is meant for networks that are trained from scratch, `LinearNetwork`.
+    - `network`: whether it is meant for networks that are trained from scratch, `LinearNetwork`; any problem takes
+      it.
+    - `name`: its label in a sweep; the function's own where it is left out.
     """
 
     init: Callable[..., Adapters]
-    about: str
+    about: str = ""
     asks: str = ""
     sided: bool = False
     offset: bool = False
     parameter: str = ""
     network: bool = False
+    name: str = ""
 
 
-INITIALIZATIONS = {
+_TABLE = {
     "gaussian": Scheme(gaussian_init, "one factor N(0, alpha^2), the other 0 (LoRA)", sided=True),
     "orthogonal": Scheme(orthogonal_init, "both random, in orthogonal halves of the rank: B A = 0", "an even rank"),
     "spectral": Scheme(spectral_init, "A = alpha z_j v_j, task's right vectors; B = 0", "rank >= the shift's"),
@@ -92,6 +100,10 @@ INITIALIZATIONS = {
 }
 
 
+INITIALIZATIONS = {name: scheme._replace(name=name) for name, scheme in _TABLE.items()}
+Init = str | Scheme | Callable[..., Adapters]  # a name, with a number after a colon or not, or one of one's own
+
+
 def find_scheme(name: str) -> Scheme:
     """The scheme of a name, or of a name and its number, "gaussian-both:25"."""
     base, colon, number = name.partition(":")
@@ -104,10 +116,54 @@ def find_scheme(name: str) -> Scheme:
         value = float(number)
     except ValueError:
         raise InputError(f"init must have a number after the colon, got {name!r}") from None
-    return scheme._replace(init=functools.partial(scheme.init, **{scheme.parameter: value}))
+    return scheme._replace(init=_with_number(scheme.init, scheme.parameter, value), name=name)
 
 
-def initialize(name: str, key: Array, problem: Problem, *, rank: int, alpha: float | Array, side: str) -> Adapters:
-    """The scheme called `name`; `side` goes to the schemes that take one. `Scheme.offset` says what is to be solved."""
-    scheme = find_scheme(name)
-    return scheme.init(key, problem, rank=rank, alpha=alpha, **({"side": side} if scheme.sided else {}))
+@functools.cache  # for what is compiled is kept by the function
+def _with_number(init: Callable[..., Adapters], parameter: str, value: float) -> Callable[..., Adapters]:
+    return functools.partial(init, **{parameter: value})
+
+
+def as_scheme(init: Init) -> Scheme:
+    """The scheme of a name, or an initialisation of one's own: a `Scheme`, or a function and its name.
+
+    **Raises:** `InputError` for anything else, and for a name of `INITIALIZATIONS` that stands for something else.
+    """
+    if isinstance(init, str):
+        return find_scheme(init)
+    must = "be a name, a Scheme, or a function init(key, problem, rank, alpha) or (..., side)"
+    function = init.init if isinstance(init, Scheme) else init
+    require(callable(function) and not isinstance(function, type), "init", must, kind(init))
+    try:
+        hash(init)
+        takes = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise InputError(f"init must be hashable, and have a signature, got a {type(function).__name__}") from None
+    inner = function.func if isinstance(function, functools.partial) else function
+    if not isinstance(init, Scheme):
+        init = Scheme(function, str(inner.__doc__ or "").partition("\n")[0], sided="side" in takes)
+    named = init if init.name else init._replace(name=str(getattr(inner, "__name__", type(inner).__name__)))
+    taken = named.name.partition(":")[0] in INITIALIZATIONS and INITIALIZATIONS.get(named.name) != named
+    require(
+        not taken, "init", "have a name that is not one of INITIALIZATIONS, as in Scheme(init, name='mine')", named.name
+    )
+    return named
+
+
+def initialize(init: Init, key: Array, problem: Problem, *, rank: int, alpha: float | Array, side: str) -> Adapters:
+    """The start of a scheme, by its name or as `as_scheme` takes it; `side` goes to the schemes that take one.
+
+    `Scheme.offset` says what is to be solved. **Raises:** `InputError` where an own one does not return adapters.
+    """
+    scheme = as_scheme(init)
+    how = {"side": side} if scheme.sided else {}
+    if scheme.name.partition(":")[0] in INITIALIZATIONS:
+        return scheme.init(key, problem, rank=rank, alpha=alpha, **how)
+    require_choice("side", side, SIDES)
+    check(problem, rank, alpha, any_width=True)
+    try:
+        drawn = scheme.init(key, problem, rank=rank, alpha=alpha, **how)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        first = one_line(str(error).partition("\n")[0])
+        raise InputError(f"init '{scheme.name}' must be written in jax.numpy, got {first}") from error
+    return check_drawn(scheme.name, drawn, problem.layers, rank)
