@@ -79,7 +79,7 @@ def test_two_resumes_and_an_overwrite_beside_a_running_sweep_mix_nothing(unbroke
     first.send_signal(signal.SIGKILL)
     first.communicate()
     first, others = start(out, "--resume"), []
-    while not (out / ".lora-flow.lock").exists() or not (out / ".lora-flow.lock").read_text():
+    while f"process {first.pid} on" not in (out / ".lora-flow.lock").read_text():  # which the killed one left
         time.sleep(0.005)
     first.send_signal(signal.SIGSTOP)
     for flags in (["--resume"], ["--overwrite", "--rank", "1"]):
