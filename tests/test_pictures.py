@@ -94,7 +94,7 @@ def test_phases_are_named_as_what_they_are_and_saddles_hatched():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["3", "4", "phase", "beyond"])
+@pytest.mark.parametrize("name", ["3", "4", "phase", "beyond", "preconditioner"])
 def test_stored_pictures_are_what_their_commands_draw(name, tmp_path):
     assert main(["figure", name, "--out", str(tmp_path / name)]) == 0
     for path in sorted((tmp_path / name / "figures").glob("*.json")):
