@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from lora_flow.arrays import numbers
 from lora_flow.checks import require, require_choice
 from vision.files import Stored, read_cifar, read_idx
 from vision.settings import DATA as DATASETS
@@ -66,6 +67,7 @@ def prepare(
 
     **Raises:** `InputError` where an argument is out of its range.
     """
+    images = np.asarray(numbers("images", images))
     _require_images(images)
     require(size >= 1, "size", "be at least 1", size)
     require(channels in (1, 3), "channels", "be 1 or 3", channels)
@@ -140,7 +142,7 @@ def _require_images(images: np.ndarray) -> None:
 
 
 def _per_channel(name: str, value: float | Sequence[float], channels: int) -> np.ndarray:
-    values = np.asarray(value, np.float32)
+    values = np.asarray(numbers(name, value), np.float32)
     fits = values.shape in ((), (channels,)) and bool(np.all(np.isfinite(values)))
     require(fits, name, f"be a finite number, or {channels} of them", value)
     return values

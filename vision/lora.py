@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lora_flow import Adapter
+from lora_flow.arrays import numbers
 from lora_flow.checks import InputError, require
 
 ALL = "all"
@@ -34,12 +35,13 @@ class LoRALinear(nnx.Module):
     """A linear layer with an adapter: `x -> W x + bias + s B A x`."""
 
     def __init__(self, base: nnx.Linear, adapter: Adapter, scaling: float = 1.0):
+        adapter = Adapter(*(jnp.asarray(numbers("adapter", factor), base.param_dtype) for factor in adapter))
         shapes = (base.in_features,), (base.out_features,)
         fits = (adapter.a.shape[1:], adapter.b.shape[:1]) == shapes and adapter.a.shape[0] == adapter.b.shape[1]
         expected = f"have shapes (rank, {base.in_features}) and ({base.out_features}, rank)"
         require(fits, "adapter", expected, f"{adapter.a.shape} and {adapter.b.shape}")
         self.base, self.scaling, self.merged = base, scaling, False
-        self.a, self.b = (nnx.LoRAParam(jnp.asarray(factor, base.param_dtype)) for factor in adapter)
+        self.a, self.b = map(nnx.LoRAParam, adapter)
 
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         y = self.base(x)

@@ -15,6 +15,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from lora_flow import Adapter
+from lora_flow.arrays import numbers
 from lora_flow.checks import InputError, require
 from lora_flow.storage import locked, replacing
 from vision.tensors import Tensor, is_number, open_tensors, read_json
@@ -69,11 +70,13 @@ def export_peft(
     require(transformers in (4, 5), "transformers", "be 4 or 5", transformers)
     modules = {path: _module(path, transformers) for path in adapters}
     scalings = {path: _scaling(scaling, path) for path in adapters}
-    arrays = {}
+    arrays, layers = {}, {}
     for path, adapter in adapters.items():
-        for letter, factor in zip("AB", _factors(path, adapter), strict=True):
+        a, b = _factors(path, adapter)
+        layers[modules[path]] = len(a), scalings[path]
+        for letter, factor in (("A", a), ("B", b)):
             arrays[f"base_model.model.{modules[path]}.lora_{letter}.weight"] = factor
-    config = _config({modules[path]: (adapter.rank, scalings[path]) for path, adapter in adapters.items()}, base)
+    config = _config(layers, base)
     # no lora_alpha gives back every s when PEFT divides it by the rank, so s is kept to its last bit here
     metadata = {"format": "pt"} | {f"{path}.scaling": repr(s) for path, s in scalings.items()}
     folder = Path(folder).expanduser()
@@ -145,7 +148,7 @@ def _scaling(scaling: float | Mapping[str, float], path: str) -> float:
 
 
 def _factors(path: str, adapter: Adapter) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.ascontiguousarray(adapter.a), np.ascontiguousarray(adapter.b)
+    a, b = (np.ascontiguousarray(numbers(f"adapters of {path}", factor)) for factor in adapter)
     _check_shapes(f"adapters of {path}", a.shape, b.shape)
     return a, b
 

@@ -8,12 +8,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, Float, Int
 
 from lora_flow import Adapter, Adapters, zero_adapters
+from lora_flow.arrays import AnyArray, numbers
 from lora_flow.checks import concrete, require
 from lora_flow.problem import Layers
 from vision.lora import attach, linear_layers
@@ -61,15 +61,17 @@ class HeadTask(Classification):
 
     def __init__(
         self,
-        features: ArrayLike,
-        labels: ArrayLike,
-        weight: ArrayLike,
-        bias: ArrayLike,
+        features: AnyArray,
+        labels: AnyArray,
+        weight: AnyArray,
+        bias: AnyArray,
         scaling: float = 1.0,
         dtype: Any = float,
     ):
-        self.inputs = jnp.asarray(features, dtype)
-        self.weight, self.bias, self.scaling = (jnp.asarray(one, dtype) for one in (weight, bias, scaling))
+        given = {"features": features, "weight": weight, "bias": bias, "scaling": scaling}
+        arrays = {name: jnp.asarray(numbers(name, one), dtype) for name, one in given.items()}
+        self.inputs, self.weight, self.bias, self.scaling = arrays.values()
+        require(self.weight.ndim == 2, "weight", "have two dimensions, classes and features", self.weight.shape)
         classes, width = self.weight.shape
         self.labels = as_labels(labels, classes)
         require(self.inputs.shape == (len(self.labels), width), "features", f"have {width} columns", self.inputs.shape)
@@ -99,9 +101,9 @@ class NetworkTask(Classification):
     paths: tuple[str, ...] = eqx.field(static=True)
     shapes: Layers = eqx.field(static=True)
 
-    def __init__(self, model: ViT, images: ArrayLike, labels: ArrayLike, scaling: Mapping[str, float]):
+    def __init__(self, model: ViT, images: AnyArray, labels: AnyArray, scaling: Mapping[str, float]):
         """`scaling` names the layers that carry an adapter, with their output multipliers; `model` is left as it is."""
-        self.inputs, self.labels = jnp.asarray(images), as_labels(labels, model.config.classes)
+        self.inputs, self.labels = jnp.asarray(numbers("images", images)), as_labels(labels, model.config.classes)
         require(
             len(self.inputs) == len(self.labels), "labels", f"be {len(self.inputs)}, one an image", len(self.labels)
         )
@@ -147,14 +149,13 @@ class NetworkTask(Classification):
         return nnx.merge(self.graph, nnx.State(state), self.frozen)
 
 
-def as_labels(labels: ArrayLike, classes: int) -> Int[Array, " count"]:
+def as_labels(labels: AnyArray, classes: int) -> Int[Array, " count"]:
     """Labels as the tasks take them; a fraction, or a class that is not there, would count as another one unseen.
 
     **Raises:** `InputError` unless they are integers from 0 to below `classes`, none of them masked.
     """
     must = f"be integers from 0 to {classes - 1}"
-    masked = isinstance(labels, np.ma.MaskedArray) and bool(np.ma.getmaskarray(labels).any())
-    require(not masked, "labels", must, "an array with masked entries")
+    labels = numbers("labels", labels, must)
     known = concrete(labels)
     if known is not None and known.size:
         require(known.dtype.kind in "iu" and known.ndim == 1, "labels", must, f"{known.dtype} of shape {known.shape}")

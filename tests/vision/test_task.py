@@ -189,10 +189,10 @@ def test_what_does_not_fit_together_is_named(head):
         ([0, 1.5], r"float64 of shape \(2,\)"),
         ([0, CLASSES], f"0 to {CLASSES}"),
         ([-1, 0], "-1 to 0"),
-        ([True, False], r"bool of shape \(2,\)"),
+        ([True, False], "entries of type bool"),
         ([[0, 1]], r"int64 of shape \(1, 2\)"),
         (np.ma.masked_array([0, 1], [False, True]), "an array with masked entries"),
-        (np.array([0, 1], "timedelta64[s]"), r"timedelta64\[s\] of shape \(2,\)"),
+        (np.array([0, 1], "timedelta64[s]"), r"entries of type timedelta64\[s\]"),
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels, got):
