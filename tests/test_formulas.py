@@ -138,7 +138,8 @@ def test_formulas_of_a_subclass_with_weight_decay(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "step"), [*((name, 1e-2) for name in PLAIN), ("Factorization", optax.sgd(1e-2))], ids=str
+    ("name", "step"),
+    [*(pytest.param(name, 1e-2, id=name) for name in PLAIN), pytest.param("Factorization", optax.sgd(1e-2), id="sgd")],
 )
 def test_descent_steps_along_the_gradient_of_the_loss_in_force(name, step):
     problem = PLAIN[name](with_decay(KINDS[name]))
