@@ -25,10 +25,11 @@ from lora_flow.initialization import (
     as_scheme,
     check_alpha,
     check_rank,
+    check_reaches_task,
     initialize,
 )
 from lora_flow.labels import LANE_DIMS, check_labels
-from lora_flow.problem import Problem, check_padding, task_rank
+from lora_flow.problem import Problem, check_padding
 from lora_flow.sizes import LARGEST
 from lora_flow.stale import check_problem
 
@@ -114,9 +115,7 @@ class Grid:
             check_rank(r, problems.members[0].layers, bounded=not allows_any_width(problems.members[0]))
         check_padding(problems.members[0], grid.rank)
         if "spectral" in grid.init:
-            needed, smallest = max(map(task_rank, problems.members)), min(grid.rank)
-            must = f"be at least {needed}, the rank of the shift, for init spectral"
-            require(smallest >= needed, "rank", must, smallest)
+            check_reaches_task(min(grid.rank), problems.members, "init spectral")
             check_rank(max(grid.rank), problems.members[0].layers)
         for name in [name for name in grid.init if name not in ("gaussian", "spectral")]:
             for r in grid.rank:  # what a scheme asks of the problem is refused while it is traced

@@ -365,10 +365,12 @@ def fastest_rate(problem: Problem) -> float:
     return max(float(singular_values(task)[0]) for task in linearised_task(known))
 
 
-def task_rank(problem: Problem) -> int:
-    """The rank of what must be learned: of the shift, or else the largest of the linearised tasks."""
-    tasks = [problem.shift] if keeps_loss(problem, Factorization) else linearised_task(problem)
-    return max(matrix_rank(singular_values(task), task.shape) for task in tasks)
+def task_rank(problem: Problem) -> tuple[int, str]:
+    """The largest rank of what must be learned, and what it is of: the shift, or else one of the linearised tasks."""
+    if keeps_loss(problem, Factorization):
+        return matrix_rank(singular_values(problem.shift), problem.shift.shape), "the shift"
+    ranks = [matrix_rank(singular_values(task), task.shape) for task in linearised_task(problem)]
+    return max(ranks), f"-dL/dW of layer {1 + int(np.argmax(ranks))} without adapters"
 
 
 def matrix_rank(singular_values: np.ndarray, shape: tuple[int, ...], tolerance: float | None = None) -> int:

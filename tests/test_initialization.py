@@ -1,5 +1,6 @@
 """Adapters at t = 0: every scheme against its formula, written out in NumPy, and in a sweep by its name."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,12 +103,39 @@ def test_bad_arguments_are_named(figure1_problem, arguments, message):
         gaussian_init(KEY, figure1_problem, **arguments)
 
 
-def test_spectral_needs_the_rank_of_the_shift():
+class Perceptron(eqx.Module):
+    """A loss that no formula is known of: two layers with tanh between them, 3 - 4 - outputs."""
+
+    layers: tuple = eqx.field(static=True)
+
+    def __init__(self, outputs=2):
+        self.layers = ((4, 3), (outputs, 4))
+
+    def loss(self, adapters):
+        (a1, b1), (a2, b2) = adapters
+        w1, w2, x, y = (jax.random.normal(KEY, shape) for shape in (*self.layers, (3, 6), (len(b2), 6)))
+        return 0.5 * jnp.sum(((w2 + b2 @ a2) @ jnp.tanh((w1 + b1 @ a1) @ x) - y) ** 2)
+
+
+def test_spectral_needs_the_rank_of_what_a_layer_must_learn():
     problem = aligned_problem(KEY, component=[0, 1, 2])
     with pytest.raises(InputError, match="rank must be at least 3, the rank of the shift, for spectral_init, got 2"):
         spectral_init(KEY, problem, rank=2, alpha=1e-3)
     with pytest.raises(InputError, match="rank must be at least 9"):
         spectral_init(KEY, digits_problem(), rank=8, alpha=1e-3)
+
+
+def test_spectral_speaks_of_no_shift_where_there_is_none():
+    refused = "rank must be at least 3, the rank of -dL/dW of layer 1 without adapters, for {}, for which the smallest "
+    refused += "layer dimension, 2, leaves no room, got 2"
+    with pytest.raises(InputError, match=refused.format("spectral_init")):
+        spectral_init(KEY, Perceptron(), rank=2, alpha=1e-3)
+    with pytest.raises(InputError, match=refused.format("init spectral")):
+        sweep(Perceptron(), init="spectral", rank=2, t1=1.0)
+    with pytest.raises(
+        InputError, match="at least 4, the rank of -dL/dW of layer 2 without adapters, for spectral_init"
+    ):
+        spectral_init(KEY, Perceptron(outputs=5), rank=2, alpha=1e-3)
 
 
 def test_a_rank_is_an_integer(figure1_problem):

@@ -68,7 +68,8 @@ def tell(out: Path) -> int:
         f"{attrs['adam_rate']:g}, {attrs['steps']} steps; the flow to T = {attrs['sgd_rate'] * attrs['steps']:g}."
     )
     links = [f"![{picture.stem}](figures/{picture.name})" for picture in pictures]
-    about += " rho is Spearman's correlation of the standard deviation with the quantity, mean over seeds."
+    about += " rho is Spearman's correlation of the standard deviation with the quantity, mean over seeds, as are the"
+    about += " quantities beside it; pictures show medians over seeds, and bands and bars from quartile to quartile."
     parts = ["# LoRA on images: what holds", about, table(["verdict", "claim", "where", "statistic"], rows), *links]
     write_atomically(out / "report.md", "\n\n".join(parts) + "\n")
     last = {moment(dataset, str(optimizer), report_steps(dataset)[-1]) for optimizer in dataset["optimizer"].values}

@@ -1,4 +1,7 @@
-"""Pictures of an image check, in the layout of Figures 5, 6 and 7 of arXiv 2503.06982, and of the starts."""
+"""Pictures of an image check, in the layout of Figures 5, 6 and 7 of arXiv 2503.06982, and of the starts.
+
+Lines are medians over seeds, bands and bars reach from quartile to quartile, where the paper has means and deviations.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lora_flow.bands import band, quartiles
 from lora_flow.figures import BLUE, GREEN, ORANGE, STYLE
 from vision.claims import LABELS, STARTS, report_steps
 
@@ -79,32 +83,31 @@ def starts(dataset: xr.Dataset) -> Figure:
 
 
 def plot_early(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | None = None) -> Axes:
-    """A line for each rank, a band of one standard deviation over seeds."""
+    """A line for each rank, with its band."""
     ax = _axes(ax)
+    if name != "alignment":
+        ax.set_yscale("log")
     ranks = dataset["rank"].values
     for rank, colour in zip(ranks, mpl.colormaps["viridis"](np.linspace(0, 0.75, len(ranks))), strict=True):
-        _band(dataset[name].sel(optimizer=optimizer, rank=rank), ax, color=colour, label=f"rank {rank}")
+        band(dataset[name].sel(optimizer=optimizer, rank=rank), ax, color=colour, label=f"rank {rank}")
     if name == "alignment":
         ax.set_ylim(0, 1.05)
-    else:
-        ax.set_yscale("log")
     ax.set(xlabel=_horizon(optimizer), ylabel=NAMES[name], title=LABELS[optimizer])
     ax.legend()
     return ax
 
 
 def plot_over_stds(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | None = None) -> Axes:
-    """A line for each time, solid for A random and dashed for B random; error bars of one standard deviation."""
-    ax = _axes(ax)
+    """A line for each time, solid for A random and dashed for B random; bars between the quartiles."""
+    ax, log = _axes(ax), name.endswith("loss")
     values = dataset[name].sel(optimizer=optimizer, alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
     how: dict[str, Any] = {"marker": ".", "capsize": 2, "elinewidth": 0.8}
     for step, colour in _step_colours(dataset):
         for init, style in _styles(dataset):
             one = values.sel(init=init, step=step)
-            ax.errorbar(one["alpha"], one.mean("seed"), one.std("seed"), color=colour, linestyle=style, **how)
-    ax.set_xscale("log")
-    if name.endswith("loss"):
-        ax.set_yscale("log")
+            low, middle, high = quartiles(one, log)
+            ax.errorbar(one["alpha"], middle, (middle - low, high - middle), color=colour, linestyle=style, **how)
+    ax.set(xscale="log", yscale="log" if log else "linear")
     ax.set_xticks(ticks := [0.025, 0.1, 0.4, 1.0], [f"{tick:g}" for tick in ticks])
     ax.tick_params(axis="x", which="minor", bottom=False)
     ax.set(xlabel="std of the random factor", ylabel=NAMES[name], title=LABELS[optimizer])
@@ -113,10 +116,11 @@ def plot_over_stds(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | No
 
 def plot_starts(values: xr.DataArray, optimizer: str, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
+    ax.set(xscale="log", yscale="log")
     for init in values["init"].values:
         one = values.sel(init=init, optimizer=optimizer).where(values["step"] > 0, drop=True)
-        _band(one, ax, color=COLOURS[init], label=STARTS[init], linestyle="--" if init == "gaussian-B" else "-")
-    ax.set(xlabel=_horizon(optimizer), ylabel="train loss", xscale="log", yscale="log")
+        band(one, ax, color=COLOURS[init], label=STARTS[init], linestyle="--" if init == "gaussian-B" else "-")
+    ax.set(xlabel=_horizon(optimizer), ylabel="train loss")
     ax.set_title(f"{LABELS[optimizer]}, rank {int(values['rank'])}")
     ax.legend()
     return ax
@@ -140,12 +144,6 @@ def _grid(dataset: xr.Dataset, rows: tuple[Any, ...], plot: Any) -> Figure:
             for optimizer, ax in zip(optimizers, line, strict=True):
                 plot(row, str(optimizer), ax)
     return figure
-
-
-def _band(values: xr.DataArray, ax: Axes, **style: Any) -> None:
-    mean, std = values.mean("seed"), values.std("seed")
-    ax.plot(values["step"], mean, **style)
-    ax.fill_between(values["step"], mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _horizon(optimizer: str) -> str:

@@ -3,6 +3,7 @@
 from lora_flow.initialization.checks import allows_any_width as allows_any_width
 from lora_flow.initialization.checks import check_alpha as check_alpha
 from lora_flow.initialization.checks import check_rank as check_rank
+from lora_flow.initialization.checks import check_reaches_task as check_reaches_task
 from lora_flow.initialization.from_gradient import gora_init as gora_init
 from lora_flow.initialization.from_gradient import lora_ga_init as lora_ga_init
 from lora_flow.initialization.from_gradient import lora_ga_peft_init as lora_ga_peft_init

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +14,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import as_real, concrete, kind, require, require_integer, require_number
 from lora_flow.matrices import dense
-from lora_flow.problem import Layers, Problem
+from lora_flow.problem import Layers, Problem, task_rank
 
 
 def check_rank(rank: Any, layers: Layers, bounded: bool = True) -> None:
@@ -45,6 +46,14 @@ def check_twice(rank: int, layers: Layers, scheme: str) -> None:
     """For schemes that take 2 r singular vectors."""
     largest = min(min(shape) for shape in layers) // 2
     require(rank <= largest, "rank", f"be at most {largest}, half the smallest layer dimension, for {scheme}", rank)
+
+
+def check_reaches_task(rank: int, problems: Sequence[Problem], scheme: str) -> None:
+    """For schemes that start along all that must be learned."""
+    (needed, of), problem = max(((task_rank(one), one) for one in problems), key=lambda found: found[0][0])
+    largest = min(min(shape) for shape in problem.layers)
+    room = "" if needed <= largest else f", for which the smallest layer dimension, {largest}, leaves no room"
+    require(rank >= needed, "rank", f"be at least {needed}, the rank of {of}, for {scheme}{room}", rank)
 
 
 def check_drawn(name: str, drawn: Any, layers: Layers, rank: int) -> Adapters:

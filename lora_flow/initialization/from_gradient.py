@@ -9,11 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import require
-from lora_flow.initialization.checks import check, check_twice, is_concrete
+from lora_flow.initialization.checks import check, check_reaches_task, check_twice, is_concrete
 from lora_flow.initialization.directions import triplets
 from lora_flow.matrices import Matrix, dense, positive, root
-from lora_flow.problem import Problem, linearised_task, scaling_of, task_rank
+from lora_flow.problem import Problem, linearised_task, scaling_of
 
 
 def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
@@ -24,12 +23,12 @@ def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
     aligned problem this is the paper's scheme; where the task is not aligned, its closest counterpart. Vectors that the
     task leaves open, beyond its rank or of equal singular values, are chosen by the coordinate axes.
 
-    **Raises:** `InputError` unless the rank is at least that of the shift, or for a bad rank or alpha.
+    **Raises:** `InputError` unless the rank is at least that of every layer's task (of the shift, where the problem has
+    one), or for a bad rank or alpha.
     """
     check(problem, rank, alpha)
     if is_concrete(problem):
-        needed = task_rank(problem)
-        require(rank >= needed, "rank", f"be at least {needed}, the rank of the shift, for spectral_init", rank)
+        check_reaches_task(rank, [problem], "spectral_init")
 
     def draw(layer_key: Array, task: Matrix) -> Adapter:
         scale = alpha * jax.random.normal(layer_key, (rank, 1))

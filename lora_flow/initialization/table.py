@@ -61,7 +61,7 @@ class Scheme(NamedTuple):
 _TABLE = {
     "gaussian": Scheme(gaussian_init, "one factor N(0, alpha^2), the other 0 (LoRA)", sided=True),
     "orthogonal": Scheme(orthogonal_init, "both random, in orthogonal halves of the rank: B A = 0", "an even rank"),
-    "spectral": Scheme(spectral_init, "A = alpha z_j v_j, task's right vectors; B = 0", "rank >= the shift's"),
+    "spectral": Scheme(spectral_init, "A = alpha z_j v_j, task's right vectors; B = 0", "rank >= the task's"),
     "lora-one": Scheme(lora_one_init, "B A = alpha^2 P_r(G)/S_1, balanced, G = -dL/dW"),
     "lora-one-theory": Scheme(lora_one_theory_init, "B A = alpha^2 P_r(G), balanced"),
     "lora-ga": Scheme(lora_ga_init, "A, B = alpha out^(1/4) (V_1..r^T, U_r+1..2r)", "2 r <= min(out, in)", offset=True),

@@ -208,6 +208,34 @@ def test_an_unfinished_check_is_named_and_gone_on_with(finished, copied, capsys,
     assert stored_bytes(copied) == stored_bytes(finished[0])
 
 
+def test_an_interruption_says_how_to_go_on_once_there_is_a_folder(weights, copied, tmp_path, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    lose(copied, "sgd-spectral-rank2-seed-all")
+    fresh = ["--limit", "60", "--steps", "20", "--rank", "2", "--weights", str(weights)]
+    for step, out, flags, said in (
+        (
+            "vision.check.run",
+            tmp_path / "new",
+            fresh,
+            "; what is trained is stored, go on with: lora-flow vision --out {}",
+        ),
+        (
+            "vision.check.run",
+            copied,
+            ["--resume"],
+            "; what is trained is stored, go on with: lora-flow vision --out {}",
+        ),
+        ("vision.check.build", tmp_path / "none", fresh, ""),
+    ):
+        monkeypatch.undo()
+        monkeypatch.setattr(step, interrupt)
+        assert main(["vision", "--out", str(out), *flags]) == 1
+        assert capsys.readouterr().err == f"lora-flow: interrupted{said and said.format(out) + ' --resume'}\n"
+        assert out.exists() == bool(said)
+
+
 def test_a_finished_check_is_drawn_again(copied, capsys, monkeypatch):
     """Of the pictures, one."""
     monkeypatch.setattr(figures, "draw", lambda dataset: {"starts": figures.starts(dataset)})
