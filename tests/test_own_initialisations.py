@@ -23,7 +23,7 @@ from lora_flow import (
     sweep,
 )
 from lora_flow.comparison import INITS, draw_inits, inits_dataset, inits_notes
-from lora_flow.initialization import initialize
+from lora_flow.initialization import as_scheme, find_scheme, initialize
 
 RNG = np.random.default_rng(2)
 PROBLEM = Factorization(*(RNG.standard_normal(shape) for shape in ((5, 4), (3, 5), (3, 4))))
@@ -97,6 +97,7 @@ def lost(key, problem, *, rank, alpha):
         (lost, "init 'lost' must return adapters with finite entries, got NaN or infinite ones at side A, alpha 0.3"),
         ((halves, halves), "init must name each value once, own ones as in Scheme(init, name='mine'), got"),
         (Scheme(mine, name="pissa"), "init must have a name that is not one of INITIALIZATIONS"),
+        (Scheme(mine, name="gaussian-both:4"), "init must have a name that is not one of INITIALIZATIONS"),
         (3, "init must be a name, a Scheme, or a function init(key, problem, rank, alpha) or (..., side), got 3"),
         (None, "init must be a name, a Scheme, or a function init(key, problem, rank, alpha) or (..., side), got None"),
         ({"pissa": 1}, "init must be one value, or several in a flat list, got a dict"),
@@ -114,11 +115,10 @@ def test_names_of_functions():
     partial = functools.partial(mine)
     labels = [initialize_name(init) for init in (mine, partial, Scheme(partial, name="x"), INITIALIZATIONS["eva"])]
     assert labels == ["mine", "mine", "x", "eva"]
+    assert initialize_name(find_scheme("gaussian-both:25")) == "gaussian-both:25"
 
 
 def initialize_name(init):
-    from lora_flow.initialization import as_scheme
-
     return as_scheme(init).name
 
 

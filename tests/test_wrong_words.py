@@ -1,7 +1,9 @@
 """Command lines and settings files that are wrong: one line, status 2, and nothing is written."""
 
+import gc
 import os
 import shlex
+import warnings
 
 import jax
 import numpy as np
@@ -95,7 +97,7 @@ COMMAND_LINES = [
     ),
     ("sweep --out OUT --seeds 2e9", "seeds must be small enough for"),
     ("sweep --out OUT --seeds 0 0", "seeds must name each value once, got (0, 0)"),
-    ("sweep --out OUT --seeds -1 0", "seeds must be integers from 0 to 9223372036854775807, got (-1, 0)"),
+    ("sweep --out OUT --seeds -1 0", "seeds must be integers from 0 to 9223372036854775807, got -1"),
     (
         "sweep --out OUT --seeds 0 99999999999999999999",
         "seeds must be at most 9223372036854775807, got 99999999999999999999",
@@ -122,7 +124,10 @@ COMMAND_LINES = [
     ("sweep --out OUT --spacing", "Missing value for argument '--spacing'. Expected 1 values."),
     ("sweep --out OUT --init spektral", "t', got 'spektral' (did you mean 'spectral'?)"),
     ("sweep --out OUT --init gaussian,", "--init must be one value or several, got 'gaussian,'"),
-    ("sweep --out OUT --init gaussian gaussian", "init must name each value once, got ('gaussian', 'gaussian')"),
+    (
+        "sweep --out OUT --init gaussian gaussian",
+        "each value once, own ones as in Scheme(init, name='mine'), got ('gaussian', 'gaussian')",
+    ),
     ("sweep --out OUT --init gaussian:2", "init must come without a number for 'gaussian', got 'gaussian:2'"),
     (
         "sweep --out OUT --init spectral --rank 1 --component top 1 --shift-scale 5",
@@ -151,9 +156,14 @@ COMMAND_LINES = [
     ("sweep --out OUT --problem SHAPES", "w2 must have as many columns as w1 has rows (3), got shape (2, 4)"),
     ("sweep --out OUT --problem NAN", "shift must be finite, got 1 entries that are NaN or infinite"),
     ("sweep --out OUT --problem EMPTYNPZ", "problem must be a readable .npz file, got"),
-    ("sweep --out OUT --problem BROKENST", "(Error while deserializing header: header too large)"),
+    ("sweep --out OUT --problem CUTNPZ", "cut.npz' (File is not a zip file)"),
+    ("sweep --out OUT --problem BADNPZ", "bad.npz' (Bad CRC-32 for file 'w1.npy')"),
+    (
+        "sweep --out OUT --problem BROKENST",
+        "must have a header of at most 65536 bytes, got 18446744073709551615)",
+    ),
     ("sweep --out OUT --problem NAMES", "must be 'w1', 'w2', 'shift' or 'target', got 'a'"),
-    ("sweep --out OUT --problem OBJECTS", "(Object arrays cannot be loaded when allow_pickle=False)"),
+    ("sweep --out OUT --problem OBJECTS", "objects.npz' must hold real numbers, got entries of type object)"),
     ("sweep --out OUT --problem LOOP", "problem must be an .npz or .safetensors file, got"),
     ("sweep --out OUT --problem digits --m 4", "m must be left out with problem 'digits', got 4"),
     ("sweep --out OUT --problem digits --h 4", "h must be left out with problem 'digits', got 4"),
@@ -369,7 +379,7 @@ SETTINGS_FILES = [
     (b'seeds = "0:60"', "seeds must be an integer, got '0:60'"),
     (b"seeds = [[0]]", "a seed must be an integer, got [0]"),
     (b"seeds = [0, 0]", "seeds must name each value once, got (0, 0)"),
-    (b"seeds = [-1]", "seeds must be integers from 0 to 9223372036854775807, got (-1,)"),
+    (b"seeds = [-1]", "seeds must be integers from 0 to 9223372036854775807, got -1"),
     (b"seeds = [true]", "a seed must be an integer, got True"),
     (b"seeds = 100000000000000000000", "seeds must be at most 9223372036854775807, got 100000000000000000000"),
     (b"seeds = [100000000000000000000]", "seeds must be at most 9223372036854775807, got 100000000000000000000"),
@@ -378,7 +388,10 @@ SETTINGS_FILES = [
     (b'init = ""', "nced', 'spectral-both' or 'invariant', got ''"),
     (b'init = ["spektral"]', "t', got 'spektral' (did you mean 'spectral'?)"),
     (b"init = [1]", "init must be a string, got 1"),
-    (b'init = ["gaussian", "gaussian"]', "init must name each value once, got ('gaussian', 'gaussian')"),
+    (
+        b'init = ["gaussian", "gaussian"]',
+        "each value once, own ones as in Scheme(init, name='mine'), got ('gaussian', 'gaussian')",
+    ),
     (b"side = 1", "side must be a string, got 1"),
     (b"side = []", "side must hold at least one value, got none"),
     (b'side = "C"', "side must be 'A' or 'B', got 'C'"),
@@ -484,6 +497,8 @@ FILES = {
     "OBJECTS": "objects.npz",
     "GOOD": "good.npz",
     "EMPTYNPZ": "empty.npz",
+    "CUTNPZ": "cut.npz",
+    "BADNPZ": "bad.npz",
     "BROKENST": "broken.safetensors",
     "TOML": "bad.toml",
     "GOODTOML": "good.toml",
@@ -505,7 +520,10 @@ def folder(tmp_path_factory):
     np.savez(folder / "names.npz", a=np.ones(2))
     np.savez(folder / "objects.npz", w1=np.array([{}], dtype=object), w2=wide, shift=np.ones((2, 2)))
     np.savez(folder / "good.npz", w1=square, w2=wide, shift=np.ones((2, 2)))
+    good = (folder / "good.npz").read_bytes()
     (folder / "empty.npz").write_bytes(b"")
+    (folder / "cut.npz").write_bytes(good[: len(good) // 2])
+    (folder / "bad.npz").write_bytes(good.replace(np.ones(6).tobytes(), np.full(6, 2.0).tobytes()))
     (folder / "broken.safetensors").write_bytes(b"\xff" * 100)
     (folder / "text.txt").write_text("text")
     (folder / "bad.toml").write_text("alpa = [1e-3]\n")
@@ -551,6 +569,15 @@ def test_wrong_command_lines(line, message, folder, capsys, monkeypatch):
         words.append(f"{folder / FILES[name]}{slash}{rest}" if name in FILES else word)
     assert message in refused(words, capsys)
     assert sorted(os.listdir(folder)) == before
+
+
+@pytest.mark.parametrize("name", ["EMPTYNPZ", "CUTNPZ", "BADNPZ", "OBJECTS", "NAMES", "BROKENST"])
+def test_a_file_that_is_refused_is_closed(name, folder, capsys):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", ResourceWarning)
+        refused(["sweep", "--out", str(folder / "out"), "--problem", str(folder / FILES[name])], capsys)
+        gc.collect()
+    assert not found
 
 
 @pytest.mark.parametrize(("content", "message"), SETTINGS_FILES, ids=range(len(SETTINGS_FILES)))

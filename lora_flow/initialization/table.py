@@ -143,7 +143,7 @@ def as_scheme(init: Init) -> Scheme:
     if not isinstance(init, Scheme):
         init = Scheme(function, str(inner.__doc__ or "").partition("\n")[0], sided="side" in takes)
     named = init if init.name else init._replace(name=str(getattr(inner, "__name__", type(inner).__name__)))
-    taken = named.name.partition(":")[0] in INITIALIZATIONS and INITIALIZATIONS.get(named.name) != named
+    taken = named.name.partition(":")[0] in INITIALIZATIONS and find_scheme(named.name) != named
     require(
         not taken, "init", "have a name that is not one of INITIALIZATIONS, as in Scheme(init, name='mine')", named.name
     )
