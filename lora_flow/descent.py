@@ -63,7 +63,8 @@ class MuKlabjan(StepRule):
 
         eta_t = min{1/(4 sqrt(2) L (||V_t||_F^2 + ||grad l(B_t A_t)||_F)), 1},   V = [B; A^T],
 
-    for a loss l of `B A` whose gradient is L-Lipschitz. Then `J(V_{t+1}) <= J(V_t) - eta_t/4 ||grad J(V_t)||_F^2`.
+    for a loss l of `B A` whose gradient is L-Lipschitz. Then `J(V_{t+1}) <= J(V_t) - eta_t/4 ||grad J(V_t)||_F^2`. It
+    is for the gradient itself, of both factors at once: the plain flow and the order "simultaneous".
 
     **Arguments:** `smoothness` L; the problem's own, of `SingleLayer`, a linear `Regression` or `SoftmaxRegression`,
     where it is left out.
@@ -81,12 +82,20 @@ class MuKlabjan(StepRule):
         require(known, "problem", must, type(problem).__name__)
         known = self.smoothness is not None or formula(problem, "smoothness") is not None
         require(known, "smoothness", "be given for a problem that does not know its own", self.smoothness)
+        check_plain(self, flow, order)
 
     def size(self, state: Any, problem: Any, adapters: Adapters, iteration: Int[Array, ""]) -> Float[Array, ""]:
         smoothness = problem.smoothness() if self.smoothness is None else self.smoothness
         squared_norm = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(adapters))
         slope = jnp.linalg.norm(problem.product_descent(adapters))
         return jnp.minimum(1 / (4 * jnp.sqrt(2.0) * smoothness * (squared_norm + slope)), 1.0)
+
+
+def check_plain(rule: StepRule, flow: Flow, order: str) -> None:
+    """Raises unless the rule gets what the proofs are about: the gradient itself, of both factors at once."""
+    name = type(rule).__name__
+    require(isinstance(flow, Plain), "flow", f"be 'plain' for the step rule {name}", f"'{flow}'")
+    require(order == "simultaneous", "order", f"be 'simultaneous' for the step rule {name}", f"'{order}'")
 
 
 class Descent(Trajectory):

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from lora_flow.adapter import Adapters
 from lora_flow.checks import concrete, require, require_choice
-from lora_flow.descent import StepRule
-from lora_flow.flows import Flow, Plain
+from lora_flow.descent import StepRule, check_plain
+from lora_flow.flows import Flow
 from lora_flow.formulas import keeps_loss
 from lora_flow.network import LinearNetwork
 from lora_flow.problem import Problem, vector_field
@@ -37,7 +37,7 @@ class NetworkRule(StepRule):
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
         must = f"be a LinearNetwork, with its loss, for {self}"
         require(keeps_loss(problem, LinearNetwork), "problem", must, type(problem).__name__)
-        _check_plain(self, flow, order)
+        check_plain(self, flow, order)
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -186,20 +186,13 @@ class Backtracking(StepRule):
             _check_between(name, value)
 
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
-        _check_plain(self, flow, order)
+        check_plain(self, flow, order)
 
     def size(self, state: Any, problem: Any, adapters: Adapters, iteration: Int[Array, ""]) -> Float[Array, ""]:
         gradient = jax.tree.map(jnp.negative, vector_field(problem)(adapters))
         step = local.backtracking_step(problem.loss, adapters, gradient, self.first, self.factor, self.constant)
         moved = jax.tree.map(lambda factor, slope: factor - step * slope, adapters, gradient)
         return jnp.where(problem.loss(moved) < problem.loss(adapters), step, 0.0)
-
-
-def _check_plain(rule: StepRule, flow: Flow, order: str) -> None:
-    """What the rules are made for is the gradient itself, of both factors at once."""
-    name = type(rule).__name__
-    require(isinstance(flow, Plain), "flow", f"be 'plain' for the step rule {name}", f"'{flow}'")
-    require(order == "simultaneous", "order", f"be 'simultaneous' for the step rule {name}", f"'{order}'")
 
 
 def _check_between(name: str, value: Any) -> None:

@@ -551,3 +551,16 @@ def test_bad_rules_get_one_line():
     must = r"^problem must adapt one layer \(SingleLayer, Regression or SoftmaxRegression\) for the step rule MuKlabjan"
     with pytest.raises(InputError, match=f"{must}, got Factorization$"):
         descend(DOUBLE, adapters_for(DOUBLE, 2), steps=3, step=MuKlabjan())
+
+
+@pytest.mark.parametrize(
+    ("change", "must"),
+    [
+        ({"flow": "lora-plus:16"}, "flow must be 'plain' for the step rule MuKlabjan, got 'lora-plus:16'"),
+        ({"flow": "scaled:1e-3"}, "flow must be 'plain' for the step rule MuKlabjan, got 'scaled:0.001'"),
+        ({"order": "A first"}, "order must be 'simultaneous' for the step rule MuKlabjan, got 'A first'"),
+    ],
+)
+def test_the_step_that_always_descends_is_for_the_gradient_itself(change, must):
+    with pytest.raises(InputError, match=f"^{must}$"):
+        descend(SINGLE, TestSteps.start, steps=3, step=MuKlabjan(), **change)
