@@ -61,8 +61,8 @@ def create(
 ) -> None:
     """Makes a group of a dataset, with notes that whoever opens it is not shown.
 
-    With `chunks` the data variables are still to be written, lane by lane, and nothing of them is stored yet; the lanes
-    are what their variable `status` is about. Without chunks all is stored, and final.
+    With `chunks` the data variables are still to be written, lane by lane, and of them only `status` is stored yet,
+    NOT_RUN for every lane; the lanes are what it is about. Without chunks all is stored, and final.
     """
     live = list(dataset.data_vars) if chunks else []
     final = dataset.drop_vars(live)
@@ -78,6 +78,8 @@ def create(
     fixed = [name for name in _files(path) if name != OWN]
     checks.attrs.put(dict(noted or {}) | {SUMS: {name: _sha256(path / name) for name in fixed}})
     (path / _CONSOLIDATED).write_text(_consolidated(path, [*fixed, OWN]))
+    if chunks:  # every reader finds that they have not run, and a chunk that is lost is no such chunk
+        open_arrays(path)["status"][...] = NOT_RUN
 
 
 def open_arrays(path: Path) -> dict[str, Any]:
@@ -133,7 +135,8 @@ def copy_lanes(old: Path, new: Path) -> None:
         if name.endswith("/.zarray") and (old / name).parent.is_dir():
             for chunk in (old / name).parent.iterdir():
                 to = (new / name).with_name(chunk.name)
-                if _is_chunk(chunk.name) and chunk.is_file() and not to.exists():
+                live = not to.exists() or to.parent.name == "status"
+                if live and _is_chunk(chunk.name) and chunk.is_file():
                     shutil.copyfile(chunk, to)
 
 
@@ -169,6 +172,10 @@ def _read(path: Path, verify: bool) -> Reading:
         variable.attrs.pop("_FillValue", None)
     if has_lanes:
         status = dataset["status"].values
+        gone = np.flatnonzero(status == np.iinfo(status.dtype).min)
+        if gone.size:
+            damaged += _missing(path, arrays, gone, status.shape, ["status"])
+            status[status == np.iinfo(status.dtype).min] = NOT_RUN
         if sums is None:
             lost = (status == 0) & dataset["loss"].isnull().any("time").values
         else:
@@ -277,12 +284,13 @@ def _encoding(variable: xr.DataArray) -> dict[str, Any]:
 
 
 def _live_array(group: Any, name: str, variable: xr.DataArray, chunks: tuple[int, ...]) -> None:
+    fill = {"f": np.nan, "i": NOT_RUN, "u": 0}[variable.dtype.kind]
     group.create_array(
         name,
         shape=variable.shape,
         chunks=chunks,
         dtype=variable.dtype,
-        fill_value={"f": np.nan, "i": NOT_RUN, "u": 0}[variable.dtype.kind],
+        fill_value=np.iinfo(variable.dtype).min if name == "status" else fill,  # which is written in `create`
         compressors=_CHECKSUM_ONLY,
         attributes=dict(variable.attrs) | {"_ARRAY_DIMENSIONS": list(variable.dims)},
     )

@@ -67,6 +67,17 @@ def test_what_is_stored_is_read(whole):
         xr.testing.assert_equal(opened.load(), example())
 
 
+def test_lanes_that_have_not_run_say_so_to_every_reader_and_a_lost_status_is_named(tmp_path):
+    path = tmp_path / "new.zarr"
+    create(path, example(), CHUNKS)
+    with xr.open_zarr(path) as opened:
+        assert np.all(opened["status"].values == -1)
+    assert read(path).damaged == []
+    (path / "status/1.0").unlink()
+    dataset, damaged, _ = read(path)
+    assert (np.all(dataset["status"].values == -1), damaged) == (True, ["status/1.0"])
+
+
 def plain_reader(path):
     """The arrays of a Zarr group of format 2, by its specification and nothing else."""
     arrays = {}
