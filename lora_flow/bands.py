@@ -37,7 +37,9 @@ def band(values: xr.DataArray, ax: Any, floor: float | None = None, **style: Any
     x = values[along].values
     ax.plot(x, middle, **style)
     ax.fill_between(x, low, high, color=style.get("color"), alpha=0.25, linewidth=0)
-    ax.set_xlim(x[0], max(x[-1], ax.get_xlim()[1]) if ax.lines[:-1] else x[-1])
+    end = max(x[-1], ax.get_xlim()[1]) if ax.lines[:-1] else x[-1]
+    if end > x[0]:
+        ax.set_xlim(x[0], end)
 
 
 def mark_rounding(ax: Any, floor: float) -> None:

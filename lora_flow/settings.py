@@ -71,7 +71,7 @@ def start_jax(settings: Settings) -> None:
     """Sets what JAX must know before it is imported: one CPU device a core, the precision, and where programs are kept.
 
     Compiled programs are kept from one command to the next in the user's cache folder, or where JAX's own variable
-    `JAX_COMPILATION_CACHE_DIR` says.
+    `JAX_COMPILATION_CACHE_DIR` says; nowhere, if the user's may not be written.
     """
     require_choice("precision", settings.precision, PRECISIONS)
     check_sizes(settings, devices=max(settings.devices, 1))
@@ -83,9 +83,18 @@ def start_jax(settings: Settings) -> None:
 
     jax.config.update("jax_enable_x64", settings.precision == "double")
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(cache, "lora_flow", "programs")))
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lora_flow", "programs")
+        if _is_writable(cache):  # or else JAX warns of every program
+            jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def build_problems(settings: Settings) -> Problems:

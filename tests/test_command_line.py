@@ -1,14 +1,18 @@
 """What the command line reads and how it answers: values, versions, memory, and the system's refusals."""
 
+import functools
+import json
+import os
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 
 import numpy as np
 import pytest
 
 import lora_flow
-from lora_flow import Factorization, InputError, memory, sweep
+from lora_flow import Factorization, InputError, load_run, memory, sweep
 from lora_flow.cli import main
 from lora_flow.cli.parse import parse
 from lora_flow.cli.sweep import read_config
@@ -106,6 +110,99 @@ def test_a_folder_that_may_not_be_searched_is_named(capsys, tmp_path, monkeypatc
     for words in (["sweep", "--out", out], ["plot", out], ["figure", "1", "--out", out], ["theory", "--out", out]):
         assert main(words) == 2
         assert capsys.readouterr().err == f"lora-flow: '{out}' must be accessible, got Permission denied\n"
+
+
+AS_NOBODY = """
+import contextlib, io, json, os, sys
+import flax, jax, matplotlib, xarray, zarr
+import lora_flow.cli.figure, lora_flow.cli.plot, lora_flow.cli.status, lora_flow.cli.sweep, lora_flow.cli.theory
+import lora_flow.cli.answer, lora_flow.cli.vision, lora_flow.plan, lora_flow.theory, vision.check, vision.command
+from lora_flow.cli import main
+vision.data.load_dataset("digits")  # with all that it imports, as whoever installed Python may have kept it to himself
+if os.geteuid() == 0:
+    os.setuid(65534)
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()) as told:
+        status = main(words)
+    print(json.dumps([status, told.getvalue(), said.getvalue()]))
+"""
+
+CLOSED = [
+    ("sweep --out RUN", "RUN"),
+    ("sweep --out RUN --resume", "RUN"),
+    ("sweep --out RUN --overwrite", "RUN"),
+    ("sweep --out CLOSED", "CLOSED"),
+    ("sweep --out CLOSED --resume", "CLOSED"),
+    ("sweep --out CLOSED --overwrite", "CLOSED"),
+    ("sweep --out NEW --config CLOSED/settings.toml", "CLOSED/settings.toml"),
+    ("sweep --out NEW --problem CLOSED/target.npz", "CLOSED/target.npz"),
+    ("sweep --out LOCKED --m 4 --n 4 --h 4", "LOCKED"),
+    ("plot RUN", "RUN"),
+    ("plot CLOSED", "CLOSED"),
+    ("status RUN", "RUN"),
+    ("status CLOSED", "CLOSED/settings.toml"),
+    ("figure 1 --out RUN", "RUN"),
+    ("figure 1 --out CLOSED", "CLOSED"),
+    ("figure 1 --out RUN --resume", "RUN"),
+    ("figure kappa --out CLOSED --overwrite", "CLOSED"),
+    ("theory --out RUN", "RUN"),
+    ("theory --out CLOSED", "CLOSED"),
+    ("vision --out RUN", "RUN"),
+    ("vision --out CLOSED", "CLOSED"),
+    ("vision --out RUN --resume", "RUN"),
+    ("vision --out CLOSED --resume", "CLOSED"),
+    ("vision --out CLOSED --overwrite", "CLOSED"),
+    ("vision --out NEW --weights CLOSED/vit", "CLOSED/vit"),
+    ("vision --out NEW --weights CLOSED", "CLOSED/config.json"),
+    ("vision --out NEW --data mnist --data-dir RUN", "RUN"),
+    ("vision --out NEW --data mnist --data-dir CLOSED", "CLOSED/train-images-idx3-ubyte"),
+]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_folders_that_a_user_may_not_search_are_named():
+    """By a user who is not root: one folder may not be searched, another not be written; the home is closed too."""
+    with tempfile.TemporaryDirectory() as folder:
+        places = {"RUN": f"{folder}/closed/run", "CLOSED": f"{folder}/closed", "NEW": f"{folder}/new"}
+        places["LOCKED"] = f"{folder}/read-only/run"
+        for path in (places["RUN"], f"{folder}/read-only"):
+            os.makedirs(path)
+        lines = [
+            [functools.reduce(lambda text, one: text.replace(*one), places.items(), two) for two in case]
+            for case in CLOSED
+        ]
+        for name, mode in (("closed", 0o000), ("read-only", 0o555), ("", 0o755)):
+            os.chmod(f"{folder}/{name}", mode)
+        environment = {**os.environ, "HOME": places["CLOSED"], "JAX_COMPILATION_CACHE_DIR": ""}
+        command = [sys.executable, "-c", AS_NOBODY, json.dumps([line.split() for line, _ in lines])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        os.chmod(places["CLOSED"], 0o755)
+        assert sorted(os.listdir(folder)) == ["closed", "read-only"]
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for (line, path), answer in zip(lines, map(json.loads, done.stdout.splitlines()), strict=True):
+        assert answer == [2, "", f"lora-flow: '{path}' must be accessible, got Permission denied\n"], line
+
+
+def test_a_sweep_whose_reader_has_gone_ends_quietly_and_is_gone_on_with(tmp_path, monkeypatch):
+    """Gone at once, before anything is solved; and as of `| head -2`, before the last lines, when all is stored."""
+    command = [sys.executable, "-c", "from lora_flow.cli import main; raise SystemExit(main())", "sweep"]
+    small = ["--alpha", "1e-2", "--seeds", "1", "--rank", "2", "--t1", "2", "--saves", "5", "--m", "4", "--n", "5"]
+    for name, lines in (("early", 0), ("late", 2)):
+        run = [*command, "--out", str(tmp_path / name), *small]
+        with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            told = [process.stdout.readline() for _ in range(lines)]
+            process.stdout.close()
+            said = process.stderr.read()
+        assert process.returncode == 141
+        assert said.startswith("solving: ") if lines else said == ""
+        assert said.count("\n") == lines // 2
+        assert lines == 0 or told[1].startswith("1 runs to t = 2")
+    late = load_run(tmp_path / "late")["loss"]
+    assert np.all(np.isfinite(late))
+    monkeypatch.setattr("lora_flow.cli.plot.draw", lambda out: 0)
+    assert main(["sweep", "--out", str(tmp_path / "early"), "--resume"]) == 0
+    assert load_run(tmp_path / "early")["loss"].equals(late)
 
 
 FULL = "lora-flow: 'standard output' must be writable, got No space left on device\n"

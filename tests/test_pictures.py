@@ -74,6 +74,12 @@ def test_a_loss_is_drawn_down_to_its_rounding_floor_which_is_a_line():
     assert not plot_loss(run(two_drops)).texts, "not where no curve comes near it"
 
 
+def test_a_curve_of_one_time_is_drawn_without_a_warning():
+    """As of a run whose phases end before its second save."""
+    one = run(two_drops).isel(time=[0])
+    assert [len(line.get_xdata()) for line in plot_loss(one).lines] == [1]
+
+
 def test_a_floor_that_differs_between_seeds_is_kept_to_by_each():
     loss = xr.DataArray(np.full((2, 2), 1e-40), dims=("seed", "time"), coords={"time": [0.0, 1.0]})
     ax = plt.subplots()[1]
