@@ -66,7 +66,7 @@ class LinearNetwork(AdaptedLayer):
             require(len(x) == len(y), "inputs", f"have {len(y)} rows, as the targets have", f"shape {x.shape}")
             self.basis = _row_space(x, rank, tolerance)
             if self.basis is not None:
-                x = x @ self.basis @ self.basis.T  # without what counts as zero
+                x = x - jax.lax.stop_gradient(x - x @ self.basis @ self.basis.T)  # without what counts as zero
             self.features = jnp.linalg.qr(x)[1] if x.shape[0] > x.shape[1] else x
             self.solution = jnp.linalg.pinv(x, rtol=tolerance) @ y
             outputs = x @ self.solution
@@ -161,4 +161,4 @@ def _row_space(x: Array, rank: int | None, tolerance: float | None) -> Float[Arr
     require(rank is None or 1 <= rank <= most, "rank", f"be from 1 to {most}", rank)
     if rank is None:
         rank = matrix_rank(singular_values(x), x.shape, tolerance)
-    return None if rank == n else jnp.linalg.svd(jax.lax.stop_gradient(x), full_matrices=False)[2][:rank].T
+    return None if rank == n else jnp.linalg.svd(x, full_matrices=False)[2][:rank].T
