@@ -237,8 +237,7 @@ class SoftmaxRegression(AdaptedLayer):
         return (self.inputs,)
 
     def loss_of(self, change: Float[Array, "out in"]) -> Float[Array, ""]:
-        logarithms = jax.nn.log_softmax(self._logits(change))
-        return -jnp.mean(jnp.take_along_axis(logarithms, self.labels[:, None], axis=1))
+        return cross_entropy(self._logits(change), self.labels)
 
     def descent_of(self, change: Float[Array, "out in"]) -> Float[Array, "out in"]:
         wanted = jax.nn.one_hot(self.labels, len(self.weight), dtype=self.weight.dtype)
@@ -255,11 +254,25 @@ class SoftmaxRegression(AdaptedLayer):
         return (self.scaling * spectral_norm(self.inputs)) ** 2 / (2 * len(self.inputs))
 
     def rounding_floor(self, adapters: Adapters) -> Float[Array, ""]:
-        """50 eps: -log p is known to eps where p is near 1, as p is."""
-        return jnp.asarray(ROUNDING_FLOOR * jnp.finfo(self.weight.dtype).eps)
+        return cross_entropy_floor(self.weight.dtype)
 
     def _logits(self, change: Float[Array, "out in"]) -> Float[Array, "samples out"]:
         return self.inputs @ (self.weight + change).T
+
+
+def cross_entropy(logits: Float[Array, "samples classes"], labels: Int[Array, " samples"]) -> Float[Array, ""]:
+    """The mean of -log p of the labels, from logits less their largest: what is subtracted first rounds at its size."""
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
+
+
+def cross_entropy_floor(dtype: Any) -> Float[Array, ""]:
+    """The rounding floor of a mean cross-entropy, 100 eps: not squared, as that of a sum of squares is.
+
+    A sample's -log p = log(1 + sum of exp(other logits - its own)) is known to half an eps of the 1, however small the
+    sum; the logits, known to some eps of themselves, move it only in proportion to itself. Measured, it is within
+    0.6 eps of 60 digits for logits up to 1e3, so that above 100 eps it is known to 0.003 decades.
+    """
+    return jnp.asarray(2 * ROUNDING_FLOOR * jnp.finfo(dtype).eps, dtype)
 
 
 def _shift(value: AnyArray) -> Array:

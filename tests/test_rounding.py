@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 import xarray as xr
@@ -57,12 +58,28 @@ def test_it_is_of_the_precision_in_use():
     with jax.enable_x64(False):
         problem = aligned_problem(KEY, **SMALL)
         floor = rounding_floor(problem, zero_adapters(problem.layers, 1))
-    assert float(floor) == pytest.approx((100 * np.finfo(np.float32).eps) ** 2 * 12.5, rel=1e-5)
+    np.testing.assert_allclose(floor, (100 * np.finfo(np.float32).eps) ** 2 * 12.5, rtol=1e-5, atol=0)
 
 
 def test_a_cross_entropy_is_known_to_eps_not_to_its_square():
     problem = SoftmaxRegression(np.eye(2), np.array([0, 1]), np.zeros((2, 2)))
-    assert float(rounding_floor(problem, zero_adapters(problem.layers, 1))) == pytest.approx(100 * EPS)
+    np.testing.assert_allclose(rounding_floor(problem, zero_adapters(problem.layers, 1)), 100 * EPS, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1000.0])
+def test_above_its_floor_a_cross_entropy_is_known_to_a_hundredth_of_it(size):
+    """Against 60 digits, for logits of that size: one that is twice the floor, and one that is far above it."""
+    rng = np.random.default_rng(0)
+    for gap in (-np.log(200 * EPS), 10.0):
+        logits = size + rng.normal(size=(4, 3))
+        logits[0] = logits[1:].max(0) + gap
+        problem = SoftmaxRegression(np.eye(3), np.zeros(3, int), logits)
+        start = zero_adapters(problem.layers, 1)
+        with mpmath.workdps(60):
+            sums = [mpmath.fsum(mpmath.exp(mpmath.mpf(z) - mpmath.mpf(row[0])) for z in row) for row in logits.T]
+            exact = float(mpmath.fsum(map(mpmath.log, sums)) / 3)
+        assert exact > float(rounding_floor(problem, start))
+        np.testing.assert_allclose(problem.loss(start), exact, rtol=0, atol=max(EPS, 1e-14 * exact))
 
 
 @pytest.mark.parametrize("coordinates", ["given", "canonical"])
@@ -91,16 +108,16 @@ def test_gradient_descent_has_it_too():
     problem = SingleLayer(np.eye(3))
     start = (Adapter(jnp.eye(3), 0.5 * jnp.eye(3)),)
     run = descend(problem, start, steps=400, step=0.2)
-    assert float(run.rounding_floor) == pytest.approx((100 * EPS) ** 2 * 1.5)
+    np.testing.assert_allclose(run.rounding_floor, (100 * EPS) ** 2 * 1.5, rtol=1e-12, atol=0)
     assert float(run.observables["loss"][-1]) < float(run.rounding_floor)
     assert "-> at rounding" in str(run)
 
 
 def test_results_that_do_not_hold_it_get_it_from_their_largest_loss():
     loss = xr.DataArray([[4.0, 1.0, 1e-40]], dims=("seed", "time"))
-    assert rounding_floors(xr.Dataset({"loss": loss})).item() == pytest.approx((100 * EPS) ** 2 * 4)
+    np.testing.assert_allclose(rounding_floors(xr.Dataset({"loss": loss})), (100 * EPS) ** 2 * 4, rtol=1e-12, atol=0)
     single = xr.Dataset({"loss": loss}, attrs={"dtype": "float32"})
-    assert rounding_floors(single).item() == pytest.approx((100 * np.finfo(np.float32).eps) ** 2 * 4)
+    np.testing.assert_allclose(rounding_floors(single), (100 * np.finfo(np.float32).eps) ** 2 * 4, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(

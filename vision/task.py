@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -16,6 +16,7 @@ from lora_flow import Adapter, Adapters, zero_adapters
 from lora_flow.arrays import AnyArray, numbers
 from lora_flow.checks import concrete, require
 from lora_flow.problem import Layers
+from lora_flow.single import cross_entropy, cross_entropy_floor
 from vision.lora import attach, linear_layers
 from vision.model import ViT
 
@@ -29,11 +30,11 @@ class Classification(eqx.Module):
     labels: Int[Array, " count"]
 
     @property
-    def layers(self) -> Layers:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def layers(self) -> Layers: ...
 
-    def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]: ...
 
     def loss(self, adapters: Adapters) -> Float[Array, ""]:
         return cross_entropy(self.logits(adapters, self.inputs), self.labels)
@@ -46,6 +47,11 @@ class Classification(eqx.Module):
         """The mean cross-entropy and the accuracy on other data."""
         logits = self.logits(adapters, inputs)
         return cross_entropy(logits, labels), jnp.mean(logits.argmax(-1) == labels)
+
+    def rounding_floor(self, adapters: Adapters) -> Float[Array, ""]:
+        """Of the coarsest type that anything is computed in."""
+        kinds = {leaf.dtype for leaf in jax.tree.leaves(eqx.filter((self, adapters), eqx.is_inexact_array))}
+        return cross_entropy_floor(max(kinds, key=lambda dtype: float(jnp.finfo(dtype).eps)))
 
 
 class HeadTask(Classification):
@@ -161,7 +167,3 @@ def as_labels(labels: AnyArray, classes: int) -> Int[Array, " count"]:
         require(known.dtype.kind in "iu" and known.ndim == 1, "labels", must, f"{known.dtype} of shape {known.shape}")
         require(known.min() >= 0 and known.max() < classes, "labels", must, f"{known.min()} to {known.max()}")
     return jnp.asarray(labels, jnp.int32)
-
-
-def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]) -> Float[Array, ""]:
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))

@@ -12,7 +12,7 @@ from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 from small import SHALLOW, adapters, images, logits, network
 
-from lora_flow import Adapter, InputError, gaussian_init, solve
+from lora_flow import Adapter, InputError, SoftmaxRegression, gaussian_init, rounding_floor, solve, zero_adapters
 from vision import task as module
 from vision.lora import linear_layers
 from vision.task import HeadTask, NetworkTask, cross_entropy
@@ -65,6 +65,28 @@ def test_the_heads_linearised_task_is_minus_the_gradient_of_the_dense_loss(head)
 
     (task,) = head.linearised_task()
     np.testing.assert_allclose(task, -jax.grad(dense)(jnp.zeros(head.weight.shape)), atol=1e-14)
+
+
+@pytest.mark.parametrize("gap", [1.0, 30.0])
+def test_the_head_has_the_loss_and_the_rounding_floor_of_softmax_regression(gap):
+    """Down to 1e-13, where a logarithm of sums that are as large as the logits would be wrong by tens of percent."""
+    labels = np.arange(COUNT) % CLASSES
+    inputs = np.eye(CLASSES)[labels]
+    weight = 100.0 + gap * np.eye(CLASSES)
+    head = HeadTask(inputs, labels, weight, np.zeros(CLASSES), SCALING)
+    regression = SoftmaxRegression(inputs, labels, weight, SCALING)
+    start = zero_adapters(head.layers, 1)
+    floor = 100 * np.finfo(float).eps
+    for task in (head, regression):
+        np.testing.assert_allclose(rounding_floor(task, start), floor, rtol=1e-12, atol=0)
+        np.testing.assert_allclose(
+            task.loss(start), np.log1p(3 * np.exp(-gap)), rtol=1e-2 if gap > 10 else 1e-12, atol=0
+        )
+
+
+def test_the_rounding_floor_of_a_network_is_of_the_precision_that_it_computes_in(deep):
+    floor = 100 * np.finfo(np.float32).eps
+    np.testing.assert_allclose(rounding_floor(deep, drawn(deep.layers)), floor, rtol=1e-6, atol=0)
 
 
 def test_lora_on_the_head_of_a_network_is_softmax_regression_on_its_features():
