@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lora_flow.levels import AT_ROUNDING
+from lora_flow.levels import AT_ROUNDING, initial_losses
 from lora_flow.report import cells
 from lora_flow.rounding import rounding_floors
 from lora_flow.timeline import crossing, phases, time_to
@@ -165,7 +165,7 @@ def _best(dataset: xr.Dataset, problem: Mapping[str, Any], group: Sequence[Cell]
         min(there, key=lambda cell: middle(cell.reached)) if there else min(group, key=lambda cell: middle(cell.loss))
     )
     one = dataset.sel(problem)
-    start = float(one.get("initial_loss", one["loss"].isel(time=0)).median())
+    start = float(initial_losses(one).median())
     level, share, fastest, time = None, np.nan, None, np.nan
     for tried in FAST:
         times = [

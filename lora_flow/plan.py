@@ -37,6 +37,7 @@ from lora_flow.observables import Measurement, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, of_products, on_host, own_observables
 from lora_flow.progress import Progress
 from lora_flow.sizes import COPIES
+from lora_flow.version import __version__
 
 BATCH_SIZE = 64
 THREADED = 256  # the dimension above which a product is worth the threads of a CPU
@@ -289,7 +290,7 @@ class Plan:
                 "batch_size": self.batch_size,
                 "layers": problem.layers,
                 "problem_digest": digest(self.problems),
-                "lora_flow_version": _version("lora-flow"),
+                "lora_flow_version": __version__,
                 "jax_version": _version("jax"),
                 "diffrax_version": _version("diffrax"),
                 "platform": jax.local_devices()[0].platform,

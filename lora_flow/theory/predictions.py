@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.labels import layers_of
+from lora_flow.levels import initial_losses
 from lora_flow.report import Table, cells, kind_of, log10, problem_dims, show
 from lora_flow.theory import gradient_flow as theory
 from lora_flow.timeline import phases
@@ -94,7 +95,7 @@ def _floor(cell: xr.Dataset, dataset: xr.Dataset, side: str) -> tuple[list[str],
         return blank, "the floor, which needs a hidden layer wider than the output"
     if float(cell["sigma_w1"]) >= float(cell["sigma_w2"]):
         return blank, "the floor of layer 1, where W1 has the larger gain along the shift"
-    start = cell["initial_loss"] if "initial_loss" in cell else cell["loss"].isel(time=0)
+    start = initial_losses(cell)
     if not (finished.any() and bool((last["loss"] < CONVERGED * start).where(finished, True).all())):
         return blank, "the floor, where the loss has not fallen by six decades yet"
     predicted = float(log10(theory.alignment_floor(cell["alpha"], h, m, last["norm_z1"])).mean())
