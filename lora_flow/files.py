@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lora_flow.checks import require, require_choice
+from lora_flow.memory import require_memory, size
 
 HEADER = 1 << 16  # bytes of a header, of a handful of arrays
 COPIES = 3  # of an array in double precision that making a problem of it takes
@@ -33,7 +33,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
             for info in members.values():
                 with archive.open(info) as member:
                     _check_header(path, info, member)
-            _check_memory(path, sum(info.file_size for info in members.values()))
+            _require_memory(path, sum(info.file_size for info in members.values()))
             arrays = {}
             for name in members:
                 with archive.open(name) as member:
@@ -41,23 +41,13 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
             return arrays
     from safetensors.flax import load_file
 
-    size = path.stat().st_size
+    whole = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        _sound(length <= min(HEADER, size - 8), f"'{path}'", f"have a header of at most {HEADER} bytes", length)
+        _sound(length <= min(HEADER, whole - 8), f"'{path}'", f"have a header of at most {HEADER} bytes", length)
         _check_names(path, [name for name, _ in _pairs(file.read(length)) if name != "__metadata__"], names)
-    _check_memory(path, size)
+    _require_memory(path, whole)
     return load_file(path)
-
-
-def available_memory() -> int:
-    """Bytes that may be had without swapping; of a system that does not say, all that there are."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            known = dict(line.split(":", 1) for line in file)
-        return 1024 * int(known["MemAvailable"].split()[0])
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 40
 
 
 def _check_names(path: Path, found: Sequence[str], names: Iterable[str]) -> None:
@@ -86,7 +76,7 @@ def _check_header(path: Path, info: zipfile.ZipInfo, member: Any) -> None:
     declared = math.prod(shape) * dtype.itemsize
     must = f"hold {declared} bytes, as its shape {shape} and its type {dtype} say"
     _sound(info.file_size == member.tell() + declared, name, must, info.file_size - member.tell())
-    _check_memory(path, math.prod(shape) * 8)
+    _require_memory(path, math.prod(shape) * 8)
 
 
 def _sound(condition: bool, name: str, must: str, got: object) -> None:
@@ -94,7 +84,5 @@ def _sound(condition: bool, name: str, must: str, got: object) -> None:
         raise ValueError(f"{name} must {must}, got {got}")
 
 
-def _check_memory(path: Path, size: int) -> None:
-    room = available_memory()
-    must = f"hold arrays that fit into memory, {COPIES} times in double precision"
-    require(COPIES * size <= room, f"'{path}'", must, f"{size / 1e9:.3g} GB with {room / 1e9:.3g} GB free")
+def _require_memory(path: Path, count: int) -> None:
+    require_memory(f"'{path}'", f"arrays of {size(count)}", COPIES * count)

@@ -43,6 +43,7 @@ RTOL = 5e-4
 MAX_STEPS = 100_000
 SOLVERS = ("auto", "RKC", "Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun")
 KEPT_STATE = 2048  # numbers in a state up to which states are kept, and observables computed after the solve
+MANY = 10_000_000  # times to save from which on it is asked whether they fit into memory
 ROUNDED = 4  # units of rounding by which the last time may be beyond t1, as that of `np.arange(0, 0.35, 0.1)` is
 STATUS = ("success", "max_steps", "failed")  # a lane's status code is the index into these
 
@@ -164,7 +165,8 @@ def save_times(
     require_number("t1", t1, "be positive and finite", lambda end: end > 0)
     if isinstance(saves, (int, np.integer)) and not isinstance(saves, bool):
         require(saves >= 2, "saves", "be at least 2, or an array of times", saves)
-        require_memory("saves", saves, 16.0 * saves)
+        if saves > MANY:  # to ask how much memory there is takes longer than many a solve
+            require_memory("saves", saves, 16.0 * saves)
         if spacing == "linear":
             return jnp.linspace(0.0, t1, int(saves))
         late = jnp.geomspace(1e-4, 1.0, int(saves) - 1).at[-1].set(1.0)  # which rounding may leave beside 1

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from lora_flow.checks import require
 
-_GROUPS = (  # (limit, in use) of a control group, where a container or a batch system sets one
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+_VERSIONS = (  # of control groups: controllers in /proc/self/cgroup, folder; limit, in use, what can be had back of it
+    ("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
 def free() -> float:
     """Bytes that may still be taken: what the system has available, or less where a limit is set; inf if unknown."""
-    return min(_of_system(), *(_number(limit) - _number(used, 0.0) for limit, used in _GROUPS), _of_limit())
+    return min(_of_system(), of_groups(), _of_limit())
 
 
 def require_memory(name: str, got: object, needed: int | float) -> None:
@@ -24,6 +24,21 @@ def require_memory(name: str, got: object, needed: int | float) -> None:
     room = free()
     must = f"be small enough for the {size(room)} of memory that are free"
     require(needed <= room, name, must, f"{got}, which takes {size(needed)}")
+
+
+def of_groups(root: Path = Path("/")) -> float:
+    """Bytes that control groups leave, which containers and batch systems set: of the process's own and all above it.
+
+    What a group has in use counts the files that it has read, which the kernel gives up for anything else. Inside a
+    container /proc may name a group as the host sees it: what is not there limits nothing, the topmost one is.
+    """
+    left = math.inf
+    for controller, mounted, limit, used, reclaimable in _VERSIONS:
+        own = Path("/", _group(root, controller)).relative_to("/")
+        for group in (own, *own.parents):
+            folder = root / mounted / group
+            left = min(left, _number(folder / limit) - _number(folder / used, 0.0) + _stat(folder, reclaimable))
+    return left
 
 
 def size(count: int | float) -> str:
@@ -59,8 +74,26 @@ def _of_limit() -> float:
         return math.inf
 
 
-def _number(path: str, unknown: float = math.inf) -> float:
+def _group(root: Path, controller: str) -> str:
+    """The group that the process is in, "" where that is outside of what is seen here."""
     try:
-        return float(Path(path).read_text())
+        lines = (line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines())
+        found = {name: path for _, controllers, path in lines for name in controllers.split(",")}
+    except (OSError, ValueError):
+        return ""
+    path = found.get(controller, "")
+    return "" if ".." in Path(path).parts else path
+
+
+def _stat(group: Path, name: str) -> float:
+    try:
+        return float(dict(line.split() for line in (group / "memory.stat").read_text().splitlines())[name])
+    except (OSError, KeyError, ValueError):
+        return 0.0
+
+
+def _number(path: Path, unknown: float = math.inf) -> float:
+    try:
+        return float(path.read_text())
     except (OSError, ValueError):  # no such group, or "max"
         return unknown

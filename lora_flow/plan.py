@@ -36,7 +36,7 @@ from lora_flow.network import LinearNetwork
 from lora_flow.observables import Measurement, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, of_products, on_host, own_observables
 from lora_flow.progress import Progress
-from lora_flow.sizes import COPIES
+from lora_flow.sizes import COPIES, LANE
 from lora_flow.version import __version__
 
 BATCH_SIZE = 64
@@ -89,7 +89,7 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """The size of the result, without making it."""
-        return self.grid.size * (33 + 8 * sum(int(np.prod(shape)) for shape in self._shapes.values()))
+        return self.grid.size * (LANE + 8 * sum(int(np.prod(shape)) for shape in self._shapes.values()))
 
     def empty(self) -> xr.Dataset:
         """The result before any lane has run: NaN everywhere, and status -1."""

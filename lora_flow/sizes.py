@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 LARGEST = 2**31 - 1  # of an integer that counts, as the programs take them
 LARGEST_SEED = {"double": 2**63 - 1, "single": 2**31 - 1}
 OBSERVABLES = 8  # at least so many numbers are stored of a run at each time
+LANE = 33  # bytes of a lane's status, steps and whatever else is not over time, as `Plan.empty` has them
 COPIES = 2  # of the results, and of what a start is drawn in, that memory must hold for a while
 _LISTS = ("init", "side", "alpha", "rank", "delta_w", "problem_seed", "angle", "noise", "kappa", "pretraining")
 _COUNTS = ("m", "n", "h", "saves", "max_steps", "batch_size", "devices", "samples", "input_rank", "target_rank")
@@ -45,7 +46,7 @@ def _check_memory(settings: Settings, devices: int) -> None:
     counts["seeds"] = len(settings.seeds) if isinstance(settings.seeds, tuple) else max(settings.seeds, 0)
     lanes = math.prod(counts.values())
     times = max(settings.saves, 0)
-    results = COPIES * lanes * (17 + 8 * OBSERVABLES * times)
+    results = COPIES * lanes * (LANE + 8 * OBSERVABLES * times)
     many = max({"saves": times} | counts, key=lambda name: ({"saves": times} | counts)[name])
     _require(settings, many, results)
 

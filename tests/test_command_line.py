@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import lora_flow
+import lora_flow.flow
 from lora_flow import Factorization, InputError, load_run, memory, sweep
 from lora_flow.cli import main
 from lora_flow.cli.parse import parse
 from lora_flow.cli.sweep import read_config
-from lora_flow.settings import Settings, from_table, to_table
+from lora_flow.settings import Settings, build_plan, from_table, to_table
 
 
 def settings(*words):
@@ -97,6 +98,58 @@ def test_a_sweep_in_python_that_does_not_fit_is_refused_too(figure1_problem, mon
         sweep(figure1_problem, t1=1.0, seeds=1000)
     with pytest.raises(InputError, match="saves must be small enough for the 1 MB of memory"):
         sweep(figure1_problem, t1=1.0, saves=10**9)
+
+
+def group(folder, limit, used, reclaimable, version=2):
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(names, (limit, used, f"anon 7\n{names[2]} {reclaimable}"), strict=True):
+        (folder / (name if "memory." in name else "memory.stat")).write_text(f"{content}\n")
+
+
+@pytest.mark.parametrize(
+    ("own", "left"),
+    [
+        ("0::/job/step", 100 - 70 + 50),
+        ("0::/job", 1000 - 990 + 200),
+        ("0::/", 9000 - 9000 + 400),
+        ("0::/docker/of/the/host", 9000 - 9000 + 400),
+        ("0::/../../elsewhere", 9000 - 9000 + 400),
+        (None, 9000 - 9000 + 400),
+    ],
+)
+def test_what_control_groups_leave_is_the_least_of_all_above_and_files_that_were_read_do_not_count(tmp_path, own, left):
+    """Limit, in use, and how much of that is copies of files that nobody has touched for long."""
+    (tmp_path / "proc/self").mkdir(parents=True)
+    if own:
+        (tmp_path / "proc/self/cgroup").write_text(f"5:devices:/a:b\n{own}\n")
+    group(tmp_path / "sys/fs/cgroup", 9000, 9000, 400)
+    group(tmp_path / "sys/fs/cgroup/job", 1000, 990, 200)
+    group(tmp_path / "sys/fs/cgroup/job/step", 100, 70, 50)
+    assert memory.of_groups(tmp_path) == left
+    (tmp_path / "sys/fs/cgroup/job/step/memory.max").write_text("max\n")
+    assert memory.of_groups(tmp_path) == (210 if own == "0::/job/step" else left)
+
+
+def test_control_groups_of_version_1(tmp_path):
+    assert memory.of_groups(tmp_path) == float("inf")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("4:cpu,memory:/job\n0::/\n")
+    group(tmp_path / "sys/fs/cgroup/memory", 2**63 - 4096, 10**9, 0, version=1)
+    group(tmp_path / "sys/fs/cgroup/memory/job", 1000, 990, 200, version=1)
+    assert memory.of_groups(tmp_path) == 210
+
+
+def test_the_size_of_a_sweep_is_that_of_its_arrays():
+    plan = build_plan(Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3))
+    assert plan.nbytes == sum(values.nbytes for values in plan.empty().data_vars.values())
+
+
+def test_memory_is_not_asked_for_at_every_solve(monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda: pytest.fail("was asked"))
+    assert len(lora_flow.flow.save_times(1.0, 1000)) == 1000
 
 
 def test_a_folder_that_may_not_be_searched_is_named(capsys, tmp_path, monkeypatch):
