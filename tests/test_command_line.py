@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 import numpy as np
 import pytest
+import tomli_w
 
 import lora_flow
 import lora_flow.flow
@@ -150,6 +151,23 @@ def test_the_size_of_a_sweep_is_that_of_its_arrays():
 def test_memory_is_not_asked_for_at_every_solve(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda: pytest.fail("was asked"))
     assert len(lora_flow.flow.save_times(1.0, 1000)) == 1000
+
+
+@pytest.mark.parametrize("command", ["sweep", "vision"])
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_folder_at_home_is_found(tmp_path, monkeypatch, command, resume):
+    """`--out=~/x`, which a shell leaves alone; also before the settings are read from it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").mkdir()
+    table = {"vision": {"steps": 20}} if command == "vision" else to_table(Settings(t1=3.0))
+    (tmp_path / "x/settings.toml").write_text(tomli_w.dumps(table))
+    parsed = parse([command, "--out=~/x", *resume])
+    assert parsed.out == str(tmp_path / "x")
+    asked = parsed.settings
+    if resume:
+        assert (asked.steps == 20) if command == "vision" else (asked.t1 == 3.0)
+    with pytest.raises(InputError, match="out must be a folder's name, got ''"):
+        parse([command, "--out", "", *resume])
 
 
 def test_a_folder_that_may_not_be_searched_is_named(capsys, tmp_path, monkeypatch):

@@ -81,9 +81,13 @@ def test_signals_that_are_ignored_stay_ignored():
     assert process.returncode == 0
 
 
-def test_importing_and_commands_of_a_program_of_ones_own_leave_signals_alone():
+def test_importing_and_commands_of_a_program_of_ones_own_leave_signals_alone(monkeypatch):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert main(["--version"]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["script"])  # without words, as the call
+        patch.setattr(interrupts, "watched", lambda: pytest.fail("was watched"))
+        assert main([]) == 2
     with interrupts.watched():
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -42,14 +42,9 @@ def parse(words: Sequence[str]) -> Command | None:
         return None
     require_choice("the command", name, COMMANDS)
     kind: Any = getattr(importlib.import_module(f"lora_flow.cli.{name}"), name.capitalize())
-    command: Any = _read(name, kind, rest, None)
+    command: Any = _expanded(_read(name, kind, rest, None))
     from_file = getattr(command, "from_file", lambda: None)()  # settings that the flags override
-    command = command if from_file is None else _read(name, kind, rest, from_file)
-    out = getattr(command, "out", None)
-    if out is None:
-        return command
-    require(out != "" and "\0" not in out, "out", "be a folder's name", repr(out))
-    return dataclasses.replace(command, out=os.path.expanduser(out))
+    return command if from_file is None else _expanded(_read(name, kind, rest, from_file))
 
 
 def overview() -> str:
@@ -92,6 +87,15 @@ def _read(name: str, kind: Any, words: list[str], default: Any) -> Command | Non
         if stop.code:
             raise InputError(_one_line(said.getvalue())) from None
         return None
+
+
+def _expanded(command: Any) -> Any:
+    """The command with its folder as the system takes it: a shell leaves the ~ of `--out=~/runs` as it is."""
+    out = getattr(command, "out", None)
+    if out is None:
+        return command
+    require(out != "" and "\0" not in out, "out", "be a folder's name", repr(out))
+    return dataclasses.replace(command, out=os.path.expanduser(out))
 
 
 def _check_once(words: Sequence[str]) -> None:
