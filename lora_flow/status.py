@@ -1,4 +1,7 @@
-"""How far a folder's runs are: `lora-flow status`. Reads only, and may be asked while a run is at work."""
+"""How far a folder's runs are: `lora-flow status`. May be asked while a run is at work.
+
+Writes nothing of its own; as every reader does, it puts back what a killed process has left half replaced.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
+from lora_flow import checksums
 from lora_flow.checks import require
+from lora_flow.checksums import Damaged, listed
 from lora_flow.labels import PENDING
 from lora_flow.progress import span
 from lora_flow.storage import holder, is_generated
-from lora_flow.store import RESULTS, SETTINGS, load_run, read_settings
+from lora_flow.store import RESULTS, SETTINGS, read_settings
 
 
 def status(path: str | Path) -> str:
@@ -41,23 +45,25 @@ def status(path: str | Path) -> str:
 def _part(path: Path) -> tuple[str, bool]:
     """One line on a run, and whether there is something left to do."""
     settings = read_settings(path)
+    try:
+        reading = checksums.read(path / RESULTS) if (path / RESULTS).is_dir() else None
+    except Damaged as damage:
+        return f"{path}: damaged or missing {listed(damage.files)}", True
     if "study" in settings:
-        done = (path / RESULTS).is_dir()
-        return (
-            f"{path}: figure {settings['study']}, {'finished' if done else 'not finished; it runs as a whole'}",
-            not done,
-        )
-    if not (path / RESULTS).is_dir():
+        state = "not finished; it runs as a whole" if reading is None else "finished"
+        return f"{path}: figure {settings['study']}, {state}", reading is None
+    if reading is None:
         return f"{path}: nothing stored yet", True
+    lanes = reading.dataset["status"]
     if "vision" in settings:
         from vision.results import units
 
-        lanes = xr.open_zarr(path / RESULTS, consolidated=True)["status"].load()
-        return _counts(path, lanes, len(units(_vision_settings(path))), "units"), bool(_waiting(lanes).any())
-    dataset = load_run(path, partial=True)
-    size = int(dataset.attrs["batch_size"])
-    lanes = dataset["status"]
-    return _counts(path, lanes, -(-lanes.size // size), "batches", size), bool(_waiting(lanes).any())
+        size, groups, kind = 0, len(units(_vision_settings(path))), "units"
+    else:
+        size = int(reading.dataset.attrs["batch_size"])
+        groups, kind = -(-lanes.size // size), "batches"
+    line, waiting = _counts(path, lanes, groups, kind, size)
+    return line + (f"; damaged or missing {listed(reading.damaged)}" if reading.damaged else ""), waiting > 0
 
 
 def _vision_settings(path: Path) -> Any:
@@ -66,19 +72,15 @@ def _vision_settings(path: Path) -> Any:
     return stored_settings(path)
 
 
-def _waiting(lanes: xr.DataArray) -> np.ndarray:
-    """Lanes that have not run."""
-    return np.asarray(lanes.values == PENDING) | ~np.isin(lanes.values, lanes.attrs["flag_values"])
-
-
-def _counts(path: Path, lanes: xr.DataArray, groups: int, kind: str, size: int = 0) -> str:
-    waiting = int(_waiting(lanes).sum())
-    done = lanes.size - waiting
-    of_groups = groups - (-(-waiting // size) if size else round(groups * waiting / lanes.size))
+def _counts(path: Path, lanes: xr.DataArray, groups: int, kind: str, size: int) -> tuple[str, int]:
+    """One line on the lanes, and how many have not run; groups have `size` lanes, or all the same number for 0."""
     meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
     counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != PENDING}
+    done = sum(counts.values())
+    waiting = lanes.size - done
+    of_groups = groups - (-(-waiting // size) if size else round(groups * waiting / lanes.size))
     ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
-    return f"{path}: {done} of {lanes.size} lanes done ({of_groups} of {groups} {kind}); ended: {ended}"
+    return f"{path}: {done} of {lanes.size} lanes done ({of_groups} of {groups} {kind}); ended: {ended}", waiting
 
 
 def _written(parts: Sequence[Path]) -> str:
@@ -111,7 +113,7 @@ def _figure(parts: Sequence[Path]) -> str:
     """The name of the figure that the runs were made for, "" for a plain run."""
     stored = [part for part in parts if (part / RESULTS).is_dir() and "vision" not in read_settings(part)]
     stored = [part for part in stored if "study" not in read_settings(part)]
-    return str(load_run(stored[0], partial=True).attrs.get("figure") or "") if stored else ""
+    return str(checksums.attributes(stored[0] / RESULTS).get("figure") or "") if stored else ""
 
 
 def _missing(path: Path, parts: Sequence[Path]) -> list[str]:

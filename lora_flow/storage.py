@@ -17,6 +17,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,7 +34,13 @@ RUN_ID = "run_id"  # the attribute of stored results that tells runs apart
 PARTIAL, OLD, GONE = "partial", "old", "gone"
 _GENERATED = re.compile(rf".+\.[0-9a-f]{{32}}\.({PARTIAL}|{OLD}|{GONE})", re.DOTALL)
 _NAMES = "names.json"  # in a folder of old entries: which there were, and which take their places
+_PATIENCE = 0.05  # seconds to wait for a lock that somebody may only look at
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _UNSUPPORTED = {getattr(errno, name, None) for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL", "EBADF")}
+
+
+class InUse(InputError):
+    """Another process holds the lock of the folder."""
 
 
 def is_generated(name: str) -> bool:
@@ -86,11 +93,10 @@ def locked(folder: str | Path) -> Iterator[None]:
 
     The kernel releases the lock when the process ends, however it ends.
 
-    **Raises:** `InputError` while another process holds it, with that process's number and host.
+    **Raises:** `InUse` while another process holds it, with that process's number and host.
     """
     folder = Path(folder)
     new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     handle = _acquire(folder)
     try:
         _mend(folder)
@@ -107,11 +113,18 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def mend(folder: str | Path) -> None:
-    """Puts old entries back that a killed process was about to replace. Readers call it; writers hold the lock."""
+    """Puts old entries back that a killed process was about to replace. Readers call it; writers hold the lock.
+
+    Leaves alone what a living process is about to replace, and what the reader may not write.
+    """
     folder = Path(folder)
     if folder.is_dir() and any(is_generated(entry.name) and entry.suffix == f".{OLD}" for entry in folder.iterdir()):
-        with locked(folder):
-            pass
+        try:
+            with contextlib.suppress(InUse), locked(folder):
+                pass
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
 
 
 def holder(folder: str | Path) -> str:
@@ -210,10 +223,14 @@ def _remove(path: Path) -> None:
 
 
 def _acquire(folder: Path) -> int:
-    """An open file that holds the lock; the file says who has it."""
+    """An open file in the folder that holds the lock; the file says who has it."""
     path = folder / LOCK
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileNotFoundError:  # another process had made the folder for nothing, and has just removed it
+            continue
         try:
             _flock(handle, folder)
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
@@ -229,14 +246,24 @@ def _acquire(folder: Path) -> int:
 
 
 def _flock(handle: int, folder: Path) -> None:
+    until = time.monotonic() + _PATIENCE
     try:
-        if fcntl is None:
-            raise OSError(errno.ENOTSUP, "no locks")
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(handle, 300).decode(errors="replace") or "another process"
-        raise InputError(f"'{folder}' must be written by one process at a time, got one that {holder} has") from error
+        while not _try_flock(handle):
+            if time.monotonic() > until:
+                has = os.read(handle, 300).decode(errors="replace") or "another process"
+                raise InUse(f"'{folder}' must be written by one process at a time, got one that {has} has")
+            time.sleep(_PATIENCE / 10)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
         print(f"lora-flow: '{folder}' has no locks; leave it to one process at a time", file=sys.stderr)
+
+
+def _try_flock(handle: int) -> bool:
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "no locks")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -42,6 +42,32 @@ def test_status_counts_lanes_and_says_how_to_go_on(unfinished, capsys):
     assert len(lines) == 4
 
 
+@pytest.mark.parametrize("name", ["loss", "status"])
+def test_lanes_whose_values_are_damaged_are_not_done(unfinished, tmp_path, name):
+    copied = tmp_path / "run"
+    shutil.copytree(unfinished, copied)
+    chunk = next(file for file in sorted((copied / f"results.zarr/{name}").iterdir()) if file.name[0].isdigit())
+    whole = [lanes_done(line) for line in status(copied).splitlines()[:1]]
+    chunk.write_bytes(b"damaged")
+    told = status(copied).splitlines()
+    assert lanes_done(told[0]) < whole[0] == 6
+    assert told[0].endswith(f"; damaged or missing {name}/{chunk.name}")
+    assert told[-1] == f"not finished; go on with: lora-flow sweep --out {copied} --resume"
+
+
+def lanes_done(line):
+    return int(line.split(": ")[1].split()[0])
+
+
+def test_a_folder_whose_coordinates_are_damaged_is_said_to_be(unfinished, tmp_path):
+    copied = tmp_path / "run"
+    shutil.copytree(unfinished, copied)
+    (copied / "results.zarr/alpha/0").unlink()
+    told = status(copied).splitlines()
+    assert told[0] == f"{copied}: damaged or missing alpha/0"
+    assert told[-1] == f"not finished; go on with: lora-flow sweep --out {copied} --resume"
+
+
 def test_status_tells_the_age_of_the_last_write(unfinished, tmp_path):
     copied = tmp_path / "run"
     shutil.copytree(unfinished, copied)
@@ -116,8 +142,17 @@ def test_vision_units_are_counted(tmp_path):
 
     settings = VisionSettings(optimizer=("flow",), init=("gaussian-A",), seeds=2, steps=10)
     with locked(tmp_path / "run"):
-        vision.VisionFolder.create(tmp_path / "run", settings, {"train_loss": "loss"}, {})
+        folder = vision.VisionFolder.create(tmp_path / "run", settings, {"train_loss": "loss"}, {})
     lanes = 2 * len(settings.alphas) * len(settings.rank)
     told = status(tmp_path / "run")
     assert f"0 of {lanes} lanes done (0 of {len(vision.units(settings))} units); ended: none" in told
     assert f"go on with: lora-flow vision --out {tmp_path / 'run'} --resume" in told
+    unit = vision.units(settings)[0]
+    trained = lanes * len(unit.seeds) // 2 // len(settings.rank)
+    losses = np.ones((len(settings.alphas), len(unit.seeds), len(vision.saved_steps(settings.steps))))
+    folder.write(unit, {"train_loss": losses}, {})
+    assert f"{trained} of {lanes} lanes done" in status(tmp_path / "run")
+    (tmp_path / "run/results.zarr/train_loss/0.0.0.0.0.0").write_bytes(b"damaged")
+    told = status(tmp_path / "run").splitlines()[0]
+    assert lanes_done(told) < trained
+    assert told.endswith("; damaged or missing train_loss/0.0.0.0.0.0")

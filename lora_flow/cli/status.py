@@ -12,7 +12,7 @@ import tyro
 class Status:
     """Say how far a run, a figure or an image check is, whether a process is at work on it, and how to go on.
 
-    It only reads, and may be asked while the run is at work.
+    It may be asked while the run is at work, which it leaves alone.
 
     For example: lora-flow status runs/demo
     """
