@@ -44,7 +44,7 @@ def check_problem(problem: Problem) -> None:
             continue
         now, seen = held(part), _seen(part)
         if part not in seen:  # by equality, as programs are found
-            seen[part] = {path: value for path, value in now.items() if not isinstance(value, Tracer)}
+            seen[part] = {path: value for path, value in now.items() if not _yet_to_come(path, value)}
             continue
         changed = next((path for path, was in seen[part].items() if not _same(was, now.get(path))), None)
         must = "not change once it has been solved, nor equal another: make it anew"
@@ -82,6 +82,13 @@ def _token(value: Any) -> Any:
         bits = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data if value.size else b""
         return value.shape, value.dtype.str, zlib.crc32(bits)
     return value if isinstance(value, (jax.Array, Tracer)) else type(value)
+
+
+def _yet_to_come(path: str, value: Any) -> bool:
+    """Whether it is traced, or the empty place of a cache, `self._x = None`, that a loss may fill."""
+    return isinstance(value, Tracer) or (
+        path.rpartition(".")[2].startswith("_") and isinstance(value, tuple) and value == _token(None)
+    )
 
 
 def _same(was: Any, now: Any) -> bool:

@@ -185,10 +185,11 @@ def test_the_loss_is_only_traced_and_what_it_keeps_for_itself_is_no_change():
     class Counted(Held):
         def loss(self, adapters):
             calls.append(1)
-            self.kept = np.ones(3)
+            self.kept = self._filled = np.ones(3)
             return super().loss(adapters)
 
     problem = Counted()
+    problem._filled = None
     check_problem(problem)
     assert not calls
     RUNS["descend"](problem)
