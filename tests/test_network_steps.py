@@ -253,7 +253,9 @@ def test_other_problems_are_refused(rule):
     single = SingleLayer(np.eye(3))
     for problem in (DOUBLE, single):
         start = tuple(Adapter(jnp.ones((2, n)), jnp.ones((m, 2))) for m, n in problem.layers)
-        must = f"^problem must be a LinearNetwork for {type(rule).__name__}, got {type(problem).__name__}$"
+        must = (
+            f"^problem must be a LinearNetwork, with its loss, for {type(rule).__name__}, got {type(problem).__name__}$"
+        )
         with pytest.raises(InputError, match=must):
             descend(problem, start, steps=2, step=rule)
 
