@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_flow.chebyshev import ChebyshevState, RungeKuttaChebyshev, beyond_rounding, rounding_of
 from lora_flow.control import StepError
+from lora_flow.matrices import norm
 
 TABLEAU = diffrax.Tsit5.tableau
 STABLE = 3.0  # dt rho up to which Tsit5 is stable on the negative real axis, with a margin: 3.07 in full
@@ -163,7 +164,7 @@ def _tsit5(terms: Any, t0: Any, t1: Any, y0: Array, args: Any, f0: Array) -> tup
         slope = terms.vf(t0 + float(c) * (t1 - t0), y, args)
         k.append(dt * slope)
     change, distance = jax.lax.stop_gradient((k[-1] - k[-2], dt * (y - y_before)))
-    radius = jnp.linalg.norm(change) / jnp.maximum(jnp.linalg.norm(distance), jnp.finfo(y.dtype).tiny)
+    radius = norm(change) / jnp.maximum(norm(distance), jnp.finfo(y.dtype).tiny)
     return y, _weighted(TABLEAU.b_error, k), _weighted(MIDDLE, k), slope, radius
 
 

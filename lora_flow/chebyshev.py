@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lora_flow.control import StepError
+from lora_flow.matrices import norm
 
 DAMPING = 2 / 13
 MARGIN = 1.05  # on the spectral radius, whose estimate errs on the low side
@@ -195,8 +196,8 @@ def beyond_rounding(error: Float[Array, " d"], y: Float[Array, " d"], reach: Flo
     The state is known to eps, hence its slope to rho eps: an estimate of dt rho eps says nothing about the step. Held
     against a tolerance it would keep the step at the length that it has.
     """
-    unknown = rounding_of(y.dtype, reach) * jnp.linalg.norm(y)
-    size = jnp.linalg.norm(error)
+    unknown = rounding_of(y.dtype, reach) * norm(y)
+    size = norm(error)
     return jnp.where(size <= unknown, 0, (1 - unknown / jnp.where(size > 0, size, 1)) * error)  # NaN stays NaN
 
 
@@ -228,11 +229,11 @@ def spectral_radius(
     def iterate(carry: Any) -> Any:
         iteration, vector, _, before = carry
         _, image = jax.jvp(lambda y: field(t, y), (y,), (vector,))
-        size = jnp.linalg.norm(image)
+        size = norm(image)
         vector = jnp.where(size > 0, image / jnp.where(size > 0, size, 1), vector)
         return iteration + 1, vector, before, size
 
-    vector = vector / jnp.linalg.norm(vector)
+    vector = vector / norm(vector)
     _, vector, _, radius = jax.lax.while_loop(unsettled, iterate, (jnp.zeros((), int), vector, radius, radius))
     return vector, radius
 

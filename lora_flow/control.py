@@ -10,7 +10,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from lora_flow.matrices import norm
 
 GROWTH = 0.1  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong
 
@@ -30,6 +32,20 @@ class StepError(NamedTuple):
     error: PyTree
     order: Int[Array, ""]
     rounding: Float[Array, ""]
+
+
+class _ControlState(NamedTuple):
+    """What one step leaves to the next.
+
+    - `reached`: the least relative residual so far.
+    - `defined`: whether there was a loss and a field at the start.
+    - `shortest`: the step below which a run from the start is stuck.
+    """
+
+    pid: Any
+    reached: Float[Array, ""]
+    defined: Bool[Array, ""]
+    shortest: Float[Array, ""]
 
 
 class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
@@ -56,6 +72,10 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
       start large, an error that is small beside them is not small beside what they learn: they are measured from there.
     - `factors`: maps the state to the PyTree of its factors, where the state is not that PyTree itself.
     - `pid`: turns the scaled error, 1 at the limit, into the next step.
+
+    A run ends as failed where loss or field are not finite at its start, and where a step that no longer moves the time
+    is still too long.
+
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
     """
 
@@ -82,10 +102,14 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         func: Callable[..., PyTree],
         error_order: Any,
     ) -> tuple[Any, Any]:
+        f0 = func(terms, t0, y0, args)
         if dt0 is None:
-            dt0 = jnp.minimum(t1 - t0, _first_step(y0, func(terms, t0, y0, args)))
+            dt0 = jnp.minimum(t1 - t0, _first_step(y0, f0))
         first, pid_state = self.pid.init(terms, t0, t1, jnp.ones(()), dt0, args, func, error_order)
-        return first, (pid_state, jnp.ones(()))
+        leaves = [*jax.tree.leaves((y0, f0)), self.relative_residual(y0)]
+        defined = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]))
+        shortest = jnp.finfo(jnp.result_type(t1)).eps ** 2 * (t1 - t0)
+        return first, _ControlState(pid_state, jnp.ones(()), defined, jax.lax.stop_gradient(shortest))
 
     def adapt_step_size(
         self,
@@ -98,7 +122,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         error_order: Any,
         controller_state: Any,
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
-        pid_state, reached = controller_state
+        pid_state, reached, defined, shortest = controller_state
         rounding: Any = 0.0
         if isinstance(y_error, StepError):
             y_error, error_order, rounding = y_error
@@ -118,17 +142,26 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         keep, t0, t1, jump, pid_state, result = self.pid.adapt_step_size(
             t0, t1, one, one, args, error, error_order, pid_state
         )
-        return keep, t0, t1, jump, (pid_state, jnp.where(keep, residual, reached)), result
+        stuck = ~keep & (t1 - t0 <= jnp.maximum(shortest, jnp.finfo(shortest.dtype).eps * t0))
+        result = diffrax.RESULTS.where(defined & ~stuck, result, diffrax.RESULTS.dt_min_reached)
+        return (
+            keep,
+            t0,
+            t1,
+            jump,
+            _ControlState(pid_state, jnp.where(keep, residual, reached), defined, shortest),
+            result,
+        )
 
     def _scaled_error(self, error: PyTree, y0: PyTree, y1: PyTree, tolerance: Array) -> Array:
         """The largest over factors of the error over what is allowed; a factor that is and stays zero is exact."""
 
         def scaled(e: Array, before: Array, after: Array, origin: Array) -> Array:
-            size = jnp.fmax(jnp.linalg.norm(before), jnp.linalg.norm(after))
-            moved = jnp.fmax(jnp.linalg.norm(before - origin), jnp.linalg.norm(after - origin))
-            eps = jnp.finfo(size.dtype).eps
-            allowed = jnp.where(size > 0, jnp.fmax(tolerance * moved, eps * size), jnp.fmax(tolerance, eps))
-            return jnp.linalg.norm(e) / allowed
+            size = jnp.fmax(norm(before), norm(after))
+            moved = jnp.fmax(norm(before - origin), norm(after - origin))
+            unit = jnp.where(size > 0, size, 1.0)  # the product of a small size and eps would underflow
+            share = jnp.where(size > 0, moved / unit, 1.0)
+            return norm(e) / unit / jnp.fmax(tolerance * share, jnp.finfo(size.dtype).eps)
 
         origin = jax.tree.map(jnp.zeros_like, y0) if self.origin is None else self.origin
         return jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(scaled, error, y0, y1, origin))))
@@ -146,5 +179,5 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
 
 def _first_step(y0: PyTree, f0: PyTree) -> Array:
     """A hundredth of the time in which the state changes by its own size, at the initial speed."""
-    size, speed = (jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))) for tree in (y0, f0))
+    size, speed = (norm(jnp.stack([norm(leaf) for leaf in jax.tree.leaves(tree)])) for tree in (y0, f0))
     return jax.lax.stop_gradient(jnp.where(speed > 0, 0.01 * size / jnp.where(speed > 0, speed, 1.0), jnp.inf))

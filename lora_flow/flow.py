@@ -32,6 +32,7 @@ from lora_flow.checks import (
 from lora_flow.control import ResidualController
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula, keeps_loss
+from lora_flow.matrices import norm
 from lora_flow.memory import require_memory
 from lora_flow.observables import Direction, Measurement, measure, observables, principal_directions
 from lora_flow.offset import Offset
@@ -286,14 +287,17 @@ def solve_lane(
             throw=False,
         )
         saved, final = solution.ys
+        start = state if afterwards else look(state)
+        saved = where(times > 0, saved, start)  # which is not saved where the first step is never made
         reached = finite(saved)
-        seen = prepend(state if afterwards else look(state), where(reached, saved, 0.0))
+        seen = prepend(start, where(reached, saved, 0.0))
         loss, measurements, own = jax.vmap(look)(seen) if afterwards else seen
         floor = rounding_floor(problem, adapters)
     named = observed(loss, measurements, own, reached, how.flow)
     ok = solution.result == diffrax.RESULTS.successful
     stopped = solution.result == diffrax.RESULTS.max_steps_reached
-    status = jnp.where(ok & jnp.all(reached), 0, jnp.where(stopped, 1, 2))
+    came = jnp.all(reached) & jnp.all(jnp.isfinite(final))
+    status = jnp.where(ok & came, 0, jnp.where(stopped & jnp.all(jnp.isfinite(final)), 1, 2))
     stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
     history = jax.vmap(unflatten)(where(reached, saved, jnp.nan)) if how.save_adapters else None
     return Trajectory(times, named, loss[0], floor, unflatten(final[0]), status, stats, history)
@@ -353,11 +357,7 @@ def _controller(
     ):  # progress is measured on the problem that it stands for
         joined, problem = problem.joined, problem.problem
         seen = lambda state: joined(unflatten(state))  # noqa: E731
-    start = problem.loss(zero_adapters(problem.layers, rank=1))
-
-    def relative_residual(state: Array) -> Array:
-        return jax.lax.stop_gradient(jnp.sqrt(problem.loss(seen(state)) / start))
-
+    relative_residual = _relative_residual(problem, seen, seen(ravel_pytree(start_adapters)[0]))
     controller = ResidualController(
         how.rtol,
         relative_residual=relative_residual,
@@ -368,6 +368,30 @@ def _controller(
     if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
         return diffrax.ClipStepSizeController(controller, step_ts=times)
     return controller
+
+
+def _relative_residual(
+    problem: Problem, unflatten: Callable[[Array], Adapters], start: Adapters
+) -> Callable[[Array], Array]:
+    """||E|| / ||shift|| of a state: the root of the loss over that of zero adapters, or of the start if that is none.
+
+    Where both are zero nothing says what is left to learn, and it is 1. A loss may be less than 0 by rounding.
+    """
+
+    def size(adapters: Adapters) -> Array:
+        return jnp.sqrt(jnp.abs(jax.lax.stop_gradient(problem.loss(adapters))))
+
+    def known(value: Array) -> Array:
+        return jnp.isfinite(value) & (value > 0)
+
+    begin, zero = size(start), size(zero_adapters(problem.layers, rank=1))
+    reference = jnp.where(known(zero), zero, begin)
+
+    def relative_residual(state: Array) -> Array:
+        now = size(unflatten(state))
+        return jnp.where(known(reference), now / jnp.where(known(reference), reference, 1.0), 1.0 + 0.0 * now)
+
+    return relative_residual
 
 
 def _origin(adapter: Adapter) -> Adapter:
@@ -396,7 +420,7 @@ def _growth_bound(
         bound = own()
         return lambda state: bound(unflatten(state))
     seeds = tuple(Adapter(one.right[None], jnp.zeros((one.left.size, 1))) for one in directions)
-    fastest = jnp.max(jnp.stack([jnp.linalg.norm(change.b) for change in vector_field(problem)(seeds)]))
+    fastest = jnp.max(jnp.stack([norm(change.b) for change in vector_field(problem)(seeds)]))
     return lambda state: fastest * relative_residual(state)
 
 
@@ -406,11 +430,14 @@ def finite(saved: Any) -> Array:
     return jnp.all(jnp.stack(leaves), axis=0)
 
 
-def where(reached: Array, saved: Any, otherwise: float) -> Any:
-    """Another value in place of what was saved at times that were not reached."""
-    return jax.tree.map(
-        lambda leaf: jnp.where(reached.reshape(reached.shape + (1,) * (leaf.ndim - 1)), leaf, otherwise), saved
-    )
+def where(reached: Array, saved: Any, otherwise: Any) -> Any:
+    """Another value in place of what was saved at times that were not reached: a number, or a PyTree without times."""
+
+    def one(other: Any, leaf: Array) -> Array:
+        known = reached.reshape(reached.shape + (1,) * (leaf.ndim - 1))
+        return jnp.where(known, leaf, jnp.broadcast_to(other, leaf.shape[1:])[None])
+
+    return jax.tree.map(one, jax.tree.broadcast(otherwise, saved), saved)
 
 
 def prepend(first: Any, rest: Any) -> Any:

@@ -137,7 +137,7 @@ def top_pair(matrix: Matrix) -> tuple[Array, Array]:
     right = x.T @ left
     zero = ~jnp.any(x)
     left, right = (jnp.where(zero, jnp.arange(len(v)) == 0, v) for v in (left, right))
-    return left, right / jnp.linalg.norm(right)
+    return left, right / norm(right)
 
 
 def top_space(matrix: Matrix, size: Any = 0.0) -> tuple[Float[Array, "k rows"], Float[Array, "k columns"]]:
@@ -174,14 +174,14 @@ def top_space(matrix: Matrix, size: Any = 0.0) -> tuple[Float[Array, "k rows"], 
     return left, right / positive(jnp.linalg.norm(right, axis=1, keepdims=True))
 
 
-def _is_own(count: Array, norm: Array, size: Any) -> Array:
-    return (norm > NEGLIGIBLE * jnp.finfo(norm.dtype).eps * size) & (norm > 0) & (count <= WIDEST)
+def _is_own(count: Array, length: Array, size: Any) -> Array:
+    return (length > NEGLIGIBLE * jnp.finfo(length.dtype).eps * size) & (length > 0) & (count <= WIDEST)
 
 
 def spectral_norm(matrix: Matrix) -> Array:
     """The largest singular value."""
     _, right = top_pair(matrix)
-    return jnp.linalg.norm(matrix @ right[:, None])
+    return norm(matrix @ right[:, None])
 
 
 def singular_triplets(
@@ -223,7 +223,7 @@ def gram_schmidt(
     which is rounding. There is no LAPACK in it: such calls inside a compiled program are slow for many small matrices,
     and on CPU can wait for each other for ever.
     """
-    sizes = jnp.linalg.norm(x, axis=0)
+    sizes = norm(x, axis=0)
     rounding = x.shape[0] * jnp.finfo(x.dtype).eps
 
     def orthogonalise(j: Any, factors: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -232,7 +232,7 @@ def gram_schmidt(
         for _ in range(2):
             again = q.T @ column
             column, overlap = column - q @ again, overlap + again
-        size = jnp.linalg.norm(column)
+        size = norm(column)
         independent = size > rounding * sizes[j]
         unit = jnp.where(independent, column / jnp.where(independent, size, 1.0), 0.0)
         return q.at[:, j].set(unit), r.at[:, j].set(overlap).at[j, j].set(size)
@@ -245,7 +245,7 @@ def solve_gram(x: Float[Array, "rows columns"], y: Float[Array, "columns k"]) ->
     """z with x^T x z = y and 0 in the places of columns of x that depend on earlier ones; without LAPACK."""
     _, r = gram_schmidt(x)
     size = jnp.diagonal(r)
-    independent = size > x.shape[0] * jnp.finfo(x.dtype).eps * jnp.linalg.norm(x, axis=0)
+    independent = size > x.shape[0] * jnp.finfo(x.dtype).eps * norm(x, axis=0)
     inverse = jnp.where(independent, 1 / jnp.where(independent, size, 1.0), 0.0)
     count = len(size)
 
@@ -348,9 +348,20 @@ def positive(values: Array) -> Array:
     return jnp.where(values > 0, values, 1.0)
 
 
+def norm(x: Array | np.ndarray, axis: int | tuple[int, ...] | None = None) -> Array:
+    """The Euclidean norm of all entries, or along an axis, even where their squares are beyond the type's range.
+
+    Squares of single precision underflow below 1e-19, and a start may be smaller. The derivative at zero is zero.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
+    scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
+    squares = jnp.sum((x / scale) ** 2, axis=axis)
+    return jnp.where(squares == 0, 0.0, jnp.sqrt(jnp.where(squares == 0, 1.0, squares)) * jnp.squeeze(scale, axis))
+
+
 def root(values: Array) -> Array:
-    """The square root, with a derivative of zero at zero."""
-    return jnp.where(values > 0, jnp.sqrt(positive(values)), 0.0)
+    """The square root, with a derivative of zero at zero; NaN stays NaN."""
+    return jnp.where(values > 0, jnp.sqrt(positive(values)), 0.0 * values)
 
 
 # LAPACK's factorisations of many matrices at once, inside a compiled program on CPU, can wait for each other for ever:

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.matrices import Matrix, dominant, positive, root, rounded, top_eigenvectors, top_space
+from lora_flow.matrices import Matrix, dominant, norm, positive, root, rounded, top_eigenvectors, top_space
 from lora_flow.problem import Problem, linearised_task, task_sizes
 
 
@@ -42,19 +43,42 @@ class Direction(NamedTuple):
         return left, right
 
 
+class Gram(NamedTuple):
+    """X^T X as `size**2 * matrix`: the squares of a start as small as 1e-30 are beyond single precision."""
+
+    matrix: Float[Array, "*time rank rank"]
+    size: Float[Array, "*time"]
+
+    @classmethod
+    def of(cls, x: Float[Array | np.ndarray, "rows rank"]) -> Gram:
+        size = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
+        unit = jnp.asarray(x) / positive(size)
+        return cls(unit.T @ unit, size)
+
+    def over(self, unit: Float[Array, "*time"]) -> Float[Array, "*time rank rank"]:
+        """X^T X / unit^2."""
+        return ((self.size / unit) ** 2)[..., None, None] * self.matrix
+
+
 class Measurement(NamedTuple):
     """One layer's adapter at one time, as seen from its principal direction (l, r), or directions; NaN without one."""
 
     left: Float[Array, "*time pairs rank"]  # B^T l
     right: Float[Array, "*time pairs rank"]  # A r
-    across: Float[Array, "*time rank rank"]  # R^T R, with R = Z - gamma gamma^T Z
-    gram_a: Float[Array, "*time rank rank"]  # A A^T
-    gram_b: Float[Array, "*time rank rank"]  # B^T B
+    across: Gram  # R^T R, with R = Z - gamma gamma^T Z
+    gram_a: Gram  # A A^T
+    gram_b: Gram  # B^T B
 
     @property
     def along(self) -> Float[Array, "*time pairs rank"]:
         """Z^T gamma."""
         return (self.left + self.right) / jnp.sqrt(2.0)
+
+    @property
+    def size(self) -> Float[Array, "*time"]:
+        """About that of Z; 1 where Z is zero."""
+        along = jax.lax.stop_gradient(jnp.max(jnp.abs(_or_zero(self.along)), axis=(-2, -1)))
+        return positive(jnp.maximum(along, self.across.size))
 
 
 def principal_directions(problem: Problem) -> tuple[Direction, ...]:
@@ -82,7 +106,7 @@ def measure(adapters: Adapters, directions: tuple[Direction, ...]) -> tuple[Meas
         gamma, stacked = jnp.concatenate([left, right], axis=1) / jnp.sqrt(2.0), adapter.stacked
         rest = stacked - gamma.T @ (gamma @ stacked)
         none = jnp.where(jnp.any(gamma != 0), 0.0, jnp.nan)
-        return Measurement(left @ b + none, right @ a.T + none, rest.T @ rest, a @ a.T, b.T @ b)
+        return Measurement(left @ b + none, right @ a.T + none, Gram.of(rest), Gram.of(a.T), Gram.of(b))
 
     return tuple(map(one, adapters, directions))
 
@@ -112,35 +136,41 @@ def observables(
       or else of the first of the measurements.
     """
     measurements = _padded(measurements)
-    begin = jax.tree.map(lambda leaf: leaf[0], measurements) if start is None else _padded(start)
+    begin = jax.tree.map(lambda leaf: leaf[:1], measurements)
+    if start is not None:
+        begin = jax.tree.map(lambda leaf: leaf[None], _padded(start))
     none = jnp.isnan(conserved)
     weight = jnp.where(none, 0.0, conserved)  # NaN would spoil derivatives of everything else
-    grams = jnp.stack([m.across + _gram(jnp.where(jnp.isnan(m.along), 0.0, m.along)) for m in measurements])
-    products = jnp.stack([_over_its_trace(m.gram_b) @ _over_its_trace(m.gram_a) for m in measurements])
+    # all of Z over its size, whose squares hold
+    alongs = [m.along / m.size[..., None, None] for m in measurements]
+    acrosses = [m.across.over(m.size) for m in measurements]
+    grams = jnp.stack([across + _gram(_or_zero(along)) for along, across in zip(alongs, acrosses, strict=True)])
+    products = jnp.stack([_over_its_trace(m.gram_b.matrix) @ _over_its_trace(m.gram_a.matrix) for m in measurements])
     projections = dominant(jnp.concatenate([grams, products]))  # all in one loop
     squared_norms, tops = _top_eigenpair(grams, projections[: len(grams)])
     spaces = jax.lax.stop_gradient(rounded(projections[: len(grams)]))
     shares = _top_eigenvalue(products, projections[len(grams) :])
     named, drifts = {}, []
-    for i, (measured, first, squared_norm, top, space, share) in enumerate(
-        zip(measurements, begin, squared_norms, tops, spaces, shares, strict=True), start=1
+    for i, (measured, first, along, across, squared_norm, top, space, share) in enumerate(
+        zip(measurements, begin, alongs, acrosses, squared_norms, tops, spaces, shares, strict=True), start=1
     ):
-        top = _nearest(space, measured.along, top)
-        cosine2 = jnp.sum(jnp.einsum("...ki,...i->...k", measured.along, top) ** 2, axis=-1)
-        undefined = jnp.where(jnp.isnan(measured.along).any(axis=(-2, -1)), jnp.nan, 0.0)
-        sine2 = jnp.maximum(jnp.einsum("...i,...ij,...j->...", top, measured.across, top), 0.0)
+        size, gram_a, gram_b = measured.size, measured.gram_a, measured.gram_b
+        top = _nearest(space, along, top)
+        cosine2 = jnp.sum(jnp.einsum("...ki,...i->...k", along, top) ** 2, axis=-1)
+        undefined = jnp.where(jnp.isnan(along).any(axis=(-2, -1)), jnp.nan, 0.0)
+        sine2 = jnp.maximum(jnp.einsum("...i,...ij,...j->...", top, across, top), 0.0)
         total = cosine2 + sine2
-        named["alignment_error" if i == 1 else f"alignment_error_{i}"] = sine2 / total / (1 + jnp.sqrt(cosine2 / total))
-        named[f"norm_z{i}"] = jnp.sqrt(squared_norm)
-        named[f"norm_b{i}a{i}"] = root(share * _trace(measured.gram_b) * _trace(measured.gram_a))
-        named[f"norm_along{i}"] = root(jnp.sum(measured.along**2, axis=(-2, -1))) + undefined
-        named[f"norm_across{i}"] = root(_trace(measured.across)) + undefined
+        error = sine2 / positive(total) / (1 + root(cosine2 / positive(total)))
+        named["alignment_error" if i == 1 else f"alignment_error_{i}"] = jnp.where(total > 0, error, jnp.nan)
+        named[f"norm_z{i}"] = root(squared_norm) * size
+        shared = root(share * _trace(gram_b.matrix) * _trace(gram_a.matrix))
+        named[f"norm_b{i}a{i}"] = shared * gram_b.size * gram_a.size
+        named[f"norm_along{i}"] = norm(along, axis=(-2, -1)) * size
+        named[f"norm_across{i}"] = root(_trace(measured.across.matrix)) * measured.across.size + undefined
         named[f"overlap_{i}"] = jnp.sum(measured.left * measured.right, axis=(-2, -1))
-        imbalance, at_start = (weight * seen.gram_a - seen.gram_b for seen in (measured, first))
-        change = jnp.sum((imbalance - at_start[None]) ** 2, axis=(-2, -1))
-        moved = (change > 0) & (squared_norm > 0)
-        drift = jnp.sqrt(jnp.where(moved, change, 1.0)) / jnp.where(moved, squared_norm, 1.0)
-        drifts.append(jnp.where(none, jnp.nan, jnp.where(moved, drift, 0.0)))
+        change = norm(_imbalance(measured, size, weight) - _imbalance(first, size, weight), axis=(-2, -1))
+        drift = jnp.where(squared_norm > 0, change / positive(squared_norm), 0.0)
+        drifts.append(jnp.where(none, jnp.nan, drift))
     named["drift"] = jnp.max(jnp.stack(drifts), axis=0)
     return named
 
@@ -149,17 +179,27 @@ def _padded(measurements: tuple[Measurement, ...]) -> tuple[Measurement, ...]:
     """Measurements of a common rank; zeros change none of the observables."""
     rank = max(measured.left.shape[-1] for measured in measurements)
 
-    def pad(leaf: Array, axes: int) -> Array:
+    def pad(leaf: Array, axes: int = 1) -> Array:
         wide = jnp.pad(leaf, [(0, 0)] * (leaf.ndim - axes) + [(0, rank - leaf.shape[-1])] * axes)
         return jnp.where(jnp.isnan(leaf).any(axis=-1, keepdims=True), jnp.nan, wide) if axes == 1 else wide
 
-    return tuple(
-        Measurement(pad(m.left, 1), pad(m.right, 1), pad(m.across, 2), pad(m.gram_a, 2), pad(m.gram_b, 2))
-        for m in measurements
-    )
+    def pad_gram(gram: Gram) -> Gram:
+        return gram._replace(matrix=pad(gram.matrix, 2))
+
+    return tuple(Measurement(pad(m.left), pad(m.right), *map(pad_gram, m[2:])) for m in measurements)
 
 
 Matrices = Float[Array, "*time rank rank"]
+
+
+def _imbalance(measured: Measurement, unit: Float[Array, "*time"], weight: Float[Array, ""]) -> Matrices:
+    """(`weight` A A^T - B^T B) / unit^2."""
+    return weight * measured.gram_a.over(unit) - measured.gram_b.over(unit)
+
+
+def _or_zero(values: Array) -> Array:
+    """Zero in place of NaN."""
+    return jnp.where(jnp.isnan(values), 0.0, values)
 
 
 def _gram(rows: Float[Array, "*time pairs rank"]) -> Matrices:
@@ -173,7 +213,7 @@ def _nearest(
 
     Any of them could be the top one: which is, rounding would decide. Where none ties, the top one.
     """
-    inside = jax.lax.stop_gradient(jnp.where(jnp.isnan(along), 0.0, along)) @ space
+    inside = jax.lax.stop_gradient(_or_zero(along)) @ space
     power = _gram(inside)
     for _ in range(6):
         power = power / positive(_trace(power))[..., None, None]

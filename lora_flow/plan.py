@@ -33,7 +33,7 @@ from lora_flow.lanes import Values, detail_values, start_values
 from lora_flow.matrices import WRITTEN_OUT, Diagonal
 from lora_flow.memory import require_memory
 from lora_flow.network import LinearNetwork
-from lora_flow.observables import Measurement, observables, principal_directions
+from lora_flow.observables import Direction, measure, observables, principal_directions
 from lora_flow.problem import Factorization, Problem, fastest_rate, of_products, on_host, own_observables
 from lora_flow.progress import Progress
 from lora_flow.sizes import COPIES, LANE
@@ -350,9 +350,12 @@ def _quick_to_turn(problem: Factorization) -> bool:
 
 @functools.cache
 def _names_of_observables(layers: int) -> tuple[str, ...]:
-    matrix: Any = jax.ShapeDtypeStruct((1, 1, 1), jnp.result_type(float))
-    measured = tuple(Measurement(matrix, matrix, matrix, matrix, matrix) for _ in range(layers))
-    return tuple(jax.eval_shape(observables, measured))
+    def named() -> dict[str, Any]:
+        one = Direction(jnp.ones(1), jnp.ones(1))
+        measured = measure(zero_adapters(((1, 1),) * layers, 1), (one,) * layers)
+        return observables(jax.tree.map(lambda leaf: leaf[None], measured))
+
+    return tuple(jax.eval_shape(named))
 
 
 def digest(problems: Problems) -> str:

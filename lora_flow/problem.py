@@ -23,6 +23,7 @@ from lora_flow.matrices import (
     column_norms,
     dense,
     frobenius_norm,
+    norm,
     singular_values,
     spectral_norm,
     squared_norm_of_product,
@@ -177,7 +178,7 @@ class Factorization(eqx.Module):
             _, x, y = self._factors(adapters)
             first = task1 - (self.w2.T @ x) @ y + a2.T @ (b2.T @ self.shift - (b2.T @ x) @ y)
             second = task2 - x @ (y @ self.w1.T) + (self.shift @ a1.T - x @ (y @ a1.T)) @ b1.T
-            return jnp.maximum(jnp.linalg.norm(first), jnp.linalg.norm(second))
+            return jnp.maximum(norm(first), norm(second))
 
         return bound
 
