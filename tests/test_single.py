@@ -209,7 +209,7 @@ GOOD = {
         (
             SoftmaxRegression,
             {"labels": np.array([-1, 0])},
-            "labels must lie between 0 and 1, the last class, got [-1  0]",
+            "labels must lie between 0 and 1, the last class, got [-1 0]",
         ),
     ],
 )
