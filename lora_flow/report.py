@@ -168,7 +168,7 @@ def about(dataset: xr.Dataset) -> str:
         problem += f"; shift of rank {np.size(attrs['sigma_shift'])}, {aligned} with the weights"
         problem += f"; delta_w = {attrs['delta_w']:.4g}"
     same = [
-        f"{dim} {show(dataset[dim].values[0].item())}" for dim in ("init", "alpha", "rank") if dataset.sizes[dim] == 1
+        f"{dim} {show(dataset[dim].values.tolist()[0])}" for dim in ("init", "alpha", "rank") if dataset.sizes[dim] == 1
     ]
     same += [f"side {attrs['side']}"] if "side" in attrs else []
     name, largest = attrs.get("flow", "plain"), float(dataset["drift"].max())
