@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -10,30 +9,36 @@ import jax.numpy as jnp
 
 from lora_flow.checks import require
 from vision.config import CONFIGS
-from vision.hub import fetch, is_name
+from vision.hub import Snapshot, fetch, is_name
 from vision.model import DTYPE
 from vision.settings import HEAD, VisionSettings
 from vision.weights import SHIPPED, Pretrained, load_vit, parameters
 
 
-def pinned(settings: VisionSettings) -> VisionSettings:
-    """The settings with the commit of weights on the hub in place of the branch, the tag or nothing that was given."""
-    if _is_local(settings):
-        must = "be left out unless weights is a name on the hub"
-        require(not settings.revision, "revision", must, repr(settings.revision))
-        return settings
-    return dataclasses.replace(settings, revision=fetch(settings.weights, settings.revision).commit)
+def checkpoint(settings: VisionSettings) -> Snapshot:
+    """Where the weights lie, fetched if need be, and the commit that they are of, "" for those that are not the hub's.
+
+    **Raises:** `InputError` where there are no such weights, or a revision of what has none is asked for.
+    """
+    if settings.weights != "shipped" and not Path(settings.weights).expanduser().is_dir() and is_name(settings.weights):
+        return fetch(settings.weights, settings.revision)
+    must = "be left out unless weights is a name on the hub"
+    require(not settings.revision, "revision", must, repr(settings.revision))
+    folder = SHIPPED if settings.weights == "shipped" else Path(settings.weights).expanduser()
+    must = "be shipped, a folder that exists, or a name on the hub"
+    got = f"'{settings.weights}'{', a file: give its folder' * folder.is_file()}"
+    require(folder.is_dir(), "weights", must, got)
+    return Snapshot(folder, "")
 
 
-def base_model(settings: VisionSettings, classes: int) -> Pretrained:
-    """The frozen model that carries the adapters, with a new head for so many classes.
+def base_model(settings: VisionSettings, folder: Path, classes: int) -> Pretrained:
+    """The frozen model that carries the adapters, of the checkpoint in `folder`, with a new head for so many classes.
 
     The head is zero where LoRA is on the head alone. Behind a zero head no other layer has a gradient: with others its
     weights are drawn with standard deviation 0.02, always the same.
 
-    **Raises:** `InputError` where there are no such weights, or they are not of the config that was asked for.
+    **Raises:** `InputError` where the weights are not of the config that was asked for.
     """
-    folder = _weights_folder(settings)
     dtype = jnp.bfloat16 if settings.precision == "bfloat16" else DTYPE
     weights = load_vit(folder, image_size=settings.image_size or None, classes=classes, dtype=dtype)
     if settings.config:
@@ -46,19 +51,3 @@ def base_model(settings: VisionSettings, classes: int) -> Pretrained:
         kernel = parameters(weights.model)["head/kernel"]
         kernel[...] = 0.02 * jax.random.truncated_normal(jax.random.key(0), -2.0, 2.0, kernel.shape, DTYPE)
     return weights
-
-
-def _is_local(settings: VisionSettings) -> bool:
-    return (
-        settings.weights == "shipped" or Path(settings.weights).expanduser().is_dir() or not is_name(settings.weights)
-    )
-
-
-def _weights_folder(settings: VisionSettings) -> Path:
-    if not _is_local(settings):
-        return fetch(settings.weights, settings.revision).folder
-    folder = SHIPPED if settings.weights == "shipped" else Path(settings.weights).expanduser()
-    must = "be shipped, a folder that exists, or a name on the hub"
-    got = f"'{settings.weights}'{', a file: give its folder' * folder.is_file()}"
-    require(folder.is_dir(), "weights", must, got)
-    return folder

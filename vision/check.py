@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
@@ -45,13 +46,13 @@ class Bench(NamedTuple):
     gradients: tuple[Array, ...]
 
 
-def build(settings: VisionSettings) -> tuple[Bench, dict[str, Any]]:
-    """The bench for these settings, and attributes that say what it was made of.
+def build(settings: VisionSettings, folder: Path) -> tuple[Bench, dict[str, Any]]:
+    """The bench for these settings and the checkpoint in `folder`, and attributes that say what it was made of.
 
     **Raises:** `InputError` for data, weights, layers or ranks that are missing, damaged or do not fit.
     """
     data = load_dataset(settings.data, settings.data_dir or None)
-    weights = base_model(settings, len(data.classes))
+    weights = base_model(settings, folder, len(data.classes))
     model = weights.model
     for rank in settings.rank:
         paths = tuple(choose(model, [Spec(settings.layers, rank, settings.scaling)]))

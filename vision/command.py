@@ -26,12 +26,13 @@ def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) ->
     else:
         check_free(out, overwrite)
     start_jax(Settings(devices=1))
-    from vision.base import pinned
+    from vision.base import checkpoint
     from vision.check import build, run
     from vision.measures import MEASURES
 
-    settings = pinned(settings)
-    bench, attrs = build(settings)
+    weights = checkpoint(settings)
+    settings = dataclasses.replace(settings, revision=weights.commit)
+    bench, attrs = build(settings, weights.folder)
     with locked(out):
         if not resume:
             check_free(out, overwrite)  # nobody can have made it since

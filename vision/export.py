@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lora_flow.checks import require
 from lora_flow.storage import locked, replacing
-from vision.base import base_model
+from vision.base import base_model, checkpoint
 from vision.peft import export_peft
 from vision.results import load_adapters, load_vision, stored_settings
 from vision.weights import save_vit
@@ -25,7 +25,7 @@ def export(
     settings, folder = stored_settings(Path(run).expanduser()), Path(folder).expanduser()
     adapters = load_adapters(run, optimizer=optimizer, init=init, alpha=alpha, rank=rank, seed=seed)
     require(not folder.exists(), "folder", "be new", f"'{folder}'")
-    base = base_model(settings, load_vision(run).attrs["classes"])
+    base = base_model(settings, checkpoint(settings).folder, load_vision(run).attrs["classes"])
     with locked(folder), replacing(folder) as new:
         save_vit(base.model, new / "base", mean=base.mean, std=base.std)
         export_peft(new / "adapters", adapters, settings.scaling, base="base")

@@ -24,11 +24,12 @@ from lora_flow import Adapter, InputError
 from lora_flow.cli import main
 from lora_flow.storage import locked
 from vision import figures
-from vision.base import base_model
+from vision.base import base_model, checkpoint
 from vision.check import build, starts_of
 from vision.command import check
 from vision.data import load_dataset, prepare
 from vision.export import export
+from vision.hub import Snapshot
 from vision.lora import attach
 from vision.measures import MEASURES
 from vision.peft import import_peft
@@ -40,6 +41,7 @@ from vision.results import (
     load_adapters,
     load_vision,
     saved_steps,
+    stored_settings,
     units,
 )
 from vision.settings import INITS, OPTIMIZERS, VisionSettings
@@ -151,7 +153,7 @@ def test_sgd_with_a_small_rate_tracks_the_flow(finished):
 
 def test_stored_adapters_have_the_loss_that_is_stored_for_them(finished):
     out, settings, _ = finished
-    bench, _ = build(settings)
+    bench, _ = build(settings, checkpoint(settings).folder)
     last = load_vision(out)["train_loss"].isel(step=-1)
     for optimizer in OPTIMIZERS:
         for init, alpha, seed in (("gaussian-B", 0.8, 1), ("spectral", 1e-3, 0), ("lora-one", 0.2, 1)):
@@ -301,9 +303,25 @@ def test_layers_within_the_network_are_trained_by_minibatches(weights, tmp_path,
     assert np.all(losses.isel(step=-1).mean(["seed", "alpha"]) < losses.isel(step=0).mean(["seed", "alpha"]))
     found = load_adapters(tmp_path / "run", optimizer="adam", init="lora-one", alpha=0.3, rank=2, seed=0)
     assert list(found) == paths
-    bench, _ = build(settings)
+    bench, _ = build(settings, checkpoint(settings).folder)
     stored = dataset["train_loss"].sel(optimizer="adam", init="lora-one", alpha=0.3, rank=2, seed=0, step=20)
     np.testing.assert_allclose(eqx.filter_jit(bench.task.loss)(tuple(found.values())), stored, rtol=1e-4)
+
+
+def test_the_hub_is_asked_once_a_command_and_for_the_commit_when_resuming(weights, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(name, revision):
+        asked.append((name, revision))
+        return Snapshot(weights, "c0ffee")
+
+    monkeypatch.setattr("vision.base.fetch", fetch)
+    settings = dataclasses.replace(QUICK, weights="a/b", revision="main", optimizer=("sgd",), init=("gaussian-A",))
+    out = tmp_path / "run"
+    assert check(out, settings, resume=False, overwrite=False) == 0
+    assert asked == [("a/b", "main")]
+    assert check(out, stored_settings(out), resume=True, overwrite=False) == 0
+    assert asked == [("a/b", "main"), ("a/b", "c0ffee")]
 
 
 def test_a_run_that_diverged_is_stored_with_a_status_of_its_own(tmp_path):
@@ -471,7 +489,7 @@ def test_behind_a_new_head_every_layer_has_a_gradient_to_start_from(weights, lay
     settings = VisionSettings(
         weights=str(weights), limit=30, layers=layers, optimizer=("sgd",), rank=(2,), alpha=(0.1,)
     )
-    bench, attrs = build(settings)
+    bench, attrs = build(settings, checkpoint(settings).folder)
     assert min(attrs["gradient_norms"]) > 0
     for init in INITS:
         for adapter in starts_of(bench, settings, Unit("sgd", init, 2, (0, 1))):
@@ -487,11 +505,11 @@ def test_what_is_exported_classifies_as_the_lane_did(finished, tmp_path):
     base, adapters = export(out, tmp_path / "torch", **lane)
     model = load_vit(base).model
     attach(model, *import_peft(adapters))
-    bench, _ = build(settings)
+    bench, _ = build(settings, checkpoint(settings).folder)
     images = prepare(load_dataset("digits").test.images[:60], 8, model.config.channels, 0.5, 0.5)
     expected = load_vision(out).sel(lane).isel(step=-1)
     accuracy = np.mean(np.asarray(model(images)).argmax(-1) == np.asarray(bench.test[1]))
     assert accuracy == pytest.approx(float(expected["test_accuracy"]), abs=1e-6)
-    assert not np.any(base_model(settings, 10).model.head.kernel[...])
+    assert not np.any(base_model(settings, checkpoint(settings).folder, 10).model.head.kernel[...])
     with pytest.raises(InputError, match="folder must be new, got"):
         export(out, tmp_path / "torch", **lane)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from small import CONFIG, network
 
 from lora_flow import InputError
-from vision.base import pinned
+from vision.base import checkpoint
 from vision.config import CONFIGS
 from vision.hub import fetch
 from vision.pretrain import linear_probe
@@ -436,8 +436,7 @@ def test_the_hub_gives_a_commit_whose_files_are_verified_each_time(folder, hub, 
     asked, commit, place = hub
     if parts > 1:
         shard(folder)
-    settings = pinned(VisionSettings(weights="a/b", revision="main"))
-    assert settings.revision == commit
+    assert checkpoint(VisionSettings(weights="a/b", revision="main")) == (place, commit)
     assert asked[0][:2] == ("a/b", "main")
     assert_same(values(load_vit(fetch("a/b", commit).folder).model), values(network()))
     assert {revision for _, revision, _ in asked[1:]} == {commit}
@@ -471,7 +470,7 @@ def test_the_hub_is_asked_by_https_only(hub, monkeypatch):
 
 def test_a_revision_is_for_the_hub_alone(saved):
     with pytest.raises(InputError, match="revision must be left out unless weights is a name on the hub, got 'main'"):
-        pinned(VisionSettings(weights=str(saved), revision="main"))
+        checkpoint(VisionSettings(weights=str(saved), revision="main"))
 
 
 def test_what_the_hub_does_not_give_is_named(monkeypatch):
