@@ -21,6 +21,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from lora_flow.checks import InputError, require
 
@@ -50,10 +51,17 @@ def is_generated(name: str) -> bool:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file in one step: the old content stays until the new is on the disk."""
+    with appearing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes its place at `path` when the block ends, and vanishes when the block fails."""
     partial = _beside(path, PARTIAL)
     try:
         with partial.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -88,16 +96,16 @@ def replacing(folder: Path, gone: Iterable[str] = (), within: Sequence[str] = ()
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
+def locked(folder: str | Path, patience: float = _PATIENCE) -> Iterator[None]:
     """Holds the lock of a folder, which is made if there is none, and first mends what a killed process left there.
 
     The kernel releases the lock when the process ends, however it ends.
 
-    **Raises:** `InUse` while another process holds it, with that process's number and host.
+    **Raises:** `InUse` where another process still holds it after `patience` seconds, with its number and host.
     """
     folder = Path(folder)
     new = not folder.exists()
-    handle = _acquire(folder)
+    handle = _acquire(folder, patience)
     try:
         _mend(folder)
         yield
@@ -222,7 +230,7 @@ def _remove(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _acquire(folder: Path) -> int:
+def _acquire(folder: Path, patience: float) -> int:
     """An open file in the folder that holds the lock; the file says who has it."""
     path = folder / LOCK
     while True:
@@ -232,7 +240,7 @@ def _acquire(folder: Path) -> int:
         except FileNotFoundError:  # another process had made the folder for nothing, and has just removed it
             continue
         try:
-            _flock(handle, folder)
+            _flock(handle, folder, patience)
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
                 os.ftruncate(handle, 0)
                 os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -245,8 +253,8 @@ def _acquire(folder: Path) -> int:
         os.close(handle)  # who had it has just removed the file
 
 
-def _flock(handle: int, folder: Path) -> None:
-    until = time.monotonic() + _PATIENCE
+def _flock(handle: int, folder: Path, patience: float) -> None:
+    until = time.monotonic() + patience
     try:
         while not _try_flock(handle):
             if time.monotonic() > until:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
 from lora_flow.checks import InputError, require
 from lora_flow.progress import Progress
+from lora_flow.storage import appearing, locked
 from vision import looks
 from vision.files import Stored, unpack
 
@@ -90,6 +89,7 @@ INNER = {  # folders within the one that is given: those of archives, and torchv
     "cifar10": ("", "cifar-10-batches-bin"),
 }
 SCHEMES = ("https://",)
+_OTHERS = 3600.0  # seconds to wait for another process that downloads
 _ADVICE = "try again, or give --data-dir with a folder that holds the files"
 
 
@@ -120,7 +120,8 @@ def fetch(download: Download, path: Path) -> None:
     _require_secure(url)
     opener = urllib.request.build_opener(_SecureRedirects)
     try:
-        with _appearing(path) as file, opener.open(url, timeout=60) as reply:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with appearing(path) as file, opener.open(url, timeout=60) as reply:
             told = reply.headers.get("Content-Length") or str(download.size)
             require(told == str(download.size), url, f"be {download.size} bytes long", f"{told}; {_ADVICE}")
             with Progress(download.size, "bytes", what=path.name) as bar:
@@ -138,15 +139,23 @@ def fetch(download: Download, path: Path) -> None:
 
 
 def _cached(name: str) -> dict[str, Stored]:
-    """The files out of the cache, where the downloads are kept as they came; verified each time, fetched if need be."""
+    """The files out of the cache, where the downloads are kept as they came; verified each time, fetched if need be.
+
+    By one process at a time: another waits for what this one fetches, and then reads it.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_flow" / "data" / name
     found: dict[str, Stored] = {}
     for download in dict.fromkeys(SOURCES[name].downloads.values()):
         path = cache / download.name
-        content = _verified(path, download)
+        content, _ = _verified(path, download)
         if content is None:
-            fetch(download, path)
-            content = _verified(path, download)
+            with locked(cache, patience=_OTHERS):  # which removes what is left of a download that was cut short
+                content, damaged = _verified(path, download)
+                if content is None:
+                    if damaged:
+                        print(f"lora-flow: {damaged}; it is downloaded again", file=sys.stderr)
+                    fetch(download, path)
+                    content, _ = _verified(path, download)
         names = [file for file, where in SOURCES[name].downloads.items() if where == download]
         if content is None:
             raise InputError(f"'{path}' must keep what was downloaded, got something else")
@@ -157,18 +166,17 @@ def _cached(name: str) -> dict[str, Stored]:
     return found
 
 
-def _verified(path: Path, download: Download) -> bytes | None:
-    """The content of a file if it is that of the download, None where it is not there, or damaged, which is said."""
+def _verified(path: Path, download: Download) -> tuple[bytes | None, str]:
+    """The content of a file if it is that of the download; None where it is not there, or damaged, and then how."""
     if not path.is_file():
-        return None
+        return None, ""
     with path.open("rb") as file:
         content = file.read(download.size + 1)
     try:
         _require_same(f"'{path}'", download, len(content), hashlib.sha256(content).hexdigest())
     except InputError as error:
-        print(f"lora-flow: {error}; it is downloaded again", file=sys.stderr)
-        return None
-    return content
+        return None, str(error)
+    return content, ""
 
 
 def _require_same(name: str, download: Download, length: int, sha256: str) -> None:
@@ -209,14 +217,3 @@ def _search(name: str, folder: Path) -> tuple[dict[str, Stored], str]:
     if archive.name.endswith(".tar.gz") and archive.is_file():
         return unpack(Stored(archive), files), ""
     return {}, missing
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its place at `path` when the block ends, and vanishes when the block fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as scratch:
-        part = Path(scratch) / path.name
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)

@@ -7,8 +7,12 @@ import http.server
 import io
 import shutil
 import struct
+import subprocess
+import sys
 import tarfile
+import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from lora_flow import InputError
+from lora_flow.storage import LOCK, is_generated, locked
 from vision import data, sources
 from vision.data import DATASETS, epochs, load_dataset, prepare
 from vision.sources import Download, fetch
@@ -352,6 +357,10 @@ def offer(monkeypatch, tmp_path, name, downloads):
     return tmp_path / "cache" / "lora_flow" / "data" / name
 
 
+def offered(name):
+    return sources.SOURCES[name].downloads.values()
+
+
 def test_missing_idx_files_are_downloaded_once_and_verified_each_time(tmp_path, monkeypatch, capsys):
     images, labels, *_ = write_idx(tmp_path / "web")
     cache = offer(monkeypatch, tmp_path, "mnist", {file: tmp_path / "web" / file for file in IDX})
@@ -374,6 +383,59 @@ def test_missing_idx_files_are_downloaded_once_and_verified_each_time(tmp_path, 
     (tmp_path / "web" / IDX[0]).unlink()
     (cache / IDX[0]).write_bytes(damaged)
     with pytest.raises(InputError, match=f"{IDX[0]}' must be downloaded from .*, got"):
+        load_dataset("mnist")
+
+
+def test_what_a_killed_download_left_goes_and_what_people_keep_there_stays(tmp_path, monkeypatch):
+    write_idx(tmp_path / "web")
+    cache = offer(monkeypatch, tmp_path, "mnist", {file: tmp_path / "web" / file for file in IDX})
+    script = f"""
+        import os
+        from pathlib import Path
+        from lora_flow.progress import Progress
+        from vision import sources
+        Progress.update = lambda *_: os._exit(1)
+        sources.SCHEMES = ("file://",)
+        sources.SOURCES["mnist"] = sources.SOURCES["mnist"]._replace(downloads=dict(zip(
+            {IDX!r}, [sources.Download(*one) for one in {[tuple(one) for one in offered("mnist")]!r}])))
+        sources.locate("mnist")
+    """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, check=False)
+    assert (killed.returncode, killed.stderr) == (1, b"")
+    (left,) = [path.name for path in cache.iterdir() if path.name != LOCK]
+    assert left.startswith(IDX[0])
+    assert is_generated(left)
+    (cache / f"{IDX[0]}.bak").write_bytes(b"mine")
+    load_dataset("mnist")
+    assert sorted(path.name for path in cache.iterdir()) == sorted([*IDX, f"{IDX[0]}.bak"])
+
+
+def test_two_that_need_a_file_download_it_once(tmp_path, monkeypatch):
+    """The second waits for the first, also longer than for a lock that is only looked at."""
+    images, labels, *_ = write_idx(tmp_path / "web")
+    offer(monkeypatch, tmp_path, "mnist", {file: tmp_path / "web" / file for file in IDX})
+    asked, found = [], []
+
+    def slowly(download, path):
+        asked.append(download.name)
+        time.sleep(0.15)
+        fetch(download, path)
+
+    monkeypatch.setattr(sources, "fetch", slowly)
+    both = [threading.Thread(target=lambda: found.append(load_dataset("mnist").train)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert sorted(asked) == sorted(IDX)
+    for one in found:
+        assert_is(one, images[..., None], labels)
+    monkeypatch.setattr(sources, "_OTHERS", 0.1)
+    (tmp_path / "cache" / "lora_flow" / "data" / "mnist" / IDX[0]).unlink()
+    with (
+        locked(tmp_path / "cache" / "lora_flow" / "data" / "mnist"),
+        pytest.raises(InputError, match="one process at a time, got one that process"),
+    ):
         load_dataset("mnist")
 
 
