@@ -110,9 +110,15 @@ def test_ctrl_c_in_a_program_of_ones_own_is_one_line_too(monkeypatch, capsys, tm
     assert capsys.readouterr().err == "lora-flow: interrupted\n"
 
 
-def run(out, *flags):
-    command = [sys.executable, "-c", "from lora_flow.cli import main; raise SystemExit(main())", "sweep", "--out"]
-    return subprocess.Popen([*command, str(out), *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+UP = "from lora_flow.cli import main; print('up', flush=True); raise SystemExit(main())"
+
+
+def begun(out, *flags):
+    """A sweep that has begun to watch for signals, or is about to."""
+    command = [sys.executable, "-c", UP, "sweep", "--out", str(out), *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    return process
 
 
 def ends_as_promised(process, out):
@@ -135,11 +141,8 @@ def ends_as_promised(process, out):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_while_it_imports(tmp_path, number):
-    script = "from lora_flow.cli import main; print('up', flush=True); raise SystemExit(main())"
     for delay in (0.02, 0.5):
-        command = [sys.executable, "-c", script, "sweep", "--out", str(tmp_path / "run"), *FLAGS]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "up\n"
+        process = begun(tmp_path / "run", *FLAGS)
         time.sleep(delay)
         process.send_signal(number)
         assert process.communicate()[1] == "lora-flow: interrupted\n"
@@ -152,15 +155,18 @@ def test_little_is_imported_before_signals_are_watched_for():
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_at_thirty_moments_of_a_run(tmp_path, number):
     began = time.monotonic()
-    assert run(tmp_path / "whole", *FLAGS).wait() == 0
+    whole = begun(tmp_path / "whole", *FLAGS)
+    whole.communicate()
+    assert whole.returncode == 0
     length, moments = time.monotonic() - began, random.Random(16)
     for i in range(30):
         out = tmp_path / str(i)
-        process = run(out, *FLAGS)
-        time.sleep(moments.uniform(0.3, length))
+        process = begun(out, *FLAGS)
+        time.sleep(moments.uniform(0.02, length))
         process.send_signal(number)
         if ends_as_promised(process, out) and i % 5 == 0:
             assert main(["sweep", "--out", str(out), "--resume"]) == 0
