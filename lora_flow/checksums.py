@@ -46,11 +46,15 @@ class Damaged(InputError):
 
 
 class Reading(NamedTuple):
-    """A stored dataset, the names of what of its lanes is damaged, which have status NOT_RUN then, and the notes."""
+    """A stored dataset, the names of what of its lanes is damaged, which have status NOT_RUN then, and the notes.
+
+    `sums` are the `lane_sums` of what was read; of a group without checks there are none.
+    """
 
     dataset: xr.Dataset
     damaged: list[str]
     notes: dict[str, Any]
+    sums: np.ndarray
 
 
 def create(
@@ -161,7 +165,7 @@ def _read(path: Path, verify: bool) -> Reading:
     group: Any = zarr.open_group(path, mode="r", zarr_format=2)
     arrays = dict(group.arrays()) | ({f"{CHECKS}/{LANES}": group[CHECKS].get(LANES)} if verify else {})
     has_lanes = arrays.get(f"{CHECKS}/{LANES}") is not None if verify else _had_lanes(dataset)
-    sums = None
+    found, sums = np.empty(0, np.uint32), None
     if has_lanes:  # status first: a run that is still writing writes it last
         names = sorted(map(str, dataset.data_vars), key=lambda name: (name != "status", name))
         values = {name: _values(arrays[name], name, damaged) for name in names}
@@ -179,12 +183,13 @@ def _read(path: Path, verify: bool) -> Reading:
         if sums is None:
             lost = (status == 0) & dataset["loss"].isnull().any("time").values
         else:
-            lost = (status != NOT_RUN) & (lane_sums(dataset).reshape(status.shape) != sums)
+            found = lane_sums(dataset)
+            lost = (status != NOT_RUN) & (found.reshape(status.shape) != sums)
         if sums is not None and lost.any():
             damaged += _missing(path, arrays, np.flatnonzero(lost), status.shape, [*values, f"{CHECKS}/{LANES}"])
             damaged += [] if damaged else [f"the values of {lost.sum()} lanes"]
         status[lost] = NOT_RUN
-    return Reading(dataset, damaged, notes(path))
+    return Reading(dataset, damaged, notes(path), found)
 
 
 def _had_lanes(dataset: xr.Dataset) -> bool:

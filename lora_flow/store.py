@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,9 @@ Run = tuple[Mapping[str, Any], Plan]
 class RunFolder:
     """One run's folder while it is written, which takes the lock that `open_runs` holds."""
 
-    def __init__(self, path: Path, plan: Plan):
-        reading = checksums.read(path / RESULTS)
-        self.path, self.damaged = path, reading.damaged
-        self._plan, self._dataset = plan, reading.dataset
-        self._sums = lane_sums(reading.dataset)
+    def __init__(self, path: Path, plan: Plan, reading: checksums.Reading, restored: Sequence[str] = ()):
+        self.path, self.damaged = path, [*restored, *reading.damaged]
+        self._plan, self._dataset, self._sums = plan, reading.dataset, reading.sums
         self._arrays = checksums.open_arrays(path / RESULTS)
 
     @classmethod
@@ -74,9 +72,7 @@ class RunFolder:
         check_settings(path, reading.notes[_SETTINGS], settings)
         check_attrs(path, reading.dataset.attrs, planned.attrs)
         check_arrays(path, reading.dataset, planned)
-        folder = cls(path, plan)
-        folder.damaged = restored + folder.damaged
-        return folder
+        return cls(path, plan, reading, restored)
 
     def pending(self) -> list[int]:
         """The indices of the plan's batches that have a lane which has not run, or whose values are damaged."""
@@ -130,16 +126,17 @@ def open_runs(
                 for name, (settings, plan) in new.items():
                     _fill(beside / name, settings, plan, attrs)
         yield {
-            name: RunFolder(root / name, plan) if name in new else RunFolder.resume(root / name, settings, plan, attrs)
+            name: RunFolder(root / name, plan, checksums.read(root / name / RESULTS))
+            if name in new
+            else RunFolder.resume(root / name, settings, plan, attrs)
             for name, (settings, plan) in runs.items()
         }
 
 
-def run(folder: RunFolder, plan: Plan, progress: bool = True) -> xr.Dataset:
-    """Solves what is pending, stores each batch at once, and returns the finished dataset."""
+def run(folder: RunFolder, plan: Plan, progress: bool = True) -> None:
+    """Solves what is pending, and stores each batch at once."""
     for lanes, values in plan.run(folder.pending(), progress=progress):
         folder.write(lanes, values)
-    return load_run(folder.path)
 
 
 def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
@@ -250,7 +247,7 @@ def drawn(path: Path) -> list[str]:
 def _read_results(path: Path) -> tuple[xr.Dataset, list[str]]:
     """The dataset, lanes whose values are damaged as those that have not run, and what is damaged."""
     try:
-        dataset, damaged, _ = checksums.read(path / RESULTS)
+        dataset, damaged = checksums.read(path / RESULTS)[:2]
     except Damaged as error:
         raise InputError(f"{error}; {_resume_hint(path, 'mend it')}") from error
     dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet

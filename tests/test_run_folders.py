@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 from test_storage import touching
 
-from lora_flow import InputError, load_run
+from lora_flow import InputError, checksums, load_run, store
 from lora_flow.cli import main
 from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.storage import locked
@@ -175,6 +175,20 @@ def test_a_run_that_took_anothers_place_is_not_written_into(out, tmp_path, plans
         with pytest.raises(InputError, match="must stay in place"):
             folders[""].write(plan.batches[0], made_up(plan, plan.batches[0]))
         assert not (out / "results.zarr").exists()
+
+
+def test_a_run_is_read_and_its_lanes_are_summed_once_to_be_resumed(out, plans, monkeypatch):
+    whole, reads, sums = contents(out), [], []
+    read, lane_sums = checksums.read, checksums.lane_sums
+    monkeypatch.setattr(checksums, "read", lambda path: reads.append(path) or read(path))
+    for owner in (checksums, store):
+        monkeypatch.setattr(owner, "lane_sums", lambda *of: sums.append(len(of)) or lane_sums(*of))
+    (out / "results.zarr" / "loss" / "0.0.0.1.0").write_bytes(b"")
+    with open_runs(out, {"": (to_table(ASKED), plans[ASKED])}, resume=True) as folders:
+        assert (len(reads), sums) == (1, [1])
+        (batch,) = folders[""].pending()
+        folders[""].write(plans[ASKED].batches[batch], made_up(plans[ASKED], plans[ASKED].batches[batch]))
+    assert contents(out) == whole
 
 
 @pytest.mark.parametrize("flags", [["--resume"], ["--overwrite", "--rank", "1"]])

@@ -8,7 +8,7 @@ import itertools
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from lora_flow import Adapter, checksums
 from lora_flow.checks import InputError, require
-from lora_flow.checksums import LANES, Damaged, lane_sums, listed
+from lora_flow.checksums import LANES, Damaged, Reading, lane_sums, listed
 from lora_flow.labels import PENDING, portable_attrs
 from lora_flow.storage import RUN_ID, check_run, mend, replacing, write_atomically
 from lora_flow.store import RESULTS, SETTINGS, is_vacant, read_settings
@@ -65,11 +65,11 @@ def saved_steps(steps: int) -> np.ndarray:
 class VisionFolder:
     """One run's folder while it is written; whoever makes or resumes it holds its lock, `lora_flow.storage.locked`."""
 
-    def __init__(self, path: Path, settings: VisionSettings):
-        reading = checksums.read(path / RESULTS)
-        self.path, self.settings, self.damaged = path, settings, reading.damaged
-        self._dataset, self._sums = reading.dataset, lane_sums(reading.dataset)
+    def __init__(self, path: Path, settings: VisionSettings, reading: Reading, restored: Sequence[str] = ()):
+        self.path, self.settings = path, settings
+        self._dataset, self._sums = reading.dataset, reading.sums
         self._arrays = checksums.open_arrays(path / RESULTS)
+        self.damaged = [*restored, *reading.damaged, *self._damaged_adapters()]
 
     @classmethod
     def create(cls, path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> Any:
@@ -80,7 +80,7 @@ class VisionFolder:
         with replacing(path, _made(path)) as new:
             write_atomically(new / SETTINGS, tomli_w.dumps({"vision": dataclasses.asdict(settings)}))
             _make(new / RESULTS, settings, measures, attrs)
-        return cls(path, settings)
+        return cls(path, settings, checksums.read(path / RESULTS))
 
     @classmethod
     def resume(cls, path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> Any:
@@ -109,9 +109,7 @@ class VisionFolder:
         require(ours, f"'{path}'", "be a run of this version, to be resumed", "an older one, without checksums")
         _check_same(path, reading.dataset.attrs, planned.attrs)
         check_arrays(path, reading.dataset, planned)
-        folder = cls(path, settings)
-        folder.damaged = [*restored, *folder.damaged, *folder._damaged_adapters()]
-        return folder
+        return cls(path, settings, reading, restored)
 
     def pending(self) -> list[Unit]:
         """The units with a lane that has not run, or whose values or adapters are damaged."""
@@ -216,7 +214,7 @@ def load_vision(path: str | Path) -> xr.Dataset:
     hint = f"lora-flow vision --out {path} --resume"
     require((path / RESULTS).is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished check; finish it with: {hint}")
     try:
-        dataset, damaged, _ = checksums.read(path / RESULTS)
+        dataset, damaged = checksums.read(path / RESULTS)[:2]
     except Damaged as error:
         raise InputError(f"{error}; mend it with: {hint}") from error
     pending = int((~dataset["status"].isin([DONE, DIVERGED])).sum())
