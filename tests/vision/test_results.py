@@ -228,7 +228,7 @@ def test_without_results_adapters_stay_until_their_units_are_trained_again(copie
 
 
 def test_one_writer_at_a_time(copied, capsys, monkeypatch):
-    monkeypatch.setattr("vision.check.build", lambda settings: (None, ATTRS))
+    monkeypatch.setattr("vision.check.build", lambda settings, folder: (None, ATTRS))
     before = contents(copied)
     for how in ("--overwrite", "--resume"):
         with locked(copied):
