@@ -7,7 +7,8 @@ that every reader checks. What readers do not check by themselves is in the subg
 - its attribute `sha256` has a digest for each file that is final once the group is made: metadata, coordinates; beside
   it is what else is to be known of the group;
 - its array `lanes` has a CRC-32 for each lane of the variables that are written lane by lane: of all the lane's values,
-  and of what the dataset says of itself, so that values do not pass under other coordinates.
+  and of what the dataset says of itself, so that values do not pass under other coordinates;
+- its array `batches` has for each lane the number of the batch that it is written with.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import zarr
 from lora_flow.checks import InputError
 from lora_flow.storage import RUN_ID, is_generated
 
-CHECKS, LANES, SUMS = "checks", "lanes", "sha256"
+CHECKS, LANES, BATCHES, SUMS = "checks", "lanes", "batches", "sha256"
 NOT_RUN = -1  # the status of a lane that has not run, and what its counts read as
 OWN = f"{CHECKS}/.zattrs"  # the file that holds the digests, and the notes
 _METADATA = (".zgroup", ".zattrs", ".zarray")
@@ -62,11 +63,13 @@ def create(
     dataset: xr.Dataset,
     chunks: Mapping[str, tuple[int, ...]] | None = None,
     noted: Mapping[str, Any] | None = None,
+    batches: Sequence[np.ndarray] = (),
 ) -> None:
     """Makes a group of a dataset, with notes that whoever opens it is not shown.
 
     With `chunks` the data variables are still to be written, lane by lane, and of them only `status` is stored yet,
-    NOT_RUN for every lane; the lanes are what it is about. Without chunks all is stored, and final.
+    NOT_RUN for every lane; the lanes are what it is about, and `batches` the numbers of those that are written
+    together. Without chunks all is stored, and final.
     """
     live = list(dataset.data_vars) if chunks else []
     final = dataset.drop_vars(live)
@@ -79,6 +82,9 @@ def create(
         _live_array(checks, LANES, sums, chunks["status"])
         for name in map(str, live):
             _live_array(group, name, dataset[name], chunks[name])
+        together = sums.astype(np.int32).copy(data=_numbered(batches, sums.shape))
+        _live_array(checks, BATCHES, together, sums.shape)
+        open_arrays(path)[BATCHES][...] = together.values
     fixed = [name for name in _files(path) if name != OWN]
     checks.attrs.put(dict(noted or {}) | {SUMS: {name: _sha256(path / name) for name in fixed}})
     (path / _CONSOLIDATED).write_text(_consolidated(path, [*fixed, OWN]))
@@ -154,6 +160,13 @@ def notes(path: Path) -> dict[str, Any]:
     return _json_of(path / OWN, {})
 
 
+def batches_of(path: Path) -> np.ndarray | None:
+    """For each lane of a group that can be read the number of its batch; None where an earlier version made it."""
+    group: Any = zarr.open_group(path, mode="r", zarr_format=2)
+    stored = group[CHECKS].get(BATCHES) if CHECKS in group else None
+    return None if stored is None else np.asarray(stored[...])
+
+
 def listed(names: Sequence[str]) -> str:
     """A few names, and how many more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -190,6 +203,13 @@ def _read(path: Path, verify: bool) -> Reading:
             damaged += [] if damaged else [f"the values of {lost.sum()} lanes"]
         status[lost] = NOT_RUN
     return Reading(dataset, damaged, notes(path), found)
+
+
+def _numbered(batches: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    numbers = np.full(int(np.prod(shape)), NOT_RUN, np.int32)
+    for number, lanes in enumerate(batches):
+        numbers[lanes] = number
+    return numbers.reshape(shape)
 
 
 def _had_lanes(dataset: xr.Dataset) -> bool:

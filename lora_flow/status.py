@@ -9,8 +9,8 @@ import datetime
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from lora_flow import checksums
@@ -55,32 +55,22 @@ def _part(path: Path) -> tuple[str, bool]:
     if reading is None:
         return f"{path}: nothing stored yet", True
     lanes = reading.dataset["status"]
-    if "vision" in settings:
-        from vision.results import units
-
-        size, groups, kind = 0, len(units(_vision_settings(path))), "units"
-    else:
-        size = int(reading.dataset.attrs["batch_size"])
-        groups, kind = -(-lanes.size // size), "batches"
-    line, waiting = _counts(path, lanes, groups, kind, size)
+    kind = "units" if "vision" in settings else "batches"
+    line, waiting = _counts(path, lanes, checksums.batches_of(path / RESULTS), kind)
     return line + (f"; damaged or missing {listed(reading.damaged)}" if reading.damaged else ""), waiting > 0
 
 
-def _vision_settings(path: Path) -> Any:
-    from vision.results import stored_settings
-
-    return stored_settings(path)
-
-
-def _counts(path: Path, lanes: xr.DataArray, groups: int, kind: str, size: int) -> tuple[str, int]:
-    """One line on the lanes, and how many have not run; groups have `size` lanes, or all the same number for 0."""
+def _counts(path: Path, lanes: xr.DataArray, batches: np.ndarray | None, kind: str) -> tuple[str, int]:
+    """One line on the lanes, and how many have not run; a batch is done when all of its lanes are."""
     meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
     counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != PENDING}
     done = sum(counts.values())
-    waiting = lanes.size - done
-    of_groups = groups - (-(-waiting // size) if size else round(groups * waiting / lanes.size))
+    together = ""
+    if batches is not None:
+        total, open_ones = len(np.unique(batches)), len(np.unique(batches[lanes.values == PENDING]))
+        together = f" ({total - open_ones} of {total} {kind})"
     ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
-    return f"{path}: {done} of {lanes.size} lanes done ({of_groups} of {groups} {kind}); ended: {ended}", waiting
+    return f"{path}: {done} of {lanes.size} lanes done{together}; ended: {ended}", lanes.size - done
 
 
 def _written(parts: Sequence[Path]) -> str:

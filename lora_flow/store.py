@@ -266,7 +266,7 @@ def _fill(folder: Path, settings: Mapping[str, Any], plan: Plan, attrs: Mapping[
     """Makes settings, results without lanes, and the problem's copy in a folder that is about to take a run's place."""
     empty = _empty(settings, plan, attrs)
     chunks = {str(name): _chunks(empty, name, plan.batch_size) for name in empty.data_vars}
-    checksums.create(folder / RESULTS, empty, chunks, {_SETTINGS: dict(settings)})
+    checksums.create(folder / RESULTS, empty, chunks, {_SETTINGS: dict(settings)}, plan.batches)
     write_atomically(folder / SETTINGS, tomli_w.dumps(dict(settings)))
     named = Path(str(settings["problem"]))
     if named.suffix in _SUFFIXES and named.is_file():

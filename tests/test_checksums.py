@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 from lora_flow import InputError
-from lora_flow.checksums import LANES, Damaged, copy_lanes, create, lane_sums, open_arrays, read
+from lora_flow.checksums import LANES, Damaged, batches_of, copy_lanes, create, lane_sums, open_arrays, read
 
 LANE_DIMS = ("init", "seed")
 CHUNKS = {"loss": (1, 2, 5), "floor": (1, 2), "status": (1, 2), "steps": (1, 2)}
@@ -39,8 +39,11 @@ def example():
     )
 
 
+BATCHES = [np.array([0, 4]), np.array([5, 1]), np.array([2, 3])]  # lane numbers
+
+
 def store(path, dataset):
-    create(path, dataset, CHUNKS, {"settings": {"alpha": [0.1]}})
+    create(path, dataset, CHUNKS, {"settings": {"alpha": [0.1]}}, BATCHES)
     arrays = open_arrays(path)
     stored = read(path).dataset
     for name in dataset.data_vars:
@@ -57,7 +60,8 @@ def whole(tmp_path_factory):
 
 
 def test_what_is_stored_is_read(whole):
-    dataset, damaged, notes = read(whole)
+    dataset, damaged, notes, sums = read(whole)
+    np.testing.assert_array_equal(sums, lane_sums(dataset))
     xr.testing.assert_identical(dataset, example())
     assert {name: dataset[name].dtype for name in dataset.variables} == {
         name: example()[name].dtype for name in example().variables
@@ -74,7 +78,7 @@ def test_lanes_that_have_not_run_say_so_to_every_reader_and_a_lost_status_is_nam
         assert np.all(opened["status"].values == -1)
     assert read(path).damaged == []
     (path / "status/1.0").unlink()
-    dataset, damaged, _ = read(path)
+    dataset, damaged = read(path)[:2]
     assert (np.all(dataset["status"].values == -1), damaged) == (True, ["status/1.0"])
 
 
@@ -122,7 +126,12 @@ def test_every_array_has_a_fill_value_that_is_none_of_its_values(whole):
         fill = json.loads(file.read_text())["fill_value"]
         assert fill is not None
         name = file.parent.relative_to(whole).as_posix()
-        assert not np.any(example()[name].values == fill) if name in example().variables else fill == 0
+        checks = {f"checks/{LANES}": 0, "checks/batches": -1}
+        assert fill == checks[name] if name in checks else not np.any(example()[name].values == fill)
+
+
+def test_the_batches_of_lanes_are_known(whole):
+    np.testing.assert_array_equal(batches_of(whole), [[0, 1, 2], [2, 0, 1]])
 
 
 def damages(content):
@@ -142,7 +151,7 @@ def files(path):
 def is_right(path):
     """Whether a group reads as it was, or says what is damaged; its undamaged lanes always read as they were."""
     try:
-        dataset, damaged, _ = read(path)
+        dataset, damaged = read(path)[:2]
     except InputError as error:
         return "refused" if "\n" not in str(error) else error
     done = dataset["status"].values != -1
@@ -256,7 +265,8 @@ def test_groups_of_earlier_versions_are_read(tmp_path):
     path = tmp_path / "results.zarr"
     encoding = {name: {"chunks": chunks} for name, chunks in CHUNKS.items()}
     example().drop_attrs(deep=False).to_zarr(path, encoding=encoding, zarr_format=2, consolidated=True)
-    dataset, damaged, notes = read(path)
+    dataset, damaged, notes, sums = read(path)
+    assert not sums.size
     xr.testing.assert_equal(dataset, example())
     assert (damaged, notes) == ([], {})
     (path / "loss" / "0.0.0").unlink()

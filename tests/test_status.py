@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import zarr
 
 from lora_flow import InputError, load_run
 from lora_flow.cli import main
@@ -53,6 +54,21 @@ def test_lanes_whose_values_are_damaged_are_not_done(unfinished, tmp_path, name)
     assert lanes_done(told[0]) < whole[0] == 6
     assert told[0].endswith(f"; damaged or missing {name}/{chunk.name}")
     assert told[-1] == f"not finished; go on with: lora-flow sweep --out {copied} --resume"
+
+
+def test_batches_are_counted_by_their_lanes(tmp_path):
+    """One lane of each of two batches is lost, which is as many as one batch has."""
+    plan, out = build_plan(ASKED), tmp_path / "run"
+    with open_runs(out, {"": (to_table(ASKED), plan)}) as folders:
+        for lanes, values in plan.run(progress=False):
+            folders[""].write(lanes, values)
+    status_of = zarr.open_array(out / "results.zarr" / "status")
+    lost, flat = status_of[...], plan.batches
+    lost.reshape(-1)[[flat[0][0], flat[2][1]]] = PENDING
+    status_of[...] = lost
+    assert status(out).startswith(f"{out}: 6 of 8 lanes done (2 of 4 batches); ended: 6 success")
+    shutil.rmtree(out / "results.zarr" / "checks" / "batches")
+    assert status(out).startswith(f"{out}: damaged or missing checks/batches/")
 
 
 def lanes_done(line):
@@ -151,7 +167,7 @@ def test_vision_units_are_counted(tmp_path):
     trained = lanes * len(unit.seeds) // 2 // len(settings.rank)
     losses = np.ones((len(settings.alphas), len(unit.seeds), len(vision.saved_steps(settings.steps))))
     folder.write(unit, {"train_loss": losses}, {})
-    assert f"{trained} of {lanes} lanes done" in status(tmp_path / "run")
+    assert f"{trained} of {lanes} lanes done (1 of {len(vision.units(settings))} units)" in status(tmp_path / "run")
     (tmp_path / "run/results.zarr/train_loss/0.0.0.0.0.0").write_bytes(b"damaged")
     told = status(tmp_path / "run").splitlines()[0]
     assert lanes_done(told) < trained

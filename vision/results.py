@@ -113,10 +113,8 @@ class VisionFolder:
 
     def pending(self) -> list[Unit]:
         """The units with a lane that has not run, or whose values or adapters are damaged."""
-        status = self._dataset["status"].values
-        return [
-            unit for unit in units(self.settings) if not np.all(np.isin(status[self._block(unit)], (DONE, DIVERGED)))
-        ]
+        done = np.isin(self._dataset["status"].values, (DONE, DIVERGED))
+        return [unit for unit in units(self.settings) if not np.all(done[_block(self.settings, unit)])]
 
     def checkpoints(self, unit: Unit) -> Path:
         return self.path / CHECKPOINTS / unit.name
@@ -131,13 +129,13 @@ class VisionFolder:
         (self.path / ADAPTERS).mkdir(exist_ok=True)
         metadata = {SHA256: _digest(unit, arrays)}
         write_atomically(self.path / ADAPTERS / f"{unit.name}.safetensors", save(arrays, metadata))
-        block = self._block(unit)
+        block = _block(self.settings, unit)
         for name, values in seen.items():
             self._dataset[name].values[block] = values[None, None, :, None]
         finite = np.all([np.isfinite(values).all(-1) for values in seen.values()], axis=0)
         self._dataset["status"].values[block] = np.where(finite, DONE, DIVERGED)[None, None, :, None]
         shape = self._dataset["status"].shape
-        lanes = np.arange(np.prod(shape)).reshape(shape)[block].ravel()
+        lanes = _lanes(self.settings, unit)
         self._sums[lanes] = lane_sums(self._dataset, lanes)
         memory = {name: self._dataset[name].values for name in seen}
         memory |= {LANES: self._sums.reshape(shape), "status": self._dataset["status"].values}
@@ -151,24 +149,13 @@ class VisionFolder:
         status, found = self._dataset["status"].values, []
         for unit in units(self.settings):
             path = self.path / ADAPTERS / f"{unit.name}.safetensors"
-            if np.any(status[self._block(unit)] != PENDING):
+            if np.any(status[_block(self.settings, unit)] != PENDING):
                 try:
                     _read_adapters(path, unit)
                 except (InputError, OSError):
-                    status[self._block(unit)] = PENDING
+                    status[_block(self.settings, unit)] = PENDING
                     found.append(f"{ADAPTERS}/{path.name}")
         return found
-
-    def _block(self, unit: Unit) -> tuple[slice, ...]:
-        chosen = self.settings
-        places = (
-            chosen.optimizer.index(unit.optimizer),
-            chosen.init.index(unit.init),
-            None,
-            chosen.rank.index(unit.rank),
-        )
-        first, last = unit.seeds[0], unit.seeds[-1] + 1
-        return (*(slice(None) if place is None else slice(place, place + 1) for place in places), slice(first, last))
 
 
 def check_free(path: Path, overwrite: bool) -> None:
@@ -269,6 +256,20 @@ def _read_adapters(path: Path, unit: Unit) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _block(settings: VisionSettings, unit: Unit) -> tuple[slice, ...]:
+    """The lanes of a unit, as an index of what has dimensions `optimizer, init, alpha, rank, seed`."""
+    found = (settings.optimizer.index(unit.optimizer), settings.init.index(unit.init), settings.rank.index(unit.rank))
+    optimizer, init, rank = (slice(place, place + 1) for place in found)
+    return optimizer, init, slice(None), rank, slice(unit.seeds[0], unit.seeds[-1] + 1)
+
+
+def _lanes(settings: VisionSettings, unit: Unit) -> np.ndarray:
+    """The lanes of a unit, as numbers."""
+    lengths = map(len, (settings.optimizer, settings.init, settings.alphas, settings.rank))
+    shape = (*lengths, settings.seeds)
+    return np.arange(np.prod(shape)).reshape(shape)[_block(settings, unit)].ravel()
+
+
 def _digest(unit: Unit, arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(unit.name.encode())
     for name, array in sorted(arrays.items()):
@@ -289,7 +290,8 @@ def _made(path: Path) -> list[str]:
 def _make(path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> None:
     empty = _empty(settings, measures, attrs)
     identified = empty.assign_attrs({RUN_ID: uuid.uuid4().hex})
-    checksums.create(path, identified, _chunks(settings, measures), noted={ATTRS: empty.attrs})
+    lanes = [_lanes(settings, unit) for unit in units(settings)]
+    checksums.create(path, identified, _chunks(settings, measures), {ATTRS: empty.attrs}, lanes)
 
 
 def _remake(path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> None:
