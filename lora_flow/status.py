@@ -19,7 +19,7 @@ from lora_flow.checksums import Damaged, listed
 from lora_flow.labels import PENDING
 from lora_flow.progress import span
 from lora_flow.storage import holder, is_generated
-from lora_flow.store import RESULTS, SETTINGS, read_settings
+from lora_flow.store import RESULTS, SETTINGS, read_settings, steady
 
 
 def status(path: str | Path) -> str:
@@ -27,7 +27,10 @@ def status(path: str | Path) -> str:
 
     **Raises:** `InputError` where the folder is none of these.
     """
-    path = Path(path)
+    return steady(path, lambda: _status(Path(path)))
+
+
+def _status(path: Path) -> str:
     runs = sorted(settings.parent for settings in path.glob(f"*/{SETTINGS}"))
     parts = [path] if (path / SETTINGS).is_file() or not runs else runs
     told, open_parts = [], []

@@ -125,14 +125,26 @@ def mend(folder: str | Path) -> None:
 
     Leaves alone what a living process is about to replace, and what the reader may not write.
     """
-    folder = Path(folder)
-    if folder.is_dir() and any(is_generated(entry.name) and entry.suffix == f".{OLD}" for entry in folder.iterdir()):
+    for one in _replaced_in(Path(folder)):
         try:
-            with contextlib.suppress(InUse), locked(folder):
+            with contextlib.suppress(InUse), locked(one):
                 pass
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise
+
+
+def is_replaced(folder: str | Path) -> bool:
+    """Whether entries of a folder are about to be replaced, by a process that is alive or was killed at it."""
+    return bool(_replaced_in(Path(folder)))
+
+
+def _replaced_in(folder: Path) -> list[Path]:
+    """Where old entries are set aside: in the folder, or beside it where it is one of several that go together."""
+    there = [one for one in (folder, folder.absolute().parent) if one.is_dir()]
+    return [
+        one for one in there if any(is_generated(entry.name) and entry.suffix == f".{OLD}" for entry in one.iterdir())
+    ]
 
 
 def holder(folder: str | Path) -> str:

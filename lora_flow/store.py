@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tomli_w
@@ -29,15 +30,17 @@ from lora_flow.checksums import LANES, Damaged, lane_chunks, lane_sums, listed
 from lora_flow.labels import PENDING, portable_attrs
 from lora_flow.plan import Plan, Values
 from lora_flow.settings import Settings, to_table
-from lora_flow.storage import RUN_ID, check_run, is_generated, locked, mend, replacing, write_atomically
+from lora_flow.storage import RUN_ID, check_run, is_generated, is_replaced, locked, mend, replacing, write_atomically
 from lora_flow.toml import read_toml
 from lora_flow.unchanged import check_arrays, check_attrs, check_settings
 
 SETTINGS, RESULTS, PROBLEM = "settings.toml", "results.zarr", "problem-as-started"
 _SUFFIXES = (".npz", ".safetensors")  # of files that hold a problem
 _FIGURE = "figure"  # the attribute of a run that was made for a figure
+_REPLACED_WITHIN = 5.0  # seconds that a reader waits for a run that is being replaced
 _SETTINGS = "settings"  # the note of what a run was asked for
 
+Read = TypeVar("Read")
 Run = tuple[Mapping[str, Any], Plan]
 """What a run was asked for, as in its settings file, and how that is done."""
 
@@ -147,7 +150,39 @@ def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
     **Raises:** `InputError` where the folder is missing, is no run folder, has no results yet, or its run is damaged or
     not finished.
     """
-    path = Path(path)
+    return steady(path, lambda: _load_run(Path(path), partial))
+
+
+def steady(path: str | Path, read: Callable[[], Read]) -> Read:
+    """What `read` reads of a folder's runs: of the old ones alone, or of the new, where another process replaces them.
+
+    **Raises:** what `read` does, or `InputError` where that process does not come to its end within seconds.
+    """
+    path, until = Path(path), time.monotonic() + _REPLACED_WITHIN
+    while True:
+        before = _identity(path)
+        try:
+            found = read()
+            if _identity(path) == before and not is_replaced(path):
+                return found
+        except (InputError, OSError):
+            if _identity(path) == before and not is_replaced(path):
+                raise
+        require(time.monotonic() < until, f"'{path}'", "stay in place while it is read", "one that is being replaced")
+        time.sleep(0.01)
+
+
+def _identity(path: Path) -> list[tuple[str, int]]:
+    """What is another where a run, or one of the runs in a folder, has been replaced."""
+    found = []
+    for run in (path, *path.glob("*")):
+        for entry in (run / SETTINGS, run / RESULTS):
+            with contextlib.suppress(OSError):
+                found.append((str(entry), entry.stat().st_ino))
+    return sorted(found)
+
+
+def _load_run(path: Path, partial: bool) -> xr.Dataset:
     read_settings(path)
     require((path / RESULTS).is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished run; {_resume_hint(path)}")
     dataset, damaged = _read_results(path)
@@ -173,13 +208,16 @@ def load_figure(path: str | Path, partial: bool = False) -> tuple[str, dict[str,
 
     **Raises:** `InputError` as `load_run` does, and for a folder that holds neither a run nor a figure's runs.
     """
-    path = Path(path)
+    return steady(path, lambda: _load_figure(Path(path), partial))
+
+
+def _load_figure(path: Path, partial: bool) -> tuple[str, dict[str, xr.Dataset]]:
     mend(path)
     runs = sorted(folder.parent for folder in path.glob(f"*/{SETTINGS}") if not is_generated(folder.parent.name))
     if (path / SETTINGS).is_file() or not runs:
-        datasets = {"": load_run(path, partial)}
+        datasets = {"": _load_run(path, partial)}
     else:
-        datasets = {run.name: load_run(run, partial) for run in runs}
+        datasets = {run.name: _load_run(run, partial) for run in runs}
     names = {str(dataset.attrs.get(_FIGURE) or "") for dataset in datasets.values()}
     one = len(names) == 1 and (names != {""} or "" in datasets)
     require(one, f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(datasets)} runs in folders")

@@ -8,7 +8,10 @@ import itertools
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +21,9 @@ from test_storage import touching
 from lora_flow import InputError, checksums, load_run, store
 from lora_flow.cli import main
 from lora_flow.settings import Settings, build_plan, to_table
+from lora_flow.status import status
 from lora_flow.storage import locked
-from lora_flow.store import open_runs
+from lora_flow.store import load_figure, open_runs
 from lora_flow.studies import load_study, store_study
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
@@ -178,7 +182,7 @@ def test_a_run_that_took_anothers_place_is_not_written_into(out, tmp_path, plans
 
 
 def test_a_run_is_read_and_its_lanes_are_summed_once_to_be_resumed(out, plans, monkeypatch):
-    whole, reads, sums = contents(out), [], []
+    whole, reads, sums = load_run(out), [], []
     read, lane_sums = checksums.read, checksums.lane_sums
     monkeypatch.setattr(checksums, "read", lambda path: reads.append(path) or read(path))
     for owner in (checksums, store):
@@ -188,7 +192,73 @@ def test_a_run_is_read_and_its_lanes_are_summed_once_to_be_resumed(out, plans, m
         assert (len(reads), sums) == (1, [1])
         (batch,) = folders[""].pending()
         folders[""].write(plans[ASKED].batches[batch], made_up(plans[ASKED], plans[ASKED].batches[batch]))
-    assert contents(out) == whole
+    xr.testing.assert_identical(load_run(out), whole)
+
+
+@contextmanager
+def replaced_slowly(act):
+    """Within, a thread does `act`, and every rename of it takes longer than a reader waits for a lock."""
+    rename, patch, failed = Path.rename, pytest.MonkeyPatch(), []
+    patch.setattr(Path, "rename", lambda *args: [time.sleep(0.07), rename(*args)][1])
+
+    def run():
+        try:
+            act()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join()
+        patch.undo()
+    assert not failed
+
+
+@pytest.mark.parametrize("names", [("",), ("a", "b")], ids=["run", "figure"])
+def test_who_reads_while_a_run_is_replaced_reads_the_old_or_the_new(tmp_path, plans, names):
+    out, seen, figure = tmp_path / "run", [], {"figure": "3" if "a" in names else ""}
+    solve(out, ASKED, plans, names=names, attrs=figure)
+    old, new = load_run(out / names[0]), None
+    with replaced_slowly(lambda: solve(out, OTHER, plans, names=names, overwrite=True, attrs=figure)) as replacing:
+        while replacing.is_alive() or new is None:
+            if not replacing.is_alive():
+                new = load_run(out / names[0])
+            one = load_run(out / names[0], partial=True)
+            _, runs = load_figure(out, partial=True)
+            assert sorted(runs) == sorted(names)
+            seen.append([part.sizes["time"] for part in (one, *runs.values())])
+            assert "lanes done" in status(out)
+    for first, *rest in seen:
+        assert len(set(rest)) == 1
+        assert first >= rest[0]
+    assert seen == sorted(seen, reverse=True)
+    assert (old.sizes["time"], new.sizes["time"]) == (3, 2)
+
+
+def test_who_reads_a_run_that_stays_half_replaced_is_told_so_in_one_line(out, plans, monkeypatch):
+    """By a process that was stopped; killed ones are mended."""
+    go_on, rename = threading.Event(), Path.rename
+
+    def stopped(path, to):
+        moved = rename(path, to)
+        return moved if path.name != "settings.toml" else go_on.wait(60)
+
+    monkeypatch.setattr(store, "_REPLACED_WITHIN", 0.2)
+    monkeypatch.setattr(Path, "rename", stopped)
+    replacing = threading.Thread(target=lambda: solve(out, OTHER, plans, [], overwrite=True))
+    replacing.start()
+    try:
+        while (out / "settings.toml").exists():
+            time.sleep(0.01)
+        with pytest.raises(InputError, match=r"run' must stay in place while it is read, got one that is being replac"):
+            load_run(out)
+    finally:
+        go_on.set()
+        replacing.join()
+    assert load_run(out, partial=True).sizes["time"] == 2
 
 
 @pytest.mark.parametrize("flags", [["--resume"], ["--overwrite", "--rank", "1"]])

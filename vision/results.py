@@ -22,7 +22,7 @@ from lora_flow.checks import InputError, require
 from lora_flow.checksums import LANES, Damaged, Reading, lane_sums, listed
 from lora_flow.labels import PENDING, portable_attrs
 from lora_flow.storage import RUN_ID, check_run, mend, replacing, write_atomically
-from lora_flow.store import RESULTS, SETTINGS, is_vacant, read_settings
+from lora_flow.store import RESULTS, SETTINGS, is_vacant, read_settings, steady
 from lora_flow.unchanged import check_arrays
 from vision.settings import HEAD, VisionSettings, from_table
 from vision.tensors import open_tensors
@@ -197,6 +197,10 @@ def load_vision(path: str | Path) -> xr.Dataset:
     **Raises:** `InputError` where the folder is missing, is no image check, is damaged, or the check is not finished.
     """
     path = Path(path).expanduser()
+    return steady(path, lambda: _load_vision(path))
+
+
+def _load_vision(path: Path) -> xr.Dataset:
     stored_settings(path)
     hint = f"lora-flow vision --out {path} --resume"
     require((path / RESULTS).is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished check; finish it with: {hint}")

@@ -10,7 +10,7 @@ import xarray as xr
 from lora_flow import checksums
 from lora_flow.checks import InputError, require
 from lora_flow.storage import mend, replacing, write_atomically
-from lora_flow.store import RESULTS, SETTINGS, drawn, is_vacant
+from lora_flow.store import RESULTS, SETTINGS, drawn, is_vacant, steady
 from lora_flow.toml import read_toml
 
 
@@ -46,7 +46,12 @@ def store_study(path: str | Path, name: str, seeds: int, dataset: xr.Dataset) ->
 
 def load_study(path: str | Path) -> xr.Dataset:
     """The results of a study's folder, every number checked."""
-    results, again = Path(path) / RESULTS, "--overwrite runs it again"
+    return steady(path, lambda: _load_study(Path(path)))
+
+
+def _load_study(path: Path) -> xr.Dataset:
+    mend(path)
+    results, again = path / RESULTS, "--overwrite runs it again"
     require(results.is_dir(), f"'{path}'", f"hold {RESULTS}", f"a figure that was not finished; {again}")
     try:
         return checksums.read(results).dataset
