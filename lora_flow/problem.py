@@ -235,11 +235,12 @@ class Factorization(eqx.Module):
 
     def __str__(self) -> str:
         spectrum = self.spectrum()
-        aligned = "aligned" if spectrum["aligned"] else "not aligned"
+        aligned, along = ("aligned", "") if spectrum["aligned"] else ("not aligned", " along the shift's top pair")
         return (
             f"{type(self).__name__}: W1 {self.w1.shape[0]} x {self.w1.shape[1]}, "
             f"W2 {self.w2.shape[0]} x {self.w2.shape[1]}; "
-            f"{spectrum_text(spectrum['sigma_shift'])}, {aligned} with the weights; delta_w = {spectrum['delta_w']:.4g}"
+            f"{spectrum_text(spectrum['sigma_shift'])}, {aligned} with the weights; "
+            f"delta_w = {spectrum['delta_w']:.4g}{along}"
         )
 
 

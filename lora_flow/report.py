@@ -166,15 +166,15 @@ def about(dataset: xr.Dataset) -> str:
     elif "sigma_shift" in attrs:
         aligned = "aligned" if attrs["aligned"] else "not aligned"
         problem += f"; shift of rank {np.size(attrs['sigma_shift'])}, {aligned} with the weights"
-        problem += f"; delta_w = {attrs['delta_w']:.4g}"
+        problem += f"; delta_w = {attrs['delta_w']:.4g}" + ("" if attrs["aligned"] else " along the shift's top pair")
     same = [
         f"{dim} {show(dataset[dim].values.tolist()[0])}" for dim in ("init", "alpha", "rank") if dataset.sizes[dim] == 1
     ]
     same += [f"side {attrs['side']}"] if "side" in attrs else []
     name, largest = attrs.get("flow", "plain"), float(dataset["drift"].max())
     flow = "Flow" if name == "plain" else f"Flow {name}"
-    drift = " Largest drift of the conserved quantities, relative to the adapters' squared norm: "
-    drift = "" if np.isnan(largest) else f"{drift}{largest:.1g}."
+    drift = " Integration error (drift of the conserved quantities, relative to the adapters' squared norm; "
+    drift = "" if np.isnan(largest) else f"{drift}should be far below 1e-2): {largest:.1g}."
     solver = SOLVED_BY.get(attrs["solver"], attrs["solver"])
     seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
     return (

@@ -1,4 +1,4 @@
-"""What `lora-flow vision` can be told. Imports no JAX."""
+"""The settings of `lora-flow vision`. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -21,50 +21,50 @@ LEAST = 1e-15  # of standard deviations: single precision holds their squares, a
 
 @dataclasses.dataclass(frozen=True)
 class VisionSettings:
-    """Every setting of the image check. Where a flag takes several values, all combinations are run."""
+    """Every setting of the image check, which runs all combinations of the values given."""
 
     data: str = "digits"
-    """The images: digits (comes with scikit-learn), mnist, fashion-mnist or cifar10."""
+    """The images: digits (from scikit-learn), mnist, fashion-mnist or cifar10."""
     data_dir: str = ""
-    """The folder of the data set's files (IDX for the MNISTs, the binary version for CIFAR-10). Unless given, a folder
-    where they are known to be installed, or a download that is kept and held to its checksum each time."""
+    """The folder of the data set's files (IDX for the MNISTs, the binary version for CIFAR-10). By default a folder
+    where such files are usually installed, or a download that is kept, with its checksum checked each time."""
     weights: str = "shipped"
     """Pretrained weights: shipped (a small ViT pretrained on Fashion-MNIST), a folder with config.json and
-    model.safetensors as Hugging Face keeps ViTs, or a name on its hub such as google/vit-base-patch16-224."""
+    model.safetensors in Hugging Face's layout, or a name on its hub such as google/vit-base-patch16-224."""
     revision: str = ""
-    """Of weights on the hub: the commit, branch or tag; the newest unless given. The run keeps its commit."""
+    """For weights on the hub: the commit, branch or tag; by default the newest. The run keeps the commit."""
     config: str = ""
-    """What the weights must be: tiny, small, vit-small, vit-base or vit-large; any unless given."""
+    """The architecture that the weights must have: tiny, small, vit-small, vit-base or vit-large; by default any."""
     image_size: int = 0
-    """Height and width that images are resized to, a multiple of the patch size; the weights' own unless given."""
+    """Height and width that images are resized to, a multiple of the patch size; by default the weights' own."""
     layers: str = HEAD
     """The layers that carry LoRA, as a pattern on their paths: head, all, attention/(query|value), ..."""
     optimizer: tuple[str, ...] = OPTIMIZERS
-    """How adapters are trained: flow (the gradient flow itself; for the head alone), sgd, adam."""
+    """Optimisers: flow (the gradient flow itself; for the head alone), sgd, adam."""
     init: tuple[str, ...] = INITS
-    """How they start: gaussian-A (A random, B = 0), gaussian-B, and at the norm of gaussian-A spectral and lora-one."""
+    """Initialisations: gaussian-A (A random, B = 0), gaussian-B; spectral and lora-one at gaussian-A's norm."""
     alpha: tuple[float, ...] = PUBLISHED_STDS
     """Standard deviations of the random factor's entries, over which losses are compared."""
     aligned_at: float = 1e-3
-    """One more standard deviation, small, at which alignment is followed."""
+    """One more standard deviation, a small one, at which alignment is followed."""
     rank: tuple[int, ...] = (4, 8)
     """LoRA ranks."""
     scaling: float = 1.0
     """LoRA's output multiplier s."""
     seeds: int = 5
-    """Number of random starts, seeds 0, 1, ...; common to all other settings."""
+    """Number of random starts, seeds 0, 1, ...; all combinations share the seeds."""
     steps: int = 1000
-    """Steps of sgd and adam; the flow goes to time steps times the rate of sgd."""
+    """Steps of sgd and adam; the flow ends at the time steps x sgd_rate."""
     sgd_rate: float = 0.1
-    """Step size of sgd, the paper's."""
+    """Step size of sgd; the default is the paper's."""
     adam_rate: float = 0.01
-    """Step size of adam, the paper's."""
+    """Step size of adam; the default is the paper's."""
     batch_size: int = 0
-    """Images a step of sgd and adam, drawn by the seed; 0 for all of them at every step."""
+    """Images a step of sgd and adam, drawn by the seed; 0 for all images at every step."""
     limit: int = 0
-    """Use only the first so many training and test images; 0 for all."""
+    """Number of training and of test images to use, the first ones; 0 for all."""
     precision: str = "single"
-    """Of the network: single, or bfloat16 (mixed: weights in single precision). The flow is in double."""
+    """Precision of the network: single, or bfloat16 (mixed: weights in single precision). The flow is in double."""
 
     def check(self) -> None:
         """**Raises:** `InputError` for what can be seen to be wrong without the data and the weights."""
@@ -103,7 +103,7 @@ class VisionSettings:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """All of them, `aligned_at` first."""
+        """All standard deviations, `aligned_at` first."""
         return (self.aligned_at, *sorted(self.alpha))
 
 

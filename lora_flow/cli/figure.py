@@ -20,11 +20,11 @@ MOST_DRAWS = 10_000  # of an experiment that runs as a whole
 class Figure:
     """Run and draw a named experiment, with a table of its values.
 
-    1: loss, alignment and phases for three alphas under random and spectral initialisation, as in Figure 1 of Xu et
+    1: loss, alignment and phases for three alphas from random and spectral initialisations, as in Figure 1 of Xu et
     al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982).
 
-    3 and 4: the same for three delta_w, with the shift along the top (3) or bottom (4) pair of the pretrained weights,
-    for both sides. The table has the published values beside those found here.
+    3 and 4: the same for three delta_w and both sides, with the shift along the top (3) or bottom (4) pair of the
+    pretrained weights. The table has the published values beside those of the runs.
 
     phase: final loss, alignment and T1 over alpha x rank and over alpha x delta_w.
 
@@ -37,26 +37,27 @@ class Figure:
     lora-one and preconditioner: the toy experiments of LoRA-One (arXiv 2502.01235, Figures 2 and 4), by gradient
     descent. scaling: the best lora_alpha against the rank, for gradient descent and Adam.
 
-    imbalance and width: gradient flow of linear networks trained from scratch, with its bounds, and its implicit bias
-    (Min et al., arXiv 2105.06351). adaptive-step and growing-step: gradient descent of the same, with the step sizes of
-    Xu et al. (AISTATS 2023; arXiv 2505.11664). pretraining: from such a network to fine-tuning it.
+    imbalance and width: gradient flow of linear networks trained from scratch, with bounds, and its implicit bias
+    (Min et al. 2021, arXiv 2105.06351). adaptive-step and growing-step: gradient descent of the same networks, with
+    the step sizes of Xu et al. 2023 (AISTATS) and Xu et al. 2025 (arXiv 2505.11664). pretraining: from pretraining
+    such a network to fine-tuning it.
 
-    Those of the last two paragraphs run as a whole, without --resume.
+    The figures of the last two paragraphs run as a whole, without --resume.
 
     For example: lora-flow figure 3 --out runs/figure3
     """
 
     name: Annotated[str, tyro.conf.Positional]
-    """Which figure: 1, 3, 4, phase, beyond, inits, kappa, lora-one, preconditioner, scaling, imbalance, width,
+    """The figure: 1, 3, 4, phase, beyond, inits, kappa, lora-one, preconditioner, scaling, imbalance, width,
     adaptive-step, growing-step or pretraining."""
     out: Annotated[str, tyro.conf.arg(metavar="PATH")]
-    """The folder: a run folder, or where a figure is made of several runs a folder of run folders."""
+    """The run folder, or a folder of run folders for a figure of several runs."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Number of random initialisations or draws; the paper's number unless given."""
+    """Number of random initialisations or draws; by default the paper's number."""
     resume: bool = False
-    """Go on with an unfinished figure."""
+    """Continue an unfinished figure."""
     overwrite: bool = False
-    """Replace the folder's runs if they exist."""
+    """Replace the folder's runs if the folder has some."""
 
     def run(self) -> int:
         from lora_flow.experiments import EXPERIMENTS

@@ -1,4 +1,4 @@
-"""`lora-flow inits`: the initialisations that there are."""
+"""`lora-flow inits`: lists the initialisations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lora_flow.settings import Settings, start_jax
 
 @dataclasses.dataclass(frozen=True)
 class Inits:
-    """List the initialisations: formula, what each asks for, and whether it offsets the frozen weights.
+    """List the initialisations: the formula and the needs of each.
 
     alpha multiplies both factors; G = -dL/dW = U S V^T is the negative gradient at the pretrained weight W, s the
-    scaling, r the rank. Those marked "offset" freeze W - s B A, so that the function does not change at t = 0. Those
-    marked "network" are for networks that are trained from scratch, --problem network; a number goes after a colon, as
-    in gaussian-both:25.
+    scaling, r the rank. An initialisation that "changes the frozen weight" freezes W - s B A, so the function does not
+    change at t = 0. One "for networks" is meant for networks that are trained from scratch, --problem network. A number
+    goes after a colon, as in gaussian-both:25.
 
     For example: lora-flow inits
     """
@@ -25,8 +25,8 @@ class Inits:
 
         width = max(map(len, INITIALIZATIONS))
         for name, scheme in INITIALIZATIONS.items():
-            asks = f"; asks for {scheme.asks}" if scheme.asks else ""
             takes = f"; takes :{scheme.parameter.upper()}" if scheme.parameter else ""
-            kind = "; offset" if scheme.offset else "; network" if scheme.network else ""
-            print(f"{name:{width}}  {scheme.about}{takes}{asks}{kind}")
+            needs = f"; needs {scheme.asks}" if scheme.asks else ""
+            kind = "; changes the frozen weight" if scheme.offset else "; for networks" if scheme.network else ""
+            print(f"{name:{width}}  {scheme.about}{takes}{needs}{kind}")
         return 0

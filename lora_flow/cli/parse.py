@@ -16,13 +16,13 @@ from lora_flow.checks import InputError, require, require_choice
 COMMANDS = {  # name -> what it does, in a line
     "sweep": "solve the gradient flow for every combination of settings, into a run folder",
     "plot": "draw a run or figure again, and write its report",
-    "status": "say how far a run or figure is, and how to go on with it",
+    "status": "say how far a run or figure is, and how to continue",
     "figure": "run and draw a named experiment, with a table of its values",
-    "theory": "hold every claim of the theory against runs",
-    "inits": "list the initialisations: formulas, and what each asks for",
+    "theory": "test every claim of the theory against runs",
+    "inits": "list the initialisations: formulas, and the needs of each",
     "vision": "check the theory on images, with a Vision Transformer",
 }
-ABOUT = "The gradient flow of LoRA adapters, exactly enough over 26 decades of loss."
+ABOUT = "The gradient flow of LoRA adapters, accurate over 26 decades of loss."
 
 
 @runtime_checkable

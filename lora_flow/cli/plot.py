@@ -16,7 +16,7 @@ from lora_flow.checks import require, require_choice
 class Plot:
     """Draw a run or figure again, and write its report.md: loss, alignment and phases for every side and rank.
 
-    Of a run that is not finished, what is stored so far, marked so.
+    The pictures and report of an unfinished run show the stored part, and say so.
 
     For example: lora-flow plot runs/demo
     """
@@ -38,7 +38,7 @@ class Plot:
 
 
 def draw(out: str, partial: bool = False) -> int:
-    """Draws what a folder holds, a run or a figure of several, and writes its report; `partial`: unfinished too."""
+    """Draws a folder's run, or figure of several runs, and writes its report; with `partial` an unfinished one too."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -85,7 +85,7 @@ def draw(out: str, partial: bool = False) -> int:
 
 
 def draw_study(out: str, name: str) -> int:
-    """Draws what a study's folder holds, and writes its report."""
+    """Draws a study from its folder, and writes its report."""
     import matplotlib as mpl
 
     mpl.use("Agg")

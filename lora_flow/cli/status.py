@@ -1,4 +1,4 @@
-"""`lora-flow status`: how far a run is."""
+"""`lora-flow status`: the progress of a run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import tyro
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Say how far a run, a figure or an image check is, whether a process is at work on it, and how to go on.
+    """Say how far a run, a figure or an image check is, whether a process is at work on it, and how to continue.
 
-    It may be asked while the run is at work, which it leaves alone.
+    The command may be used while the run is at work, and leaves the run alone.
 
     For example: lora-flow status runs/demo
     """

@@ -23,19 +23,26 @@ class Sweep:
     """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed.
 
     Results go to a run folder: settings.toml, results.zarr (open it with xarray.open_zarr), figures/ and report.md.
-    A batch is stored as soon as it is solved; Ctrl-C or worse loses the batches in flight, and --resume goes on.
+    A batch is stored as soon as it is solved. Ctrl-C or worse loses only the batches in flight; --resume continues.
 
     The paper's main experiment:
+
     lora-flow sweep --alpha 1e-3 1e-4 1e-5 --seeds 30 --init gaussian spectral --side B --out runs/demo
 
     A target of your own:
+
     lora-flow sweep --problem target.npz --alpha 1e-3 --rank 2 4 8 --t1 100 --out runs/mine
 
-    A linear network from scratch, of several widths; and LoRA on weights that are trained first:
+    A linear network from scratch, of several widths:
+
     lora-flow sweep --problem network --init gaussian-both:25 balanced --alpha 0.1 --rank 50 200 --t1 20 --out runs/net
+
+    LoRA on weights that are trained first:
+
     lora-flow sweep --problem pretrained --pretraining gaussian-both:0.1 gaussian-both:10 --alpha 1e-4 --out runs/pre
 
     After an interruption:
+
     lora-flow sweep --out runs/demo --resume
     """
 
@@ -44,9 +51,9 @@ class Sweep:
     config: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """A TOML file with any of the settings below (a run's settings.toml is one); flags override it."""
     resume: bool = False
-    """Go on with an unfinished run, with the settings it was started with."""
+    """Continue an unfinished run, with the settings that it was started with."""
     overwrite: bool = False
-    """Replace the run folder if it exists."""
+    """Replace the run folder if one exists."""
     grid: flags.Runs = dataclasses.field(default_factory=flags.Runs)
     times: flags.Times = dataclasses.field(default_factory=flags.Times)
     problem: flags.Trained = dataclasses.field(default_factory=flags.Trained)

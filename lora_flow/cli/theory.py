@@ -14,21 +14,22 @@ from lora_flow.settings import Settings, start_jax
 
 @dataclasses.dataclass(frozen=True)
 class Theory:
-    """Hold theory against runs: every claim with its prediction, what was measured, and whether it holds.
+    """Test theory against runs: every claim with its prediction, the measured value, and the verdict.
 
-    The claims are those of Xu et al. (arXiv 2503.06982) and of the talk on it, of LoRA-One (arXiv 2502.01235), of Mu
-    and Klabjan (arXiv 2512.18248), on other flows and initialisations, and on linear networks trained from scratch (Min
-    et al., arXiv 2105.06351; Xu et al., arXiv 2505.11664), each tried on runs that this command makes. What a paper
-    prints wrongly is tried as printed too, and fails. The folder gets theory.csv, with a row for every case, theory.md
-    and figures/theory.png. Takes about three minutes on two cores.
+    The claims are those of Xu et al. (arXiv 2503.06982) and of the talk on that paper, of LoRA-One (arXiv 2502.01235),
+    of Mu and Klabjan (arXiv 2512.18248), on other flows and initialisations, and on linear networks trained from
+    scratch (Min et al. 2021, arXiv 2105.06351; Xu et al. 2023, AISTATS; Xu et al. 2025, arXiv 2505.11664). The command
+    makes the runs for each. A formula that a paper prints wrongly is also tested as printed, and fails. The folder gets
+    theory.csv, with a row for every case, theory.md and figures/theory.png. The command takes about three minutes on
+    two cores.
 
     For example: lora-flow theory --out runs/theory
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="PATH")] = "runs/theory"
-    """The folder; files of an earlier check in it are replaced."""
+    """The folder; the files of an earlier check there are replaced."""
     seeds: int = 6
-    """Number of random initialisations; intervals are over these."""
+    """Number of random initialisations, which the intervals are over."""
 
     def run(self) -> int:
         folder = Path(self.out)

@@ -1,4 +1,4 @@
-"""`lora-flow vision`: the theory on images. What it does is in the package `vision`."""
+"""`lora-flow vision`: the theory on images. The package `vision` does the work."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from vision.settings import VisionSettings
 class Vision:
     """Check the theory on images: a Vision Transformer whose layers carry LoRA, by gradient flow, SGD and Adam.
 
-    Trains from standard deviations .025 ... 1 as in Figures 5, 6 and 7 of Xu et al. (arXiv 2503.06982), with random A,
-    random B, spectral and one-step starts, and says of each claim whether it holds, with its statistic. Results go to a
-    run folder: settings.toml, results.zarr, adapters/, figures/ and report.md. A unit of work is stored as soon as it
-    is done, and checkpoints in between; --resume goes on. The defaults need no network and take a few minutes.
+    Trains from standard deviations .025 ... 1 as in Figures 5, 6 and 7 of Xu et al. (arXiv 2503.06982), from random A,
+    random B, spectral and one-step starts. The report gives a verdict on each claim, with the statistic. Results go to
+    a run folder: settings.toml, results.zarr, adapters/, figures/ and report.md. A unit of work is stored as soon as it
+    is done, with checkpoints in between; --resume continues. The defaults need no network and take a few minutes.
 
     Images and weights of your own choice:
+
     lora-flow vision --data fashion-mnist --weights FOLDER --config vit-base --out runs/vit
 
     LoRA on other layers, by minibatches:
+
     lora-flow vision --layers 'attention/(query|value)|head' --optimizer sgd adam --batch-size 64 --out runs/qv
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="PATH")]
     """The run folder."""
     resume: bool = False
-    """Go on with an unfinished check, with the settings it was started with."""
+    """Continue an unfinished check, with the settings that it was started with."""
     overwrite: bool = False
-    """Replace the folder's check if there is one."""
+    """Replace the folder's check if the folder has one."""
     settings: VisionSettings = dataclasses.field(default_factory=VisionSettings)
 
     def from_file(self) -> Vision | None:

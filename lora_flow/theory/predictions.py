@@ -1,4 +1,4 @@
-"""What theory says of any run: a table for its report, and where it says nothing, why."""
+"""Theory's predictions for any run: a table for its report, or the reason why theory predicts nothing."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def predictions(dataset: xr.Dataset) -> str | Table:
     if not any(row[-1] for row in rows):
         header, rows = header[:-3], [row[:-3] for row in rows]
     about = (
-        "Of aligned shifts of rank one theory predicts T1, which holds within 0.6 to 1.1 of the prediction, and with "
-        f'side "B" the floor of 1 - cos, within {FLOOR_WITHIN:g} decade.'
+        "Theory predicts T1 for aligned shifts of rank one, and with side B the floor of 1 - cos. T1 holds where "
+        f"measured over predicted lies between {T1_RANGE[0]:g} and {T1_RANGE[1]:g}; the floor holds within "
+        f"{FLOOR_WITHIN:g} decade."
     )
     return Table("theory", HEADING, " ".join([about, *(f"Left out: {why}." for why in left_out if why)]), header, rows)
 
