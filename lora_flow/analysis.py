@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
 from lora_flow.adapter import Adapters
+from lora_flow.compiling import compiled
 from lora_flow.flows import Flow, as_flow
 from lora_flow.formulas import keeps_loss
 from lora_flow.matrices import tie
-from lora_flow.observables import Direction, principal_directions
+from lora_flow.observables import Direction, directions_of
 from lora_flow.offset import Offset
-from lora_flow.problem import Factorization, Problem, matrix_rank, vector_field
+from lora_flow.problem import Factorization, Problem, matrix_rank, on_host, vector_field
 from lora_flow.stale import check_problem
 
 
@@ -44,10 +44,10 @@ def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") ->
     reached = np.all([np.isfinite(leaf).all(axis=(-2, -1)) for leaf in flat], axis=0)
     kept = [np.where(reached[:, None, None], leaf, 0.0) for leaf in flat]
     finite: Any = jax.tree.unflatten(jax.tree.structure(adapters), kept)  # of NumPy's arrays
-    directions = jax.tree.map(np.asarray, principal_directions(problem))
+    directions = on_host(directions_of(problem))
     named = _of_the_flow(problem, as_flow(flow), finite, directions) | _alignment(finite, directions)
     if isinstance(problem, Offset) and keeps_loss(problem.problem, Factorization):
-        joined = _of_the_update(problem.problem, jax.tree.map(np.asarray, problem.joined(finite)))
+        joined = _of_the_update(problem.problem, on_host(_joined(problem, finite)))
         count = min(*problem.problem.shift.shape, 2 * adapters[0].rank)
         named |= joined | {"update_singular_values": joined["update_singular_values"][..., :count]}
     elif keeps_loss(problem, Factorization):
@@ -57,7 +57,7 @@ def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") ->
     return {name: values.reshape((*lead, *values.shape[1:])) for name, values in named.items()}
 
 
-@eqx.filter_jit
+@compiled()
 def _fields(problem: Problem, flow: Flow, adapters: Adapters) -> tuple[Adapters, Adapters]:
     """The negative gradients, and the velocities."""
     with jax.default_matmul_precision("highest"):
@@ -65,10 +65,15 @@ def _fields(problem: Problem, flow: Flow, adapters: Adapters) -> tuple[Adapters,
         return descent, jax.vmap(flow)(descent, adapters)
 
 
+@compiled()
+def _joined(problem: Offset, adapters: Adapters) -> Adapters:
+    return problem.joined(adapters)
+
+
 def _of_the_flow(
     problem: Problem, flow: Flow, adapters: Any, directions: tuple[Direction, ...]
 ) -> dict[str, np.ndarray]:
-    descent, field = jax.tree.map(np.asarray, _fields(problem, flow, adapters))
+    descent, field = on_host(_fields(problem, flow, adapters))
     squares = [np.sum(leaf**2, axis=(-2, -1)) for leaf in jax.tree.leaves(descent)]
     named = {"gradient_norm": np.sqrt(np.sum(squares, axis=0))}
     for layer, (adapter, change, direction) in enumerate(zip(adapters, field, directions, strict=True), start=1):

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapters, narrow, pad
 from lora_flow.canonical import Bases, Canonical
-from lora_flow.compiling import jit_once
+from lora_flow.compiling import compiled
 from lora_flow.flow import Integrator, Trajectory, solve_lane
 from lora_flow.initialization import Scheme, initialize
 from lora_flow.observables import Direction
@@ -63,11 +63,11 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[...
         batched = jax.shard_map(solve_batch, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
         return batched(arrays, which, shifted, start)
 
-    options = {"xla_cpu_multi_thread_eigen": threads} if devices[0].platform == "cpu" else None
-    jit: Any = eqx.filter_jit  # whose overloads leave out what it passes on to jax.jit
-    return jit(solve_round, compiler_options=options)
+    options = {"xla_cpu_multi_thread_eigen": threads} if devices[0].platform == "cpu" else {}
+    return compiled(**options)(solve_round)
 
 
+@compiled(quickly=True)
 def draw(
     init: Scheme,
     side: str,
@@ -86,24 +86,6 @@ def draw(
 
     In the coordinates, where there are some, and then with the bases that lead back.
     """
-    arrays, rest = eqx.partition((problem, coordinates), eqx.is_array)
-    return _draw(init, side, rank, padded_rank, narrowed, rest, arrays, which, seeds, alphas)
-
-
-@jit_once(static_argnums=(0, 1, 2, 3, 4, 5))
-def _draw(
-    init: Scheme,
-    side: str,
-    rank: int,
-    padded_rank: int,
-    narrowed: bool,
-    rest: Any,
-    arrays: Any,
-    which: Any,
-    seeds: Array,
-    alphas: Array,
-) -> tuple[Adapters, Bases | None]:
-    problem, coordinates = eqx.combine(arrays, rest)
 
     def one(index: Array | None, seed: Array, alpha: Array) -> tuple[Adapters, Bases | None]:
         drawn = initialize(init, jax.random.key(seed), _pick(problem, index), rank=rank, alpha=alpha, side=side)

@@ -27,6 +27,7 @@ from lora_flow.checks import (
     require_increasing,
     require_integer,
 )
+from lora_flow.compiling import compiled
 from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, prepend, velocity, where
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula
@@ -212,7 +213,7 @@ class _State(NamedTuple):
     memory: Any  # of optax's optimisers, one for each group of factors that moves together
 
 
-@eqx.filter_jit
+@compiled()
 def _descend(
     problem: Problem, adapters: Adapters, step: Any, flow: Flow, order: str, stops: tuple[int, ...], keep: bool
 ) -> Descent:

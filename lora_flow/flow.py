@@ -29,6 +29,7 @@ from lora_flow.checks import (
     require_integer,
     require_number,
 )
+from lora_flow.compiling import compiled
 from lora_flow.control import ResidualController
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula, keeps_loss
@@ -329,7 +330,7 @@ def velocity(problem: Problem, flow: Flow) -> Callable[[Adapters], Adapters]:
     return lambda adapters: flow(field(adapters), adapters)
 
 
-@eqx.filter_jit
+@compiled()
 def _solve(
     problem: Problem,
     adapters: Adapters,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.compiling import compiled
 from lora_flow.matrices import Matrix, dominant, norm, positive, root, rounded, top_eigenvectors, top_space
 from lora_flow.problem import Problem, linearised_task, task_sizes
 
@@ -95,6 +97,12 @@ def principal_directions(problem: Problem) -> tuple[Direction, ...]:
         return Direction(left[0], right[0], (left[1:], right[1:]))
 
     return tuple(map(direction, tasks, task_sizes(problem, tasks)))
+
+
+@compiled()
+def directions_of(problem: Any, stacked: bool = False) -> tuple[Direction, ...]:
+    """`principal_directions`, in one program; where problems are stacked, of each."""
+    return eqx.filter_vmap(principal_directions)(problem) if stacked else principal_directions(problem)
 
 
 def measure(adapters: Adapters, directions: tuple[Direction, ...]) -> tuple[Measurement, ...]:

@@ -23,6 +23,7 @@ from lora_flow.analysis import analyse
 from lora_flow.batch import draw, lane_sharding, round_solver
 from lora_flow.canonical import Canonical, canonical_all
 from lora_flow.checks import require
+from lora_flow.compiling import compiled
 from lora_flow.flow import Integrator, integrator, save_times
 from lora_flow.flows import Flow, as_flow
 from lora_flow.formulas import keeps_all, keeps_loss
@@ -33,7 +34,7 @@ from lora_flow.lanes import Values, detail_values, start_values
 from lora_flow.matrices import WRITTEN_OUT, Diagonal
 from lora_flow.memory import require_memory
 from lora_flow.network import LinearNetwork
-from lora_flow.observables import Direction, measure, observables, principal_directions
+from lora_flow.observables import Direction, directions_of, measure, observables
 from lora_flow.problem import Factorization, Problem, fastest_rate, of_products, on_host, own_observables
 from lora_flow.progress import Progress
 from lora_flow.sizes import COPIES, LANE
@@ -130,8 +131,7 @@ class Plan:
         threads = self.devices == 1 or max(map(max, self.problems.members[0].layers)) > THREADED
         solve_round = round_solver(tuple(devices), threads)
         problem = self.problems.stacked if self.coordinates is None else self.coordinates.problem
-        directions = eqx.filter_vmap(principal_directions) if self.problems.axes else principal_directions
-        settings = (problem, eqx.filter_jit(directions)(problem))  # in one program
+        settings = problem, directions_of(problem, bool(self.problems.axes))
         dtype = jnp.result_type(float)
         t1, times = jax.device_put((np.asarray(self.t1, dtype), np.asarray(self.times, dtype)))
         done = self.grid.size - sum(len(self.batches[i]) for i in pending)
@@ -227,8 +227,7 @@ class Plan:
         coordinates: Any = self.coordinates
         if self.problems.axes:
             coordinates = jax.tree.map(lambda leaf: leaf[which], coordinates)
-        leave = jax.vmap(Canonical.leave, in_axes=(None, 0, None))
-        return jax.vmap(leave, in_axes=(0 if self.problems.axes else None, 0, 0))(coordinates, history, bases)
+        return on_host(_leave(coordinates, history, bases, bool(self.problems.axes)))
 
     @property
     def _padded_rank(self) -> int:
@@ -338,6 +337,13 @@ def plan_sweep(
     plan = Plan(problems, grid, float(t1), times, how, batch_size, devices)
     require_memory("the sweep", f"{grid.size} runs at {len(times)} times", COPIES * plan.nbytes)
     return plan
+
+
+@compiled()
+def _leave(coordinates: Canonical, history: Adapters, bases: Any, stacked: bool) -> Adapters:
+    """Over lanes and times; `stacked` says whether each lane has coordinates of its own."""
+    over_time = jax.vmap(Canonical.leave, in_axes=(None, 0, None))
+    return jax.vmap(over_time, in_axes=(0 if stacked else None, 0, 0))(coordinates, history, bases)
 
 
 _version = functools.cache(version)  # a millisecond each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from lora_flow.checks import (
     require_integer,
     require_number,
 )
-from lora_flow.compiling import jit_once
+from lora_flow.compiling import compiled
 from lora_flow.files import read_arrays
 from lora_flow.matrices import WRITTEN_OUT, Diagonal, dense
 from lora_flow.problem import Factorization, check_factorization, matrix_rank
@@ -90,18 +91,30 @@ def aligned_problem(
         shift = Diagonal(jnp.broadcast_to(jnp.asarray(scales, float), len(indices)), (m, n))
         return Factorization(Diagonal(root / c, (h, n)), Diagonal(c * root, (m, h)), shift)
 
-    @jit_once()  # one compilation in place of one for every operation
-    def draw(key: Array) -> tuple[Array, Array, Array]:
-        draw_key, frame_key = jax.random.split(key)
-        u, sigma, vt = jnp.linalg.svd(jax.random.normal(draw_key, (m, n)), full_matrices=False)
-        if spectrum is not None:
-            sigma = _rescale(sigma, largest, smallest)
-        frame, _ = jnp.linalg.qr(jax.random.normal(frame_key, (h, k)))
-        u, root, vt = u[:, :k], jnp.diag(jnp.sqrt(sigma[:k])), vt[:k]
-        shift = u[:, chosen] @ jnp.diag(jnp.broadcast_to(jnp.asarray(scales), len(indices))) @ vt[chosen]
-        return frame @ root @ vt / c, c * u @ root @ frame.T, shift
+    ends = None if spectrum is None else (largest, smallest)
+    return Factorization(*_aligned_weights(key, (int(m), int(n), int(h)), c, scales, tuple(indices), ends))
 
-    return Factorization(*draw(key))
+
+@compiled(quickly=True)  # one compilation in place of one for every operation
+def _aligned_weights(
+    key: Array,
+    sizes: tuple[int, int, int],
+    c: Any,
+    scales: Any,
+    chosen: tuple[int, ...],
+    spectrum: tuple[Any, Any] | None,
+) -> tuple[Array, Array, Array]:
+    """W1, W2 and the shift of `aligned_problem`."""
+    m, n, h = sizes
+    k, places = min(sizes), jnp.asarray(chosen)
+    draw_key, frame_key = jax.random.split(key)
+    u, sigma, vt = jnp.linalg.svd(jax.random.normal(draw_key, (m, n)), full_matrices=False)
+    if spectrum is not None:
+        sigma = _rescale(sigma, *spectrum)
+    frame, _ = jnp.linalg.qr(jax.random.normal(frame_key, (h, k)))
+    u, root, vt = u[:, :k], jnp.diag(jnp.sqrt(sigma[:k])), vt[:k]
+    shift = u[:, places] @ jnp.diag(jnp.broadcast_to(jnp.asarray(scales), len(chosen))) @ vt[places]
+    return frame @ root @ vt / c, c * u @ root @ frame.T, shift
 
 
 def digits_problem(h: int = 64) -> Factorization:

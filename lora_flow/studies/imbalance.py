@@ -16,7 +16,7 @@ import xarray as xr
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters, narrow, pad
-from lora_flow.compiling import jit_once
+from lora_flow.compiling import compiled
 from lora_flow.flow import STATUS, solve
 from lora_flow.initialization import gaussian_both_init
 from lora_flow.network import LinearNetwork
@@ -115,7 +115,7 @@ def _follow(network: Network, unit: float = 1.0) -> dict[str, Any]:
     spectrum = networks.imbalance_spectrum(start.u1, start.w2)
     end = FOLDS / float(_rate(start, spectrum, start.y / jnp.sqrt(start.s)[:, None]))
     times, begun = np.concatenate([[0.0], np.geomspace(EARLIEST, end, SAVES - 1)]), Adapter(start.u1.T, start.w2.T)
-    status, (ended,), history = _solve(LinearNetwork(start.y, start.x), (begun,), end, times)
+    status, (ended,), history = _solve(LinearNetwork(start.y, start.x), (begun,), jnp.asarray(end), times)
     if status != 0:
         raise RuntimeError(f"the flow from one of the starts ended with status {STATUS[int(status)]!r}")
     loss, rate, bound = map(np.asarray, _rates(start, spectrum, history))
@@ -131,7 +131,7 @@ def _follow(network: Network, unit: float = 1.0) -> dict[str, Any]:
     }
 
 
-@jit_once()
+@compiled(quickly=True)
 def _solve(problem: LinearNetwork, start: Adapters, end: Any, times: Any) -> tuple[Array, Adapters, Adapters | None]:
     """Status, end and history; compiled as a whole, so that observables, which nobody asks for, cost nothing.
 
@@ -156,7 +156,7 @@ def _rate(start: flow.Reduced, spectrum: Array, product: Array) -> Array:
     return 2 * start.s[-1] * networks.alpha(spectrum, s_m, s_r, r, m)
 
 
-@jit_once()
+@compiled(quickly=True)
 def _rates(start: flow.Reduced, spectrum: Array, history: Adapters) -> tuple[Array, Array, Array]:
     """L - L*, its rate ||grad L||^2/(L - L*), and what that is at least, over time."""
 

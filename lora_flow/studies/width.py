@@ -17,7 +17,7 @@ import xarray as xr
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, narrow
-from lora_flow.compiling import jit_once
+from lora_flow.compiling import compiled
 from lora_flow.flow import STATUS, solve
 from lora_flow.initialization import gaussian_wide_init, invariant_init
 from lora_flow.levels import spread
@@ -120,7 +120,7 @@ def _distance(problem: LinearNetwork, seen: LinearNetwork, start: Adapters) -> f
     return float(jnp.linalg.norm((whole.T @ frame + moved) @ b.T - problem.solution))
 
 
-@jit_once()
+@compiled(quickly=True)
 def _solve(problem: LinearNetwork, start: Adapters) -> tuple[Array, Adapters]:
     """Status and end, by Tsit5, as nothing here is stiff."""
     solved = solve(problem, start, t1=END, saves=2, solver="Tsit5", rtol=1e-6, adjoint=diffrax.ForwardMode())
@@ -140,7 +140,7 @@ def _conditions(seed: int, sizes: Sizes) -> np.ndarray:
     return np.array(values).reshape(len(CONDITION_POWERS), len(sizes.condition_widths), 2)
 
 
-@jit_once()
+@compiled(quickly=True)
 def _condition(problem: LinearNetwork, start: Adapters) -> tuple[Array, Array]:
     x, _, w1, w2 = problem.network(start)
     constants = local.constants(networks.curvature(x), problem.loss(start), problem.optimum, w1, w2)

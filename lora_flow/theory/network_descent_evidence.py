@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
-from lora_flow.compiling import jit_once
+from lora_flow.compiling import compiled
 from lora_flow.descent import Descent, StepRule, descend
 from lora_flow.network import LinearNetwork
 from lora_flow.network_steps import RATES, AdaptiveStep, AdmissibleStep, Backtracking, GrowingStep
@@ -85,7 +85,7 @@ class _OneOf(StepRule):
         return jax.lax.switch(self.which, sizes)
 
 
-@jit_once()
+@compiled(quickly=True)
 def _descend(problem: LinearNetwork, start: Adapters, rule: Array) -> Descent:
     """By the rule of that index. One lane: its steps need spectra."""
     step = _OneOf(tuple(RULES.values()), rule)
@@ -103,7 +103,7 @@ def descend_by_all(problems: LinearNetwork, starts: Adapters, seeds: int) -> dic
     return steps
 
 
-@jit_once()
+@compiled(quickly=True)
 def _points(problems: LinearNetwork, history: Any, sizes: Array) -> tuple[Point, Array]:
     """What is seen of every step, over seeds, and the loss after it."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, narrow
-from lora_flow.compiling import jit_once
+from lora_flow.compiling import compiled
 from lora_flow.flow import Trajectory, solve
 from lora_flow.initialization import initialize
 from lora_flow.network import LinearNetwork
@@ -176,7 +176,7 @@ class Networks:
         conditions = {}
         for size in SOLUTIONS:
             for p in CONDITION_POWERS:
-                each = np.array([_condition(problems, self._wide(h, p), size) for h in LARGE_WIDTHS])
+                each = np.array([_condition(problems, self._wide(h, p), jnp.asarray(size)) for h in LARGE_WIDTHS])
                 ratio, b2 = np.moveaxis(each, 1, 0).reshape(2, len(LARGE_WIDTHS), -1)
                 conditions[size, p] = Condition(ratio, b2)
         return conditions
@@ -264,7 +264,7 @@ def _half_invariant(rows: np.ndarray, start: Adapters) -> tuple[Adapters, Adapte
     return without(b), without(rows @ a.T)
 
 
-@jit_once()
+@compiled(quickly=True)
 def _widest(seeds: Array) -> Adapters:
     """Entries N(0, 1) at the largest width, over `(repeat, seed)`."""
     problem, h = LinearNetwork(np.ones(SHAPES[OBLONG][1:3])), max(*WIDTHS, *LARGE_WIDTHS)
@@ -272,7 +272,7 @@ def _widest(seeds: Array) -> Adapters:
     return jax.vmap(jax.vmap(lambda seed: begin(jax.random.key(seed))))(seeds)
 
 
-@jit_once()
+@compiled(quickly=True)
 def _cut(widest: Adapters, h: Array) -> Adapters:
     """The first h directions, over `(repeat, seed)`, narrowed."""
 
@@ -287,7 +287,7 @@ def _cut(widest: Adapters, h: Array) -> Adapters:
 # Gradient flow
 
 
-@jit_once()
+@compiled(quickly=True)
 def _solve(problems: LinearNetwork, starts: Adapters) -> tuple[Trajectory, Array]:
     """Over seeds, with -d/dt log L, for `FOLDS` of the times that the residual takes at lmin(tau) of the start."""
 
@@ -304,7 +304,7 @@ def _solve(problems: LinearNetwork, starts: Adapters) -> tuple[Trajectory, Array
     return jax.vmap(one)(problems, starts)
 
 
-@jit_once()
+@compiled(quickly=True)
 def _rates(problems: LinearNetwork, starts: Adapters, history: Adapters) -> tuple[Array, Array, Array, Array]:
     """The drift of the imbalance, and the rates of A' at the moment, of A, and of A' from the start on."""
 
@@ -361,7 +361,7 @@ def _wide_limit(problems: LinearNetwork, starts: Adapters) -> np.ndarray:
     return np.concatenate(distances)
 
 
-@jit_once()
+@compiled(quickly=True)
 def _level(problems: LinearNetwork, starts: Adapters) -> Array:
     """lambda_r(Lam) + lambda_m(-Lam), over `(repeat, seed)`."""
 
@@ -376,7 +376,7 @@ def _level(problems: LinearNetwork, starts: Adapters) -> Array:
 # Starts alone
 
 
-@jit_once()
+@compiled(quickly=True)
 def _condition(problems: LinearNetwork, starts: Adapters, size: Any) -> tuple[Array, Array]:
     """a1/a2 and b2 of C, over `(repeat, seed)`, with W* brought to a Frobenius norm."""
 
@@ -390,7 +390,7 @@ def _condition(problems: LinearNetwork, starts: Adapters, size: Any) -> tuple[Ar
     return jax.vmap(jax.vmap(one), (None, 0))(problems, starts)
 
 
-@jit_once()
+@compiled(quickly=True)
 def _ratio(x: Array, y: Array, w1: Array, w2: Array) -> Array:
     """alpha_0/beta_0 of B, over draws."""
 
