@@ -1,4 +1,4 @@
-"""What the paper says of image classifiers, held against a check's results: a verdict and its statistic a line."""
+"""The paper's claims on image classifiers, tested on a check's results: each line has a verdict and its statistic."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def _comparisons(dataset: xr.Dataset) -> Iterator[Verdict]:
         verdict = HOLDS if lower else REVERSED if higher else FAILS
         count = int(np.sum(shares[0] >= BETTER))
         statistic = (
-            f"at {100 * float(shares[0].mean()):.0f} % of the stds, at {100 * BETTER:.0f} % and more in {count} of "
-            f"{one.sizes['seed']} seeds, median ratio {float((one / random).median()):.2f}"
+            f"lower at {100 * float(shares[0].mean()):.0f} % of the stds, {count} of {one.sizes['seed']} seeds reach the "
+            f"needed {100 * BETTER:.0f} %, median ratio {float((one / random).median()):.2f}"
         )
         verdict_then = Verdict(verdict, claim, where, statistic, at)
         yield _undecided(verdict_then, _early(compared, optimizer, [init, "gaussian-A"], rank, step))
