@@ -1,6 +1,6 @@
-"""Step sizes of gradient descent for linear networks: rules with a proof behind them, and those they are compared with.
+"""Step sizes of gradient descent for linear networks: proven rules, and the rules that they are compared with.
 
-B is Xu et al., AISTATS 2023, C is Xu et al., TMLR 2025 (arXiv 2505.11664). What the rules are made of is in
+Xu et al. 2023 is their paper at AISTATS, Xu et al. 2025 that in TMLR (arXiv 2505.11664). The formulas are in
 `lora_flow.theory.linear_descent` and `lora_flow.theory.linear_local`.
 """
 
@@ -31,7 +31,7 @@ RATES = ("rho", "current", "loss", "start")
 class NetworkRule(StepRule):
     """A rule that is defined for `LinearNetwork`.
 
-    Its theory is about X of full column rank and targets that can be reached: Y stands for X X^+ Y and n for X's rank.
+    The theory assumes X of full column rank and reachable targets: Y stands for X X^+ Y and n for X's rank.
     """
 
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
@@ -44,12 +44,12 @@ class NetworkRule(StepRule):
 
 
 class AdmissibleStep(NetworkRule):
-    r"""The constant step of B: the largest, eta_max, with which gradient descent provably converges from the start.
+    r"""The constant step eta_max of Xu et al. 2023, the largest with which gradient descent provably converges.
 
-    Then `c1 alpha_0 <= lmin(tau)`, `lmax(tau) <= c2 beta_0` and `L(t+1) <= f(eta, t) L(t)` at all t. It needs
-    alpha_0 > 0, and is 0 otherwise.
+    With this step `c1 alpha_0 <= lmin(tau)`, `lmax(tau) <= c2 beta_0` and `L(t+1) <= f(eta, t) L(t)` at all t. The rule
+    needs alpha_0 > 0 at the start; the step is 0 otherwise.
 
-    **Arguments:** `c1` in (0, 1) and `c2` above 1; B's experiments have 1/2 and 3/2.
+    **Arguments:** `c1` in (0, 1) and `c2` above 1; the experiments of Xu et al. 2023 have 1/2 and 3/2.
     """
 
     c1: float | Array = 0.5
@@ -67,11 +67,14 @@ class AdmissibleStep(NetworkRule):
 
 
 class AdaptiveStep(NetworkRule):
-    r"""The adaptive step of B: the minimum of eta_max and of where a bound of the loss's next ratio is least.
+    r"""The adaptive step of Xu et al. 2023: the step that minimises a bound of L(t+1)/L(t), at most eta_max.
 
-    **Arguments:** `rate`, the bound: "rho", from the spectra of the weights as they are (Lemma 3.1); "current", from
-    their imbalance as it is (B's rhohat); "loss", f(., t), from the start's constants and the loss as it is; "start",
-    f(., 0). `c1` and `c2` as for `AdmissibleStep`.
+    **Arguments:**
+
+    - `rate`: the bound. "rho" is made from the spectra of the current weights (Lemma 3.1), "current" from their
+      imbalance (rhohat), "loss" from the start's constants and the current loss (f(., t)), "start" from the start
+      alone (f(., 0)).
+    - `c1`, `c2`: as for `AdmissibleStep`.
     """
 
     rate: str = eqx.field(static=True, default="rho")
@@ -98,9 +101,9 @@ class AdaptiveStep(NetworkRule):
 
 
 class AroraStep(NetworkRule):
-    r"""The constant step `p1^3/(6144 2^3 ||Y||_F^4)` of Arora et al. (arXiv 1810.02281, Theorem 1), for two layers.
+    r"""The constant step `p1^3/(6144 2^3 ||Y||_F^4)` of Arora et al. 2019 (arXiv 1810.02281, Theorem 1), two layers.
 
-    p1 is the margin `[sigma_min(Y) - ||Y - X W1 W2||_F]+ / sigma_max(X)` of the start; without one the step is 0.
+    p1 is the margin `[sigma_min(Y) - ||Y - X W1 W2||_F]+ / sigma_max(X)` of the start; without a margin the step is 0.
     """
 
     def init(self, problem: Any, adapters: Adapters) -> Any:
@@ -112,9 +115,9 @@ class AroraStep(NetworkRule):
 
 
 class DuStep(NetworkRule):
-    r"""The falling step `sqrt(epsilon/r)/(100 (t+1) ||Y||_F^{3/2})` of Du, Hu and Lee (arXiv 1806.00900).
+    r"""The falling step `sqrt(epsilon/r)/(100 (t+1) ||Y||_F^{3/2})` of Du, Hu and Lee 2018 (arXiv 1806.00900).
 
-    **Arguments:** `epsilon`, the accuracy that it is for; r is min(n, m).
+    **Arguments:** `epsilon`, the accuracy to reach; r is min(n, m).
     """
 
     epsilon: float | Array = 1e-3
@@ -129,14 +132,17 @@ class DuStep(NetworkRule):
 
 
 class GrowingStep(NetworkRule):
-    r"""C's schedule, `eta_t = min{(1 + eta_0^d)^{t/2} eta_0, 1/K_t}` (Theorem E.1): steps grow as the loss falls.
+    r"""The schedule `eta_t = min{(1 + eta_0^d)^{t/2} eta_0, 1/K_t}` of Xu et al. 2025: steps grow as the loss falls.
 
-    K_t, the smoothness along the step, comes down with the loss, and the bound of L(t+1)/L(t) goes to
-    1 - (1/kappa) a1/a2 for small eta_0; that of `AdaptiveStep` to 1 - (1/kappa) (c1 alpha_0/(c2 beta_0))^2. It needs
-    a1 > 0, and double precision.
+    K_t, the smoothness along the step, falls with the loss (Theorem E.1). For small eta_0 the bound of L(t+1)/L(t)
+    goes to 1 - (1/kappa) a1/a2; that of `AdaptiveStep` goes to 1 - (1/kappa) (c1 alpha_0/(c2 beta_0))^2. The rule needs
+    a1 > 0 and double precision.
 
-    **Arguments:** `fraction` of the largest eta_0 that the theorem admits; `c` and `d` as there; `by_bound`, to take
-    the bound Kbar_t, which is known beforehand, in place of K_t.
+    **Arguments:**
+
+    - `fraction`: eta_0 relative to the largest that the theorem admits, between 0 and 1.
+    - `c`, `d`: the theorem's constants, c between 0 and 1 and d above 1.
+    - `by_bound`: whether to take the bound Kbar_t, which is known beforehand, in place of K_t.
     """
 
     fraction: float | Array = 0.5
@@ -169,10 +175,11 @@ class GrowingStep(NetworkRule):
 
 
 class Backtracking(StepRule):
-    r"""The first of `first`, `first factor`, `first factor^2`, ... that lowers the loss enough; of any problem.
+    r"""The first of `first`, `first factor`, `first factor^2`, ... that lowers the loss enough; for any problem.
 
-    Enough is `L(p - eta grad L) <= L(p) - constant eta ||grad L||^2`. C's experiments compare with factor = 0.1 and
-    constant = 0.9. Where none of 300 tries does, or where the loss is rounding and does not fall at all, the step is 0.
+    Enough is `L(p - eta grad L) <= L(p) - constant eta ||grad L||^2`. The experiments of Xu et al. 2025 have factor =
+    0.1 and constant = 0.9. The step is 0 where none of 300 tries lowers the loss enough, or where the loss is rounding
+    and does not fall at all.
     """
 
     first: float | Array = 1.0

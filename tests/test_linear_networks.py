@@ -24,7 +24,7 @@ from lora_flow.theory import linear_networks as nets
 pytestmark = pytest.mark.long
 
 FLOOR = 1e-16
-C1, C2 = 0.5, 1.5  # of paper B's experiments
+C1, C2 = 0.5, 1.5  # of the experiments of Xu et al. 2023
 
 
 class Problem(NamedTuple):
@@ -196,7 +196,7 @@ def test_the_printed_alpha_is_a_bound_for_square_products_only():
 @each()
 @given(problems(shapes=(SHAPES[-1],)))
 def test_alpha_is_the_eigenvalue_itself_for_scalars(drawn):
-    """And A's exact rate is twice that, times S."""
+    """And the exact rate of Min et al. 2021 is twice that, times S."""
     p, _ = drawn
     at, u, v = point(*p), p.w1.item(), p.w2.item()
     assert at["alpha"] == pytest.approx(u**2 + v**2, rel=1e-12)
@@ -252,7 +252,7 @@ def test_the_root_of_an_increasing_polynomial(exponents, where, kept):
     assert polynomial_root(0.0, tuple(coefficients)) == 0
 
 
-# Gradient flow (A, A')
+# Gradient flow (Min et al. 2021 and 2022)
 
 
 def flow_report(x, y, w1, w2, rank):
@@ -423,7 +423,7 @@ WIDTHS = (500, 1000, 2500, 5000, 10000)
 
 @pytest.mark.parametrize("a", [0.5, 0.4])
 def test_wide_networks_end_near_the_min_norm_solution(a):
-    """A's experiment (ii), 100 samples of 400 inputs: the distance falls as h^{1/2 - 2a}, for a = 1/2 as h^{-1/2}.
+    """Experiment (ii) of Min et al. 2021, 100 samples of 400 inputs: the distance falls as h^{1/2 - 2a}, for a = 1/2 as h^{-1/2}.
 
     It is within Theorem 2's bound, and the imbalance above Lemma 1's.
     """
@@ -458,7 +458,7 @@ def test_rank_is_asked_for_where_it_cannot_be_seen():
         flow.min_norm_solution(x, y, 7)
 
 
-# Gradient descent (B)
+# Gradient descent (Xu et al. 2023)
 
 
 def descent_constants(x, y, w1, w2):
@@ -659,7 +659,7 @@ def test_rates_and_steps_of_b_by_hand():
 
 @pytest.mark.parametrize(("spread", "published"), [(1, 0.505), (5, 0.555), (100, 0.600)])
 def test_alpha_over_beta_of_the_published_experiment(spread, published):
-    """The titles of B's Figure 2, in the recipe of the authors' code: at its seeds 1 to 3, and the mean over 50."""
+    """The titles of Figure 2 of Xu et al. 2023, by the authors' code: at seeds 1 to 3, and the mean over 50."""
     side, h = 20, 1000
 
     def ratio(seed):
@@ -676,7 +676,7 @@ def test_alpha_over_beta_of_the_published_experiment(spread, published):
     assert np.mean(ratios) == pytest.approx(published, abs=0.01)
 
 
-# The local Polyak-Łojasiewicz inequality and descent lemma (C)
+# The local Polyak-Łojasiewicz inequality and descent lemma (Xu et al. 2025)
 
 
 class General(NamedTuple):
@@ -852,7 +852,7 @@ def test_the_largest_step_of_theorem_e_1_is_where_a_condition_first_breaks(drawn
 
 @pytest.mark.parametrize(("n", "h"), [(4, 100), pytest.param(5, 400, marks=pytest.mark.long)])
 def test_the_schedule_solves_the_authors_problem_in_tens_of_steps(n, h):
-    """C's experiment, smaller, with c = 0.5, d = 1.01: twenty decades of loss."""
+    """The experiment of Xu et al. 2025, smaller, with c = 0.5, d = 1.01: twenty decades of loss."""
     rng = np.random.default_rng(h)
     x, w1, w2 = np.linalg.qr(rng.standard_normal((n, n)))[0], rng.standard_normal((n, h)), rng.standard_normal((h, n))
     p = Problem(x, x @ w1 @ w2 + 0.1 * rng.standard_normal((n, n)), w1, w2)

@@ -83,14 +83,14 @@ def tau_ends(history):
 
 @eqx.filter_jit
 def about(problem, start, c1, c2):
-    """B's constants of a start, and eta_max."""
+    """The constants of Xu et al. 2023 at a start, and eta_max."""
     constants = theory.constants(*problem.network(start))
     return constants, theory.largest_step(constants, c1, c2).step
 
 
 @eqx.filter_jit
 def schedule_of(problem, start, fraction, d):
-    """C's constants of a start, its schedule and rhobar_0; Y in the range of X with independent columns."""
+    """The constants of Xu et al. 2025 at a start, its schedule and rhobar_0; Y lies in the range of X."""
     x, _, w1, w2 = problem.network(start)
     constants = local.constants(networks.curvature(x), problem.loss(start), problem.solution, w1, w2)
     schedule = local.Schedule(constants, fraction * local.largest_step(constants, 0.5, d).step, 0.5, d)

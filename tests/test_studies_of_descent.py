@@ -31,7 +31,7 @@ def check_pictures(figure):
 
 @pytest.mark.parametrize("name", adaptive.SIGMAS)
 def test_the_authors_draws_have_the_published_ratio(name):
-    """The titles of B's Figure 2, at the seeds 1 to 3 of the authors' code."""
+    """The titles of Figure 2 of Xu et al. 2023, at the seeds 1 to 3 of the authors' code."""
     ratios = []
     for seed in range(1, STUDIES["adaptive-step"].seeds + 1):
         problem, start = adaptive.draw_problem(name, seed)

@@ -196,7 +196,7 @@ def test_figures_and_notes_are_made(name, module, sizes, request, tmp_path, monk
 
 @pytest.mark.long
 def test_the_published_experiment_of_widths():
-    """A's: exponent -1/2 within .1, with the invariant start at X^+ Y at every width."""
+    """Min et al. 2021: exponent -1/2 within .1, with the invariant start at X^+ Y at every width."""
     found = width.run(2, quietly, width.FULL._replace(widths=(500, 4000), condition_widths=(500, 1000)))
     slopes = width.exponents(found["distance"].sel(p=0.5), "width")
     np.testing.assert_allclose(slopes, -0.5, atol=0.1)

@@ -135,8 +135,8 @@ def _comparisons(dataset: xr.Dataset) -> Iterator[Verdict]:
         verdict = HOLDS if lower else REVERSED if higher else FAILS
         count = int(np.sum(shares[0] >= BETTER))
         statistic = (
-            f"lower at {100 * float(shares[0].mean()):.0f} % of the stds, {count} of {one.sizes['seed']} seeds reach the "
-            f"needed {100 * BETTER:.0f} %, median ratio {float((one / random).median()):.2f}"
+            f"lower at {100 * float(shares[0].mean()):.0f} % of the stds, {count} of {one.sizes['seed']} seeds reach "
+            f"the needed {100 * BETTER:.0f} %, median ratio {float((one / random).median()):.2f}"
         )
         verdict_then = Verdict(verdict, claim, where, statistic, at)
         yield _undecided(verdict_then, _early(compared, optimizer, [init, "gaussian-A"], rank, step))

@@ -1,8 +1,8 @@
-"""Constant and adaptive steps for linear networks: Figures 1 and 2 of Xu et al. (AISTATS 2023, here B).
+"""Constant and adaptive steps for linear networks: Figures 1 and 2 of Xu et al. 2023 (AISTATS).
 
 The draws are those of the authors' code, which differs from the text: X is orthogonal, the solution has entries
-N(0, 1/n), and W1 = rho U_0, W2 = V_0/rho with rho^2 = (sigma + sqrt(sigma^2 + 4))/2. With them the values of
-alpha_0/beta_0 in the titles of B's Figure 2 come out.
+N(0, 1/n), and W1 = rho U_0, W2 = V_0/rho with rho^2 = (sigma + sqrt(sigma^2 + 4))/2. These draws
+reproduce the values of alpha_0/beta_0 in the titles of Figure 2.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RULES = ("constant", *ADAPTIVE, "Arora", "Du")
 
 
 class Settings(NamedTuple):
-    """B's c1 and c2; the authors' code names them the other way round."""
+    """c1 and c2 of Xu et al. 2023; the authors' code names them the other way round."""
 
     c1: float
     c2: float
@@ -243,7 +243,7 @@ def notes(dataset: xr.Dataset) -> str:
 def _about(dataset: xr.Dataset) -> str:
     ratios = [f"{float(dataset['ratio'].sel(experiment=name).mean()):.3f} ({PUBLISHED[name]:.3f})" for name in SIGMAS]
     return (
-        f"Xu et al. (AISTATS 2023), experiment 4.1 (balanced, n = {SIDE}, m = 1, c1 = 0.8, c2 = 1.2) and 4.2 "
+        f"Xu et al. 2023 (AISTATS), experiment 4.1 (balanced, n = {SIDE}, m = 1, c1 = 0.8, c2 = 1.2) and 4.2 "
         f"(n = m = {SIDE}, h = {WIDTH}, c1 = 0.5, c2 = 1.5), with the recipe, constants and random generator of the "
         f"authors' code; medians of {dataset.sizes['seed']} draws. Mean alpha_0/beta_0 (published): "
         f"{', '.join(ratios)}. Du's epsilon is ||Y||_F/2, as in the code."
@@ -257,7 +257,7 @@ def _findings(dataset: xr.Dataset) -> str:
     broken = int((dataset["loss"] > dataset["bound"] * (1 + 1e-9) + rounding(dataset)).sum())
     return (
         f"Losses above their bounds, beyond rounding: {broken}. The cap eta_max binds at {by_rho:.3g} % of the steps "
-        f"by rho and {by_rhohat:.3g} % of those by rhohat: there, adaptive is not faster than the constant eta_max. "
+        f"by rho and {by_rhohat:.3g} % of the steps by rhohat, which are then no faster than the constant eta_max. "
         f"Without the cap, steps by rho would be {float(free.min()):.2g} to {float(free.max()):.2g} eta_max. "
         "Steps by f are shorter than eta_max, and slower: the step with the best guarantee is not the fastest."
     )

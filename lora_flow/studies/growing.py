@@ -1,6 +1,6 @@
-"""Steps of linear networks that grow as the loss falls: Figures 1 to 3 and 5 of Xu et al. (arXiv 2505.11664, here C).
+"""Steps of linear networks that grow as the loss falls: Figures 1 to 3 and 5 of Xu et al. 2025 (arXiv 2505.11664).
 
-Y = X W1 W2 + sigma^2 noise at the start W1, W2, so that sigma says how far there is to go.
+Y = X W1 W2 + sigma^2 noise at the start W1, W2, so sigma sets the distance to the solution.
 """
 
 from __future__ import annotations
@@ -247,8 +247,8 @@ def _legend(styles: dict[str, dict[str, Any]]) -> list[Any]:
 
 def notes(dataset: xr.Dataset) -> str:
     rows = [[name, *_row(dataset.sel(setting=name))] for name in SETTINGS]
-    header = ["setting", "a1/a2", "eta_0", "of B's eta_max", "eta_t/eta_0 when solved, K_t", "Kbar_t"]
-    header += [f"steps to {SOLVED:g} L_0, K_t", "Kbar_t", "constant eta_0", "B's adaptive", "backtracking"]
+    header = ["setting", "a1/a2", "eta_0", "of eta_max of 2023", "eta_t/eta_0 when solved, K_t", "Kbar_t"]
+    header += [f"steps to {SOLVED:g} L_0, K_t", "Kbar_t", "constant eta_0", "adaptive of 2023", "backtracking"]
     header += ["rhobar_0", "1 - (mu/K) a1/a2", "L+/L when solved, K_t"]
     return f"{_about(dataset)}\n\n{_findings(dataset)}\n\n" + table(header, rows)
 
@@ -256,11 +256,12 @@ def notes(dataset: xr.Dataset) -> str:
 def _about(dataset: xr.Dataset) -> str:
     small = SETTINGS[FIGURE_5]
     return (
-        f"Xu et al. (arXiv 2505.11664): X orthogonal, 10 x 10, weights N(0, 1); c = {C:g}, d = {D:g}, medians of "
+        f"Xu et al. 2025 (arXiv 2505.11664): X orthogonal, 10 x 10, weights N(0, 1); c = {C:g}, d = {D:g}, medians of "
         f"{dataset.sizes['seed']} draws. Chosen here: sigma, and eta_0 = {FRACTION:g} eta_max. Figure 5 is "
         f"{small.side} x {small.side} with singular values of X in {list(small.values)} and weights N(0, 1/h), here "
-        f"with h = {small.width} and sigma = {small.sigma:g}. B is Xu et al. (AISTATS 2023), by rho, c1 = 0.5, "
-        "c2 = 1.5; backtracking is by powers of 0.1, with the constant 0.9 and the step in its condition."
+        f"with h = {small.width} and sigma = {small.sigma:g}. Adaptive steps are those of Xu et al. 2023 (AISTATS), "
+        "by rho, c1 = 0.5, c2 = 1.5. Backtracking is by powers of 0.1, with the constant 0.9 and the step in its "
+        "condition."
     )
 
 
@@ -276,11 +277,12 @@ def _findings(dataset: xr.Dataset) -> str:
     return (
         f"Exceptions, above rounding: {above} to L <= L_0 rhobar_0^t, {faster} to L(t+1) <= rho_t L(t). With weights "
         f"N(0, 1) steps hardly grow, by {100 * grown:.2g} % in {STEPS} iterations at most: 1/K_t, 1/Kbar_t and the "
-        "constant eta_0 come to the same, and what is gained over B is the larger first step. In Figure 5's setting "
-        "they do grow. The rate 1 - (mu/K) a1/a2 is that of steps which have grown; settings that fall more slowly: "
-        f"{'; '.join(slow) or 'none'}. B's cap binds at {100 * float(capped.mean()):.3g} % of its steps, which are the "
-        "constant eta_max then. On a parabola, backtracking with the constant 0.9 accepts a fifth of the best step at "
-        "most, and it tries powers of 0.1 only: its speed says where those happen to fall."
+        "constant eta_0 give the same losses, and the gain over the adaptive steps is the larger first step. In Figure "
+        "5's setting the steps do grow. The rate 1 - (mu/K) a1/a2 is that of steps which have grown; settings that "
+        f"fall more slowly: {'; '.join(slow) or 'none'}. The cap of the adaptive steps binds at "
+        f"{100 * float(capped.mean()):.3g} % of them, which are then the constant eta_max. On a parabola, backtracking "
+        "with the constant 0.9 accepts at most a fifth of the best step. It tries powers of 0.1 only, so its speed "
+        "depends on where these powers happen to fall."
     )
 
 

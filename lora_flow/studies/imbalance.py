@@ -1,6 +1,6 @@
-"""How imbalance speeds up linear networks: gradient flow against the bounds of Min et al. (arXiv 2105.06351).
+"""How imbalance speeds up linear networks: gradient flow against the bounds of Min et al.
 
-A is the paper of 2021, A' its extension of 2022; the bounds are those of `lora_flow.theory.linear_flow`.
+Min et al. 2021 is arXiv 2105.06351, and Min et al. 2022 its extension; `lora_flow.theory.linear_flow` has the bounds.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def run(seeds: int, progress: Callable[[Any], Any], sizes: Sizes = FULL) -> xr.D
 
 
 def _starts(seed: int, sizes: Sizes) -> dict[str, Network]:
-    """A's experiment with X X^T = I and one output: Gaussian weights of three ratios, and two balanced starts."""
+    """The experiment of Min et al. 2021, X X^T = I and one output: Gaussian weights of three ratios, two balanced."""
     rng, n = np.random.default_rng(seed), sizes.inputs
     x = np.linalg.qr(rng.standard_normal((n, sizes.samples)))[0].T
     theta = rng.standard_normal((n, 1)) / np.sqrt(n)
@@ -87,7 +87,7 @@ def _starts(seed: int, sizes: Sizes) -> dict[str, Network]:
 
 
 def _balanced(product: Float[Array, "r m"]) -> tuple[Array, Array]:
-    """A's control, with Lam = 0: U_1 = P (P^T P)^{-1/4} Q^T and V = (P^T P)^{1/4} Q^T for the product P.
+    """The control of Min et al. 2021, Lam = 0: U_1 = P (P^T P)^{-1/4} Q^T and V = (P^T P)^{1/4} Q^T for the product P.
 
     The frame Q only turns the hidden layer: without it the layer is as wide as P has columns. Balanced are the weights
     that the loss depends on. `balanced_init` balances U with V, of which U_2 is a part that never moves; where there is
@@ -98,7 +98,7 @@ def _balanced(product: Float[Array, "r m"]) -> tuple[Array, Array]:
 
 
 def _wide(seed: int, h: int, sizes: Sizes) -> tuple[Network, float]:
-    """A' over widths, `1/2 ||Y - U V^T/sqrt(m h)||_F^2` with U and V from N(0, 1), and the unit of its time.
+    """Min et al. 2022 over widths, `1/2 ||Y - U V^T/sqrt(m h)||_F^2` with U, V from N(0, 1), and the unit of time.
 
     With W1 = U/(m h)^{1/4} and W2 = V^T/(m h)^{1/4} that is `1/2 ||Y - W1 W2||_F^2`, and U' = E V/sqrt(m h) becomes
     sqrt(m h) W1' = E W2^T: the flow of W, with its time in units of sqrt(m h).
@@ -110,7 +110,7 @@ def _wide(seed: int, h: int, sizes: Sizes) -> tuple[Network, float]:
 
 
 def _follow(network: Network, unit: float = 1.0) -> dict[str, Any]:
-    """The flow from a start: loss and rate, what A and A' say of them, and the drift of Lam; times in that unit."""
+    """The flow from a start: loss and rate, their bounds by Min et al., and the drift of Lam; times in that unit."""
     start = _narrowed(*network)
     spectrum = networks.imbalance_spectrum(start.u1, start.w2)
     end = FOLDS / float(_rate(start, spectrum, start.y / jnp.sqrt(start.s)[:, None]))
@@ -150,7 +150,7 @@ def _narrowed(x: Any, y: Any, w1: Any, w2: Any) -> flow.Reduced:
 
 
 def _rate(start: flow.Reduced, spectrum: Array, product: Array) -> Array:
-    """What the rate is at least (A', Proposition 1) where U_1 V^T is `product`, by the spectrum of Lam, which stays."""
+    """The least rate (Min et al. 2022, Proposition 1) where U_1 V^T is `product`, by the conserved spectrum of Lam."""
     r, m = start.y.shape
     s_m, s_r = networks.singular_values(product, m, r)
     return 2 * start.s[-1] * networks.alpha(spectrum, s_m, s_r, r, m)

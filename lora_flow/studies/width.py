@@ -1,6 +1,6 @@
-"""What width does to linear networks: where they end, and how well conditioned they begin.
+"""The effect of width on linear networks: where they end, and how well conditioned they begin.
 
-The implicit bias of Min et al. (arXiv 2105.06351, A) and Figure 4 of Xu et al. (arXiv 2505.11664, C).
+The implicit bias of Min et al. 2021 (arXiv 2105.06351), and Figure 4 of Xu et al. 2025 (arXiv 2505.11664).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from lora_flow.theory import linear_networks as networks
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POWERS = (0.5, 0.375)  # p of entries N(0, h^{-2p}); A's experiment has 1/2
+POWERS = (0.5, 0.375)  # p of entries N(0, h^{-2p}); the experiment of Min et al. 2021 has 1/2
 CONDITION_POWERS = (0.275, 0.375, 0.475)
 NOISE, END = 0.01, 80.0
 FAILURE = 0.05  # the probability with which Theorem 2 may fail
-PUBLISHED_UP_TO = 2000  # of C's Figure 4
+PUBLISHED_UP_TO = 2000  # of Figure 4 of Xu et al. 2025
 
 
 class Sizes(NamedTuple):
@@ -128,7 +128,7 @@ def _solve(problem: LinearNetwork, start: Adapters) -> tuple[Array, Adapters]:
 
 
 def _conditions(seed: int, sizes: Sizes) -> np.ndarray:
-    """a1/a2 and b2 of C over (p, width, 2): X orthogonal, W* of Frobenius norm 1, the weights N(0, h^{-2p})."""
+    """a1/a2 and b2 of Xu et al. 2025 over (p, width, 2): X orthogonal, ||W*||_F = 1, the weights N(0, h^{-2p})."""
     rng, n = np.random.default_rng(seed), sizes.side
     x, solution = np.linalg.qr(rng.standard_normal((n, n)))[0], rng.standard_normal((n, n))
     solution /= np.linalg.norm(solution)
@@ -233,7 +233,7 @@ def notes(dataset: xr.Dataset) -> str:
     return (
         f"Medians of {draws} draws; exponents of h: means and standard deviations. First, the distance of the flow's "
         f"end from X^+ Y, {sizes['samples']} samples of {sizes['inputs']} inputs, all N(0, 1/{sizes['inputs']}), "
-        f"one output, weights N(0, h^(-2p)); A's experiment has p = 1/2.\n\n{table(header, ends)}\n\n"
+        f"one output, weights N(0, h^(-2p)); Min et al. 2021 have p = 1/2.\n\n{table(header, ends)}\n\n"
         f"From the start `invariant` it is {invariant:.1g} or less, which is rounding. Theorem 2's bound (probability "
         f"{1 - FAILURE:g}) has the exponent that is found, and a constant that puts it off the picture.\n\n"
         f"{_condition_notes(dataset)}"
@@ -266,19 +266,19 @@ def _condition_notes(dataset: xr.Dataset) -> str:
         )
     side = dataset.attrs["side"]
     return (
-        f"Then the condition number a2/a1 of C's Theorem E.1 at the start, which Figure 4 of C shows up to h = "
+        f"The condition number a2/a1 of Theorem E.1 of Xu et al. 2025 at the start, shown in their Figure 4 up to h = "
         f"{PUBLISHED_UP_TO}: X orthogonal {side} x {side}, ||W*||_F = 1. The exponent is that of 1 - a1/a2.\n\n"
         f"{table(header, rows)}\n\n"
-        "Theorem 3.3 is an upper bound for h going to infinity, 1 - a1/a2 = O(h^(2p-1)). What decides is the spread of "
-        "the weights' singular values, of order h^(-1/2), and b2^2 beside the squared level of the imbalance, of order "
-        "h^(4p-2) (derived here): so p = .275 comes to the theorem's exponent only beyond the figure's widths, and the "
-        "others fall faster than it says. Smaller p is better conditioned at every width, as the theorem has it and "
-        "the text on Figure 4 has not."
+        "Theorem 3.3 is an upper bound for h going to infinity, 1 - a1/a2 = O(h^(2p-1)). Two quantities decide: the "
+        "spread of the weights' singular values, of order h^(-1/2), and b2^2 relative to the squared level of the "
+        "imbalance, of order h^(4p-2) (derived here). So p = .275 reaches the theorem's exponent only beyond the "
+        "figure's widths, and the others fall faster than the theorem says. Smaller p is better conditioned at every "
+        "width, which agrees with the theorem and contradicts the text on Figure 4."
     )
 
 
 def _published(values: xr.DataArray) -> xr.DataArray:
-    """At the widths of C's Figure 4."""
+    """At the widths of Figure 4 of Xu et al. 2025."""
     return values.sel(condition_width=slice(None, PUBLISHED_UP_TO))
 
 

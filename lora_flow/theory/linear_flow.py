@@ -1,7 +1,7 @@
-r"""Gradient flow of two-layer linear networks: the rates and the implicit bias of Min et al. (A and A').
+r"""Gradient flow of two-layer linear networks: the rates and the implicit bias of Min et al. 2021 and 2022.
 
-Notation and references are in `linear_networks`. A writes U for W1 and V^T for W2. With X of rank r,
-X = Wx S^{1/2} Phi1^T, the flow moves Phi1^T U and V alone, as if X were S^{1/2} and Y were Wx^T Y: `reduce` makes that
+Notation and references are in `linear_networks`. Min et al. write U for W1 and V^T for W2. With X of rank r,
+X = Wx S^{1/2} Phi1^T, the flow moves Phi1^T U and V alone, as if X were S^{1/2} and Y were Wx^T Y. `reduce` makes this
 problem, of shapes (r, r), (r, m), (r, h), (h, m), whose loss falls to zero. Rates are in units of the flow's time t.
 """
 
@@ -33,7 +33,7 @@ from lora_flow.theory.linear_networks import (
 
 
 class Reduced(NamedTuple):
-    """What of a problem the flow sees, and what it leaves as it is (A)."""
+    """The part of a problem that the flow moves, and the part that stays (Min et al. 2021)."""
 
     wx: Float[Array, "N r"]
     s: Float[Array, " r"]  # the diagonal of S: eigenvalues of X^T X, in decreasing order
@@ -51,7 +51,7 @@ class Reduced(NamedTuple):
 
     @property
     def network(self) -> tuple[Matrix, Matrix, Matrix, Matrix]:
-        """(X, Y, W1, W2) of the reduced problem: its loss is L - L*, and all of B and C applies to it."""
+        """(X, Y, W1, W2) of the reduced problem: the loss is L - L*; `linear_descent`, `linear_local` apply."""
         return self.x, self.y, self.u1, self.w2
 
     @property
@@ -66,7 +66,7 @@ class Reduced(NamedTuple):
 
 
 def reduce(x: Inputs, y: Targets, w1: First, w2: Second, rank: int | None = None) -> Reduced:
-    """Wx, S, Phi1, Wx^T Y, U1 and what is left over (A), for X of any rank above zero.
+    """Wx, S, Phi1, Wx^T Y, U1 and the part that stays (Min et al. 2021), for X of any rank above zero.
 
     `rank` must be given where X is traced, and is X's numerical rank otherwise. Raises InputError if it cannot be.
     """
@@ -79,7 +79,7 @@ def reduce(x: Inputs, y: Targets, w1: First, w2: Second, rank: int | None = None
 
 
 def min_norm_solution(x: Inputs, y: Targets, rank: int | None = None) -> Float[Array, "n m"]:
-    """X^+ Y = Phi1 S^{-1/2} Wx^T Y, the least of the solutions (A); `rank` as in `reduce`."""
+    """X^+ Y = Phi1 S^{-1/2} Wx^T Y, the least of the solutions (Min et al. 2021); `rank` as in `reduce`."""
     left, values, right = _thin(x, rank)
     return right @ ((left.T @ y) / values[:, None])
 
@@ -98,25 +98,25 @@ def _thin(x: Inputs, rank: int | None) -> tuple[Float[Array, "N r"], Float[Array
 
 
 def imbalance_level(spectrum: Spectrum, r: int, m: int) -> Scalar:
-    """c = [lambda_r(Lam)]+ + [lambda_m(-Lam)]+ (A, Theorem 1): Delta with r for n; `spectrum` is Lam's."""
+    """c = [lambda_r(Lam)]+ + [lambda_m(-Lam)]+ (Min et al. 2021, Theorem 1): Delta, r for n; `spectrum` is Lam's."""
     return gaps(spectrum, r, m).delta
 
 
 def imbalance_rate(start: Reduced) -> Scalar:
-    """2 lambda_r(S) c, the rate at all times (A, Theorem 1)."""
+    """2 lambda_r(S) c, the rate at all times (Min et al. 2021, Theorem 1)."""
     r, m = start.y.shape
     return 2 * start.s[-1] * imbalance_level(imbalance_spectrum(start.u1, start.w2), r, m)
 
 
 def instantaneous_rate(now: Reduced) -> Scalar:
-    """2 lambda_r(S) alpha(Lam; sigma_m(U1 V^T), sigma_r(U1 V^T)), the rate at the moment (A', Proposition 1)."""
+    """2 lambda_r(S) alpha(Lam; sigma_m(U1 V^T), sigma_r(U1 V^T)), the rate now (Min et al. 2022, Proposition 1)."""
     r, m = now.y.shape
     s_m, s_r = singular_values(now.u1 @ now.w2, m, r)
     return 2 * now.s[-1] * alpha(imbalance_spectrum(now.u1, now.w2), s_m, s_r, r, m)
 
 
 def global_rate(start: Reduced) -> Scalar:
-    """The rate at all times (A', Theorem 3): of `instantaneous_rate`, with the least that each singular value can get,
+    """The rate at all times (Min et al. 2022, Theorem 3): `instantaneous_rate` at the least singular values possible,
 
     [sigma_k(Yt) - ||Yt - S^{1/2} U1 V^T(0)||_F]+ / sqrt(lambda_1(S)), in the place of sigma_k(U1 V^T).
     """
@@ -127,12 +127,12 @@ def global_rate(start: Reduced) -> Scalar:
 
 
 def scalar_rate(d: Value, w: Value, s: Value = 1.0) -> Value:
-    """2 s sqrt(d^2 + 4 w^2), the rate itself for n = m = h = 1, with d = u^2 - v^2 and w = u v (A')."""
+    """2 s sqrt(d^2 + 4 w^2), the rate itself for n = m = h = 1, with d = u^2 - v^2 and w = u v (Min et al. 2022)."""
     return 2 * s * jnp.sqrt(d**2 + 4 * w**2)
 
 
 class Gains(NamedTuple):
-    """What the two weights of a trained network do to a singular pair of the target."""
+    """The gains of a trained network's two weights along a singular pair of the target."""
 
     first: Value  # ||W1^T u||, of the pair's side in the inputs; sigma_W1 of a LoRA problem
     second: Value  # ||W2 v||; sigma_W2
@@ -161,17 +161,18 @@ def trained_gains(sigma: Value, a: Float[Array | np.ndarray, " h"], b: Float[Arr
 
 
 def loss_bound(rate: Value, t: Value, excess: Value) -> Value:
-    """exp(-rate t) (L(0) - L*), which is at least L(t) - L* (A, Theorem 1; A', Theorem 3)."""
+    """exp(-rate t) (L(0) - L*), at least L(t) - L* (Min et al. 2021, Theorem 1; Min et al. 2022, Theorem 3)."""
     return jnp.exp(-rate * t) * excess
 
 
-# Implicit bias. The flow goes to X^+ Y from where V U2^T = 0 and U1 U2^T = 0 (A, Proposition 1).
+# Implicit bias. The flow goes to X^+ Y from where V U2^T = 0 and U1 U2^T = 0 (Min et al. 2021, Proposition 1).
 
 
 def bias_invariants(start: Reduced) -> tuple[Float[Array, "m n"], Float[Array, "r n"]]:
-    """(V U2^T Phi2^T, U1 U2^T Phi2^T): zero for ever if both are, and the flow then goes to X^+ Y (A, Proposition 1).
+    """(V U2^T Phi2^T, U1 U2^T Phi2^T): if both are zero they stay zero, and the flow goes to X^+ Y.
 
-    For they obey d/dt [V U2^T; U1 U2^T] = [[0, E^T S^{1/2}], [S^{1/2} E, 0]] [V U2^T; U1 U2^T].
+    This is Proposition 1 of Min et al. 2021: the two obey d/dt [V U2^T; U1 U2^T] = [[0, E^T S^{1/2}], [S^{1/2} E, 0]]
+    [V U2^T; U1 U2^T].
     """
     return start.w2.T @ start.outside.T, start.u1 @ start.outside.T
 
@@ -180,9 +181,9 @@ def width_bound(h: Value, a: Value, s: Spectrum, y_norm: Value, n: int, m: int, 
     """At most this is ||U V^T(inf) - X^+ Y||_2 for a wide network with entries N(0, h^{-2a}), 1/4 < a <= 1/2:
 
     2 C^{1/h^{1-2a}} sqrt(m + r) (sqrt(m + n) + 1/2 log(2/failure)) / h^{2a - 1/2},
-    C = exp(1 + sqrt(lambda_1(S)) ||Y||_F / lambda_r(S)), with probability 1 - failure (A, Theorem 2).
+    C = exp(1 + sqrt(lambda_1(S)) ||Y||_F / lambda_r(S)), with probability 1 - failure (Min et al. 2021, Theorem 2).
 
-    `s` is S's diagonal and `y_norm` ||Y||_F. How wide, the theorem leaves open: h > h_0^{1/(4a - 1)}.
+    `s` is S's diagonal and `y_norm` ||Y||_F. The theorem leaves open how wide: h > h_0^{1/(4a - 1)}.
     """
     log_c = 1 + jnp.sqrt(s[0]) * y_norm / s[-1]
     size = jnp.sqrt(m + len(s)) * (jnp.sqrt(m + n) + 0.5 * jnp.log(2 / failure))
@@ -190,5 +191,5 @@ def width_bound(h: Value, a: Value, s: Spectrum, y_norm: Value, n: int, m: int, 
 
 
 def width_imbalance(h: Value, a: Value) -> Value:
-    """h^{1-2a}: lambda_r(Lam) + lambda_m(-Lam) is above it for such networks (A, Lemma 1)."""
+    """h^{1-2a}: lambda_r(Lam) + lambda_m(-Lam) is above it for such networks (Min et al. 2021, Lemma 1)."""
     return h ** (1 - 2 * a)

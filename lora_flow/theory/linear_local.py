@@ -1,9 +1,9 @@
-r"""A local Polyak-Łojasiewicz inequality and descent lemma for two-layer linear networks: Xu et al., TMLR 2025 (C).
+r"""A local Polyak-Łojasiewicz inequality and descent lemma for two-layer linear networks: Xu et al. 2025 (TMLR).
 
 Notation and references are in `linear_networks`. The loss is L = l(W1 W2), l any mu-strongly convex and K-smooth
 function of the product with minimum 0, at W*: 1/2 ||Y - X W||_F^2 with Y in the range of X, say, and mu, K =
-`curvature(x)`. C's W2 is the transpose of the one here, `(h, m)`. Theorem 3.2 is Theorem E.1 with c = 1/2 and d = 2,
-and is the default.
+`curvature(x)`. W2 in Xu et al. 2025 is the transpose of W2 here, `(h, m)`. Theorem 3.2 is Theorem E.1 with c = 1/2
+and d = 2, and is the default.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lora_flow.theory.linear_networks import (
 
 
 def pl_constant(mu: Value, w1: First, w2: Second) -> Value:
-    """mu_t = mu (sigma_min(W1)^2 + sigma_min(W2)^2): 1/2 ||grad L||^2 >= mu_t L (C, Theorem 3.1)."""
+    """mu_t = mu (sigma_min(W1)^2 + sigma_min(W2)^2): 1/2 ||grad L||^2 >= mu_t L (Xu et al. 2025, Theorem 3.1)."""
     return mu * tau_smallest(w1, w2)
 
 
@@ -48,14 +48,15 @@ class Smoothness(NamedTuple):
         return self.k0 + eta * (self.k1 + eta * self.k2)
 
     def step(self) -> Scalar:
-        """C's 1/K_t, the root of eta K_t(eta) = 1."""
+        """1/K_t, the root of eta K_t(eta) = 1 (Xu et al. 2025)."""
         return root_of_increasing(1.0, self)
 
 
 def smoothness(K: Value, loss: Value, w1: First, w2: Second) -> Smoothness:
-    """K_t = K smax2 + sqrt(2 K L) + 6 K^2 sigma_1(W) L eta^2 + 3 K smax2 sqrt(2 K L) eta (C, Theorem 3.1).
+    """K_t = K smax2 + sqrt(2 K L) + 6 K^2 sigma_1(W) L eta^2 + 3 K smax2 sqrt(2 K L) eta.
 
-    smax2 = sigma_max(W1)^2 + sigma_max(W2)^2. L+ <= L - (eta - K_t eta^2/2) ||grad L||_F^2.
+    That is Theorem 3.1 of Xu et al. 2025, with smax2 = sigma_max(W1)^2 + sigma_max(W2)^2. L+ <= L - (eta - K_t eta^2/2)
+    ||grad L||_F^2.
     """
     highest, root = K * tau_largest(w1, w2), jnp.sqrt(2 * K * loss)
     (largest,) = singular_values(w1 @ w2, 1)
@@ -63,7 +64,7 @@ def smoothness(K: Value, loss: Value, w1: First, w2: Second) -> Smoothness:
 
 
 def rate(pl: Value, smooth: Value, eta: Value) -> Value:
-    """rho = 1 - 2 mu_t eta + mu_t K_t eta^2, at least L+/L while eta K_t < 2 (C, Theorem 3.1)."""
+    """rho = 1 - 2 mu_t eta + mu_t K_t eta^2, at least L+/L while eta K_t < 2 (Xu et al. 2025, Theorem 3.1)."""
     return 1 - 2 * pl * eta + pl * smooth * eta**2
 
 
@@ -91,7 +92,8 @@ class Constants(NamedTuple):
 def constants(curvature: Curvature, loss: Value, optimum: Product, w1: First, w2: Second) -> Constants:
     """b1 = [sigma_min(W*) - sqrt(kappa) ||W_0 - W*||_F]+, b2 = sigma_max(W*) + sqrt(kappa) ||W_0 - W*||_F,
 
-    a1 = alpha(D_0; b1, b1), which for n != m must be alpha(D_0; b_m, b_n), and a2 = beta(D_0; b2) (C, Theorem E.1).
+    a1 = alpha(D_0; b1, b1), which for n != m must be alpha(D_0; b_m, b_n), and a2 = beta(D_0; b2): Theorem E.1 of
+    Xu et al. 2025.
     """
     n, m = optimum.shape
     far = jnp.sqrt(curvature.kappa) * jnp.linalg.norm(w1 @ w2 - jnp.asarray(optimum))
@@ -177,7 +179,7 @@ class LargestStep(NamedTuple):
 def largest_step(start: Constants, c: Value = 0.5, d: Value = 2.0) -> LargestStep:
     """The roots of eta0 Kbar_0 = 1 and of 4 K L_0 eta0^2 = (1 - e^{-eta0^c}) (1 - Dbar), the smallest positive one, and
 
-    [log(1 + a1/(2 a2))]^{1/c}: their minimum is eta_max (C, Theorem E.1). Zero where a1 is.
+    [log(1 + a1/(2 a2))]^{1/c}: their minimum is eta_max (Xu et al. 2025, Theorem E.1). Zero where a1 is.
 
     The second root exists for a1 > 0: the right-hand side is negative where eta0 Kbar_0 = 2 and where mubar = 0.
     """
@@ -219,7 +221,7 @@ def _first_root(function: Callable[[Array], Array], end: Value) -> Array:
 
 
 def asymptotic_rate(start: Constants) -> Value:
-    """1 - (mu/K) (a1/a2), the rate that the schedule goes to for small eta0 (C); B's has a square."""
+    """1 - (mu/K) (a1/a2), the schedule's rate for small eta0 (Xu et al. 2025); that of 2023 has a square."""
     return 1 - start.mu / start.K * start.a1 / start.a2
 
 
@@ -234,10 +236,11 @@ def backtracking_step(
 ) -> Array:
     """The first of eta = first, first factor, first factor^2, ... with
 
-    L(p - eta grad L) <= L(p) - constant eta ||grad L||^2; zero if none of so many tries is (C's baseline).
+    L(p - eta grad L) <= L(p) - constant eta ||grad L||^2; zero if none of so many tries is. A baseline of Xu et al.
+    2025.
 
-    C prints the condition without its last eta: then no step need meet it. `parameters` and `gradient` are PyTrees of
-    the same structure.
+    The paper prints the condition without its last eta; then no step need meet it. `parameters` and `gradient` are
+    PyTrees of the same structure.
     """
     now = loss(parameters)
     square = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient))

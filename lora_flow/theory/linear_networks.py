@@ -1,14 +1,16 @@
-r"""Two-layer linear networks: loss, imbalance, the operator tau, and what the imbalance says of its eigenvalues.
+r"""Two-layer linear networks: loss, imbalance, the operator tau, and bounds of its eigenvalues by the imbalance.
 
 L = 1/2 ||Y - X W1 W2||_F^2 with X `(N, n)`, Y `(N, m)`, W1 `(n, h)`, W2 `(h, m)` and W = W1 W2, the notation of
 
-- A: Min, Tarmoun, Vidal, Mallada, "On the Explicit Role of Initialization on the Convergence and Implicit Bias of
-  Overparametrized Linear Networks" (ICML 2021, arXiv 2105.06351), U = W1, V^T = W2; A' is its extension of 2022,
-  "Convergence and Implicit Bias of Gradient Flow on Overparametrized Linear Networks". Their rates: `linear_flow`.
-- B: Xu, Min, Tarmoun, Mallada, Vidal, "Linear Convergence of Gradient Descent for Finite Width Over-parametrized
-  Linear Networks with General Initialization" (AISTATS 2023). Its rates and steps: `linear_descent`.
-- C: the same authors, "A Local Polyak-Łojasiewicz and Descent Lemma of Gradient Descent for Overparametrized Linear
-  Models" (TMLR 2025, arXiv 2505.11664), whose W2 is transposed. Its rates and steps: `linear_local`.
+- Min et al. 2021: Min, Tarmoun, Vidal, Mallada, "On the Explicit Role of Initialization on the Convergence and Implicit
+  Bias of Overparametrized Linear Networks" (ICML 2021, arXiv 2105.06351), U = W1, V^T = W2.
+- Min et al. 2022, its extension: "Convergence and Implicit Bias of Gradient Flow on Overparametrized Linear Networks".
+  `linear_flow` has the rates of both.
+- Xu et al. 2023: Xu, Min, Tarmoun, Mallada, Vidal, "Linear Convergence of Gradient Descent for Finite Width
+  Over-parametrized Linear Networks with General Initialization" (AISTATS 2023). Rates and steps: `linear_descent`.
+- Xu et al. 2025: the same authors, "A Local Polyak-Łojasiewicz and Descent Lemma of Gradient Descent for
+  Overparametrized Linear Models" (TMLR 2025, arXiv 2505.11664), whose W2 is transposed. Rates and steps:
+  `linear_local`.
 
 All in double precision; everything can be jitted, mapped and differentiated, once the shapes (and `rank`) are fixed.
 Eigenvalues and singular values count from 1, in decreasing order, and are zero beyond the dimension.
@@ -48,7 +50,7 @@ def loss(x: Inputs, y: Targets, w1: First, w2: Second) -> Scalar:
 
 
 def product_gradient(x: Inputs, y: Targets, w1: First, w2: Second) -> Float[Array, "n m"]:
-    """G = -X^T (Y - X W), the gradient with respect to the product W; B prints it without the minus sign."""
+    """G = -X^T (Y - X W), the gradient with respect to the product W; Xu et al. 2023 omit the minus sign."""
     return -jnp.asarray(x).T @ residual(x, y, w1, w2)
 
 
@@ -91,7 +93,7 @@ def tau(z: Product, w1: First, w2: Second) -> Float[Array, "n m"]:
 
 
 def tau_smallest(w1: First, w2: Second) -> Scalar:
-    """lmin(tau) = lambda_n(W1 W1^T) + lambda_m(W2^T W2); sigma_min(W1)^2 + sigma_min(W2)^2 in C."""
+    """lmin(tau) = lambda_n(W1 W1^T) + lambda_m(W2^T W2); sigma_min(W1)^2 + sigma_min(W2)^2 in Xu et al. 2025."""
     return singular_values(w1, w1.shape[0])[0] ** 2 + singular_values(w2, w2.shape[1])[0] ** 2
 
 
@@ -104,7 +106,7 @@ def tau_largest(w1: First, w2: Second) -> Scalar:
 
 
 def imbalance(w1: First, w2: Second) -> Float[Array, "h h"]:
-    """D = W1^T W1 - W2 W2^T, which gradient flow conserves (A, section 2)."""
+    """D = W1^T W1 - W2 W2^T, which gradient flow conserves (Min et al. 2021, section 2)."""
     return jnp.asarray(w1).T @ w1 - w2 @ w2.T
 
 
@@ -117,7 +119,7 @@ def imbalance_spectrum(w1: First, w2: Second) -> Float[Array, " k"]:
 
 
 class Gaps(NamedTuple):
-    """Delta, Delta+ and Delta-, which all the bounds read the imbalance by."""
+    """Delta, Delta+ and Delta-, the numbers by which all bounds depend on the imbalance."""
 
     delta: Value
     plus: Value
@@ -127,14 +129,14 @@ class Gaps(NamedTuple):
 def gaps(spectrum: Spectrum, n: int, m: int) -> Gaps:
     """Delta = [lambda_n(D)]+ + [lambda_m(-D)]+, Delta± = [lambda_1(±D)]+ - [lambda_n(D)]+ (- [lambda_m(-D)]+ for -).
 
-    A, A', B and C. `spectrum` holds the eigenvalues of D; zeros may be left out.
+    All four papers use these. `spectrum` holds the eigenvalues of D; zeros may be left out.
     """
     above, below = _positive_part(spectrum, n), _positive_part(-spectrum, m)
     return Gaps(above + below, _positive_part(spectrum, 1) - above, _positive_part(-spectrum, 1) - below)
 
 
 def alpha(spectrum: Spectrum, s_m: Value, s_n: Value, n: int, m: int) -> Scalar:
-    """A lower bound of lmin(tau), at s_k = sigma_k(W) or less (A', Proposition 1):
+    """A lower bound of lmin(tau), at s_k = sigma_k(W) or less (Min et al. 2022, Proposition 1):
 
     alpha(D; s_m, s_n) = 1/2 (-Delta+ + sqrt((Delta+ + Delta)^2 + 4 s_m^2))
                        + 1/2 (-Delta- + sqrt((Delta- + Delta)^2 + 4 s_n^2)).
@@ -146,12 +148,12 @@ def alpha(spectrum: Spectrum, s_m: Value, s_n: Value, n: int, m: int) -> Scalar:
 
 
 def alpha_as_printed(spectrum: Spectrum, s: Value, n: int, m: int) -> Scalar:
-    """alpha(D; s, s), s = sigma_min(W) in both roots, as the tables of B and C have it: no bound for n != m."""
+    """alpha(D; s, s), s = sigma_min(W) in both roots, as the tables of Xu et al. 2023 and 2025: no bound for n != m."""
     return alpha(spectrum, s, s, n, m)
 
 
 def beta(spectrum: Spectrum, p: Value) -> Scalar:
-    """An upper bound of lmax(tau), at p = sigma_1(W) or more (B and C):
+    """An upper bound of lmax(tau), at p = sigma_1(W) or more (Xu et al. 2023 and 2025):
 
     beta(D; p) = 1/2 (l+ + sqrt(l+^2 + 4 p^2)) + 1/2 (l- + sqrt(l-^2 + 4 p^2)), l± = [lambda_1(±D)]+.
     """
@@ -172,7 +174,7 @@ def _excess(a: Value, s: Value) -> Scalar:
     return jnp.where(zero, 0.0, 2 * s**2 / jnp.where(zero, 1.0, a + jnp.sqrt(jnp.where(zero, 1.0, square))))
 
 
-# What B and C find their steps with
+# To find the steps of Xu et al. 2023 and 2025
 
 
 def root_of_increasing(target: Value, coefficients: tuple[Value, ...]) -> Scalar:
