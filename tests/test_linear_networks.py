@@ -423,7 +423,7 @@ WIDTHS = (500, 1000, 2500, 5000, 10000)
 
 @pytest.mark.parametrize("a", [0.5, 0.4])
 def test_wide_networks_end_near_the_min_norm_solution(a):
-    """Experiment (ii) of Min et al. 2021, 100 samples of 400 inputs: the distance falls as h^{1/2 - 2a}, for a = 1/2 as h^{-1/2}.
+    """Experiment (ii) of Min et al. 2021, 100 samples of 400 inputs: the distance falls as h^{1/2 - 2a}.
 
     It is within Theorem 2's bound, and the imbalance above Lemma 1's.
     """
