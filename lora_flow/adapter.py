@@ -36,15 +36,20 @@ Adapters = tuple[Adapter, ...]
 
 
 def zero_adapters(layers: tuple[tuple[int, int], ...], rank: int) -> Adapters:
-    """Adapters that change nothing, for layers of the given `(out, in)` shapes."""
+    """Adapters that change nothing, for layers of the given `(out, in)` shapes.
+
+    **Returns:** one `Adapter` a layer, with A = 0 of shape `(rank, in)` and B = 0 of shape `(out, rank)`.
+    """
     return tuple(Adapter(jnp.zeros((rank, n_in)), jnp.zeros((n_out, rank))) for n_out, n_in in layers)
 
 
 def pad(adapters: Adapters, rank: int) -> Adapters:
-    """Adapters of a larger rank that compute the same thing.
+    """Adapters of a larger rank that compute the same update.
 
-    The extra rows of A and columns of B are zero, and gradient flow keeps them so: lanes of
-    different ranks can share one compiled program.
+    The extra rows of A and columns of B are zero, and gradient flow keeps them zero. So lanes of different ranks can
+    share one compiled program.
+
+    **Returns:** one `Adapter` a layer, A of shape `(*lanes, rank, in)` and B of shape `(*lanes, out, rank)`.
     """
 
     def pad_one(adapter: Adapter) -> Adapter:
@@ -59,13 +64,15 @@ def pad(adapters: Adapters, rank: int) -> Adapters:
 
 
 def narrow(adapters: Adapters) -> Adapters:
-    r"""Adapters with as few directions as a start has: ranks above `out + in` are brought down to that.
+    r"""The same start with fewer directions: ranks above `out + in` become `out + in`.
 
-    Rows of A and columns of B only ever move within the space that they span together at the start, of at most
-    out + in dimensions, under gradient flow, gradient descent and all of `lora_flow.flows`; in an orthonormal basis of
-    that space, everything but the basis is the same. A network of width 10,000 then costs what its two ends do. (Not
-    so under optimisers that look at single entries, as Adam does.) Leading axes are welcome; derivatives go through
-    where [B; A^T] has full rank.
+    Under gradient flow, gradient descent and all of `lora_flow.flows`, the rows of A and the columns of B move only
+    within the space that they span together at the start, of at most out + in dimensions. In an orthonormal basis of
+    this space everything but the basis is the same, so a network of width 10,000 costs as much as one of width
+    out + in. (Optimisers that act on single entries, as Adam does, depend on the basis.) The adapters may have leading
+    axes. Derivatives are defined where [B; A^T] has full rank.
+
+    **Returns:** one `Adapter` a layer, A `(*lanes, r, in)` and B `(*lanes, out, r)` with r = min(rank, out + in).
     """
 
     def one(adapter: Adapter) -> Adapter:

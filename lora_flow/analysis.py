@@ -1,4 +1,4 @@
-"""What is too costly to read off at every step: computed afterwards, from adapters that were saved."""
+"""Observables that are too expensive at every step: computed afterwards, from saved adapters."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from lora_flow.stale import check_problem
 def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") -> dict[str, np.ndarray]:
     r"""Further observables of adapters with any leading axes, `Trajectory.history` for instance.
 
-    Each array has these leading axes, `update_singular_values` one more. NaN where a quantity is undefined: the
-    direction of a zero matrix, or adapters that were not reached.
+    **Returns:** name -> array with these leading axes; `update_singular_values` has one axis more. NaN where a quantity
+    is undefined: the direction of a zero matrix, or adapters at times that were not reached.
 
     - `gradient_norm`: ||dL/d(A_1, B_1, ...)||; along the plain flow dL/dt is minus its square.
     - `growth_rate_1`, ...: d/dt log ||gamma_i^T Z_i||^2 along the `flow` (Claim 3.1 of arXiv 2503.06982).
-    - `alignment_error`, `alignment_error_2`, ...: as `observables` has it, here from the singular value decomposition
-      of Z_i itself, without a floor.
+    - `alignment_error`, `alignment_error_2`, ...: as in `observables`, but from the singular value decomposition of Z_i
+      itself, without a floor.
 
-    Of a `Factorization` also:
+    For a `Factorization` also:
 
-    - `update_singular_values`: the first min(m, n, 2 r) of F, all that can be non-zero but of an `Offset`.
+    - `update_singular_values`: the first min(m, n, 2 r) of F; the others are zero, except for an `Offset`.
     - `update_alignment_error`: 1 - cos of the angle between (u_F; v_F), the top singular pair of F, and (u; v), the
       shift's.
     - `term_1`, `term_2`, `term_12`: Frobenius norms of the update's terms W2 B1 A1, B2 A2 W1 and B2 A2 B1 A1.
     - `loss_signal`, `loss_rest`: the loss split into 1/2 ||U^T E V||_F^2, with U and V the singular vectors of the
-      shift, and what lies outside (equation 79).
+      shift, and the rest (equation 79).
+
+    **Raises:** `InputError` for a problem that has changed since it was solved, and for a bad flow.
     """
     check_problem(problem)
     lead = adapters[0].a.shape[:-2]
@@ -138,8 +140,8 @@ def _ties(sigma: np.ndarray) -> np.ndarray:
 def _one_minus_cosine(vectors: np.ndarray, sigma: np.ndarray, space: np.ndarray) -> np.ndarray:
     """1 - cos of the angle between the top singular vectors, columns, and a space, orthonormal rows and rows of zeros.
 
-    Of vectors that tie, the nearest. From the component across the space, which keeps small angles. NaN where there are
-    no vectors, sigma being 0, or no space.
+    Of tied vectors the nearest counts. The component across the space gives the angle, which keeps small angles. NaN
+    where sigma is 0 or the space is empty.
     """
     kept = vectors * _ties(sigma)[..., None, :]
     nearest = np.linalg.svd(np.swapaxes(kept, -1, -2) @ space.T, full_matrices=False)[0][..., :1]

@@ -32,10 +32,10 @@ RETURN = 5  # more steps that Tsit5 could have made as well than not
 
 
 class AutomaticState(NamedTuple):
-    """What one step leaves to the next.
+    """Passed from one step to the next.
 
-    - `stiff`: whether the stabilised method is at work.
-    - `asking`: for how many more steps than not the other one would have been better.
+    - `stiff`: whether the stabilised method is in use.
+    - `asking`: the steps for which the other method would have been better, less those for which it would not.
     - `chebyshev`: the field at the start of the step, and the Jacobian's dominant eigenvector and value.
     """
 
@@ -73,15 +73,15 @@ class QuarticInterpolation(diffrax.AbstractLocalInterpolation):
 
 
 class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
-    """Changes from Tsit5 to `RungeKuttaChebyshev` when stability bounds the step, and back when it does not.
+    """Changes from Tsit5 to `RungeKuttaChebyshev` when stability limits the step, and back when it does not.
 
-    Tsit5's last two stages, both at the end of the step, give dt rho for nothing (Hairer and Wanner, Solving Ordinary
-    Differential Equations II, section IV.2). The change is made after thirty steps more near its stability limit than
-    not, and back after five more that Tsit5 could have made. Only the one in use is evaluated; under `vmap` both are
-    while lanes differ.
+    Tsit5's last two stages, both at the end of the step, give dt rho at no extra cost (Hairer and Wanner, Solving
+    Ordinary Differential Equations II, section IV.2). The solver changes when the steps near Tsit5's stability limit
+    outnumber the others by thirty. It changes back when the steps that Tsit5 could have made outnumber the others by
+    five. Only the method in use is evaluated; under `vmap` both are evaluated while lanes differ.
 
-    The state must be a vector, and the field without jumps (`jump_ts`): the slope at the end of a step is used at the
-    start of the next one. The estimated error comes as a `StepError`: use `ResidualController`.
+    The state must be a vector, and the field must have no jumps (`jump_ts`), because the slope at the end of a step is
+    used at the start of the next one. The estimated error is a `StepError`: use `ResidualController`.
     """
 
     chebyshev: RungeKuttaChebyshev = RungeKuttaChebyshev()

@@ -1,4 +1,4 @@
-"""Coordinates in which a factorisation costs least: the same flow, turned and with nothing in it that stands still."""
+"""Coordinates in which a factorisation costs least: the same flow, rotated, without the parts that stand still."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ DENSE_BELOW = 4  # the shift is written out where the residual is no larger than
 
 
 class Canonical(eqx.Module):
-    r"""A `Factorization` in canonical coordinates, and the way there and back.
+    r"""A `Factorization` in canonical coordinates, and the maps there and back.
 
-    The flow commutes with orthogonal changes of the input, the hidden and the output space. With orthonormal frames V,
-    G and U of what the frozen matrices span there,
+    The flow commutes with orthogonal changes of the input, the hidden and the output space. Let V, G and U be
+    orthonormal frames of the subspaces that the frozen matrices span there. Then
 
         W1 = G w1 V^T,   W2 = U w2 G^T,   shift = U shift' V^T,
 
-    where on an aligned problem (Assumptions 2.1 and 2.2 of arXiv 2503.06982) all three are diagonal, and otherwise the
-    shift is. Of what the adapters have outside these frames the flow only ever makes linear combinations: r coordinates
-    suffice for A1's part and for B2's, 2 r for those of B1 and A2 in the hidden space. All of this is exact.
+    where on an aligned problem (Assumptions 2.1 and 2.2 of arXiv 2503.06982) all three small matrices are diagonal, and
+    otherwise only the shift. Outside these frames the flow makes only linear combinations of the adapters' start: r
+    coordinates suffice for the parts of A1 and B2, 2 r for those of B1 and A2 in the hidden space. All of this is
+    exact.
 
-    - `problem`: the factorisation in these coordinates; a `Problem` like any other.
-    - `enter(adapters)`: adapters in these coordinates, and the `Bases` that this start needs beside the frames.
+    - `problem`: the factorisation in these coordinates, a `Problem` like any other.
+    - `enter(adapters)`: the adapters in these coordinates, and the `Bases` that this start needs beside the frames.
     - `leave(adapters, bases)`: the way back.
     """
 
@@ -40,7 +41,7 @@ class Canonical(eqx.Module):
     frames: tuple[Matrix, Matrix, Matrix]  # V (n, .), G (h, .), U (m, .)
 
     def enter(self, adapters: Adapters) -> tuple[Adapters, Bases]:
-        """The start's loss, observables and flow are the same in both coordinates."""
+        """A start in these coordinates, with the same loss, observables and flow, and the bases to leave them with."""
         (a1, b1), (a2, b2) = adapters
         r = a1.shape[0]
         v, g, u = self.frames
@@ -52,7 +53,7 @@ class Canonical(eqx.Module):
         return (Adapter(inputs.T, hidden[:, :r]), Adapter(hidden[:, r:].T, outputs)), (of_v, of_g, of_u)
 
     def leave(self, adapters: Adapters, bases: Bases) -> Adapters:
-        """Adapters in the coordinates that they were given in."""
+        """The adapters in the original coordinates."""
         (a1, b1), (a2, b2) = adapters
 
         def back(coordinates: Array, index: int) -> Any:
@@ -63,13 +64,16 @@ class Canonical(eqx.Module):
         return Adapter(back(a1.T, 0).T, back(b1, 1)), Adapter(back(a2.T, 1).T, back(b2, 2))
 
 
-Bases = tuple[Array, Array, Array]  # of what a start has outside the frames V, G and U
+Bases = tuple[Array, Array, Array]  # of a start's parts outside the frames V, G and U
 
 
 def canonical(problem: Factorization, *, rank: int) -> Canonical:
     """The problem in canonical coordinates, for adapters of the given rank in both layers.
 
-    Set up on the host by singular value decompositions, except for a problem of `Diagonal` matrices, which has them.
+    Singular value decompositions on the host find the coordinates; a problem of `Diagonal` matrices has them already.
+
+    **Returns:** a `Canonical`. Its `problem` has W1 `(h', n')`, W2 `(m', h')` and a shift `(m', n')`, with n' at most
+    the number of input directions that the frozen matrices span plus r, m' likewise, and h' with 2 r.
 
     **Raises:** `InputError` unless the rank is at least 1, and for a subclass that changes or adds anything.
     """
@@ -77,7 +81,7 @@ def canonical(problem: Factorization, *, rank: int) -> Canonical:
 
 
 def canonical_all(problems: Sequence[Factorization], *, rank: int) -> list[Canonical]:
-    """Several problems of one shape in canonical coordinates of one shape, so that they can share a program."""
+    """Several problems of one shape in canonical coordinates of one shape, which can share a program."""
     require(isinstance(rank, (int, np.integer)) and rank >= 1, "rank", "be an integer, at least 1", rank)
     for problem in problems:
         check_factorization(problem)
@@ -93,7 +97,7 @@ def canonical_all(problems: Sequence[Factorization], *, rank: int) -> list[Canon
 
 
 def _enter(frame: Any, columns: Array) -> tuple[Array, Array]:
-    """Coordinates of the columns: in the frame, and in a basis of what is left of them, if the frame is not square."""
+    """Coordinates of the columns: in the frame, and, if the frame is not square, in a basis of the columns' rest."""
     size, seen = frame.shape
     inside = frame.T @ columns
     if seen == size:
@@ -134,7 +138,7 @@ class _Turned(NamedTuple):
 
 
 def _room(spanned: int, size: int, columns: int) -> tuple[int, int]:
-    """How many columns of a frame to keep, and the coordinates that this makes: all, where nothing is won otherwise."""
+    """The columns of a frame to keep, and the number of coordinates then: all, where keeping fewer gains nothing."""
     return (spanned, spanned + columns) if spanned + columns < size else (size, size)
 
 

@@ -44,8 +44,8 @@ ORDERS = ("simultaneous", "A first", "B first")
 class StepRule(eqx.Module):
     """A step size for every iteration.
 
-    - `init(problem, adapters)`: what the rule must know of the start, its state; None by default.
-    - `size(state, problem, adapters, iteration)`: the step from these adapters; iterations count from 0.
+    - `init(problem, adapters)`: the rule's state, made from the start; None by default.
+    - `size(state, problem, adapters, iteration)`: the step from these adapters, a scalar; iterations count from 0.
     - `check(problem, flow, order)`: raises `InputError` where the rule is not meant for these.
     """
 
@@ -60,15 +60,15 @@ class StepRule(eqx.Module):
 
 
 class MuKlabjan(StepRule):
-    r"""The step size with which gradient descent on LoRA's factors always converges (arXiv 2512.18248, equation 3.4):
+    r"""The step size of Mu and Klabjan 2025 (arXiv 2512.18248, equation 3.4), with which gradient descent converges:
 
         eta_t = min{1/(4 sqrt(2) L (||V_t||_F^2 + ||grad l(B_t A_t)||_F)), 1},   V = [B; A^T],
 
-    for a loss l of `B A` whose gradient is L-Lipschitz. Then `J(V_{t+1}) <= J(V_t) - eta_t/4 ||grad J(V_t)||_F^2`. It
-    is for the gradient itself, of both factors at once: the plain flow and the order "simultaneous".
+    for a loss l of `B A` whose gradient is L-Lipschitz. Then `J(V_{t+1}) <= J(V_t) - eta_t/4 ||grad J(V_t)||_F^2`. The
+    rule needs the gradient itself, of both factors at once: the plain flow and the order "simultaneous".
 
-    **Arguments:** `smoothness` L; the problem's own, of `SingleLayer`, a linear `Regression` or `SoftmaxRegression`,
-    where it is left out.
+    **Arguments:** `smoothness`, L; by default the problem's own, which `SingleLayer`, a linear `Regression` and
+    `SoftmaxRegression` know.
     """
 
     smoothness: Float[Array, ""] | None
@@ -93,17 +93,17 @@ class MuKlabjan(StepRule):
 
 
 def check_plain(rule: StepRule, flow: Flow, order: str) -> None:
-    """Raises unless the rule gets what the proofs are about: the gradient itself, of both factors at once."""
+    """Raises unless the rule gets what its proof assumes: the gradient itself, of both factors at once."""
     name = type(rule).__name__
     require(isinstance(flow, Plain), "flow", f"be 'plain' for the step rule {name}", f"'{flow}'")
     require(order == "simultaneous", "order", f"be 'simultaneous' for the step rule {name}", f"'{order}'")
 
 
 class Descent(Trajectory):
-    """What `descend` returns: a `Trajectory` over `iterations`, `(time,)`.
+    """The result of `descend`: a `Trajectory` over `iterations`, `(time,)`.
 
-    `times` are the sums of the step sizes so far, which gradient flow's time corresponds to; with an optimiser of
-    optax, which has no such thing, the iterations. The observable "step_size" is that of the next iteration.
+    `times` are the sums of the step sizes so far, which correspond to gradient-flow time; an optimiser of optax has no
+    such times, and `times` are then the iterations. The observable "step_size" is the step of the next iteration.
     """
 
     iterations: Int[Array, " time"] = eqx.field(kw_only=True)
@@ -133,23 +133,25 @@ def descend(
 ) -> Descent:
     r"""Trains the adapters by gradient descent, `A_i <- A_i - eta dL/dA_i` and `B_i <- B_i - eta dL/dB_i`.
 
-    Differentiable in reverse mode with respect to the adapters, the problem's arrays and a constant step size, but not
-    through the loop of a line search; `jit` and `vmap` apply.
+    The result can be differentiated in reverse mode with respect to the adapters, the problem's arrays and a constant
+    step size, but not through the loop of a line search. `descend` works under `jit` and `vmap`.
 
     **Arguments:**
 
     - `problem`, `adapters`, `flow`, `save_adapters`: as for `solve`; `flow="scaled:1e-3"` is ScaledGD with damping.
     - `steps`: the number of iterations.
-    - `step`: a constant step size eta; or a schedule, a function from the iteration, from 0, to a step size; or a
-      `StepRule`, `MuKlabjan()` for instance; or an optimiser of optax. That sees what the flow makes of the gradient,
-      and B's updates are then multiplied by LoRA+'s ratio (`Flow.before`, `Flow.rates`); with the plain flow it also
-      gets `value`, `grad` and `value_fn`, which line searches ask for. A program is compiled for each schedule and
-      optimiser object: make it once.
+    - `step`: a constant step size eta; or a schedule, a function from the iteration, counted from 0, to a step size; or
+      a `StepRule`, `MuKlabjan()` for instance; or an optimiser of optax. The flow acts on the gradient before the
+      optimiser does, and B's updates are multiplied by LoRA+'s ratio after it (`Flow.before`, `Flow.rates`). With the
+      plain flow the optimiser also gets `value`, `grad` and `value_fn`, which line searches need. A program is compiled
+      for each schedule and optimiser object, so make the object once.
     - `saves`: a number of iterations, equally spaced, 0 and the last included, or the iterations themselves.
-    - `order`: "simultaneous"; or "A first", where the gradient of B is taken with the new A, or "B first". With an
-      optimiser of optax the A of all layers and the B of all layers then have one each.
+    - `order`: "simultaneous"; "A first", where the gradient of B is taken at the new A; or "B first". An optimiser of
+      optax then becomes two, one for the A of all layers and one for the B of all layers.
 
-    **Raises:** `InputError` for bad arguments. A run that diverges is status 2, and NaN in what is observed after.
+    **Returns:** a `Descent` over the saved iterations.
+
+    **Raises:** `InputError` for bad arguments. A run that diverges has status 2, and NaN in all later observables.
     """
     check_problem(problem)
     require_integer("steps", steps, "be at least 1", 1)
@@ -325,14 +327,14 @@ def _update(
 
 
 def _select(adapters: Adapters, group: Group) -> tuple[tuple[Array, ...], ...]:
-    """What moves together; both factors as adapters, which flows in a chain of optax take."""
+    """The factors that move together; both factors as adapters, which flows in a chain of optax take."""
     if group == Adapter._fields:
         return adapters
     return tuple(tuple(getattr(adapter, factor) for factor in group) for adapter in adapters)
 
 
 def _sizes(step: Any, problem: Problem, start: Adapters) -> Callable[[Adapters, Array], Array]:
-    """The step size from the adapters and the iteration; 1 for optimisers of optax, which have their own."""
+    """The step size from the adapters and the iteration; 1 for optimisers of optax, which set their own."""
     if isinstance(step, StepRule):
         state = step.init(problem, start)
         return lambda adapters, iteration: step.size(state, problem, adapters, iteration)

@@ -51,18 +51,18 @@ STATUS = ("success", "max_steps", "failed")  # a lane's status code is the index
 
 
 class Trajectory(eqx.Module):
-    """What `solve` returns; with a leading axis of lanes when solved under `vmap`.
+    """The result of `solve`; under `vmap` every array has a leading axis of lanes.
 
     - `times`: `(time,)`, in gradient-flow time.
-    - `observables`: name -> `(time,)`; "loss", those of `lora_flow.observables.observables`, and what the problem's own
-      `observe(adapters)` returns, where it has one. Times that a
-      failed lane did not reach hold NaN.
-    - `initial_loss`: at t = 0, whether that is among `times` or not.
-    - `rounding_floor`: a loss below it is at rounding, see `lora_flow.rounding_floor`.
-    - `adapters`: at the time reached, t1 where `status` is 0.
-    - `history`: the adapters over `times`, each leaf with a leading axis, where `save_adapters` was asked for.
-    - `status`: index into `lora_flow.flow.STATUS`.
-    - `stats`: "num_steps", "num_accepted_steps", "num_rejected_steps".
+    - `observables`: name -> `(time,)`; "loss", those of `lora_flow.observables.observables`, and those of the problem's
+      own `observe(adapters)`, where the problem has one. NaN at times that a failed lane did not reach.
+    - `initial_loss`: scalar, the loss at t = 0, whether 0 is among `times` or not.
+    - `rounding_floor`: scalar; a loss below it is at rounding, see `lora_flow.rounding_floor`.
+    - `adapters`: one `Adapter` a layer, at the time reached, which is t1 where `status` is 0.
+    - `history`: with `save_adapters` the adapters over `times`, A `(time, rank, in)` and B `(time, out, rank)`; else
+      None.
+    - `status`: scalar, an index into `lora_flow.flow.STATUS`.
+    - `stats`: "num_steps", "num_accepted_steps", "num_rejected_steps", scalars.
     """
 
     times: Float[Array, " time"]
@@ -111,8 +111,8 @@ def solve(
 ) -> Trajectory:
     r"""Integrates dA_i/dt = -dL/dA_i, dB_i/dt = -dL/dB_i from 0 to `t1` (arXiv 2503.06982, equation 3).
 
-    Differentiable with respect to the adapters and the problem's arrays. `jit` and `vmap` apply; values that
-    they trace cannot be checked.
+    The result can be differentiated with respect to the adapters and the problem's arrays. `solve` works under `jit`
+    and `vmap`; traced values cannot be checked.
 
     **Arguments:**
 
@@ -120,21 +120,23 @@ def solve(
     - `adapters`: the start, a tuple with one `Adapter(a, b)` for each layer.
     - `t1`: the end, in gradient-flow time (n steps of gradient descent with step eta reach t = n eta).
     - `saves`: a number of equally spaced times, 0 and t1 included, or the times themselves.
-    - `flow`: what becomes of the negative gradient, one of `lora_flow.flows`: `ScaledGD(damping)` for instance; or its
-      name and number, "scaled:1e-3". "plain" is gradient flow, the equations above.
+    - `flow`: turns the negative gradient into the velocity: one of `lora_flow.flows`, `ScaledGD(damping)` for instance,
+      or its name and number, "scaled:1e-3". "plain" is gradient flow, the equations above.
     - `solver`: "auto", which is `Tsit5` until stability limits the step, then `RungeKuttaChebyshev` (for flows that are
-      not plain, Tsit5 throughout); or the name of another in `SOLVERS`; or any diffrax solver.
+      not plain, Tsit5 throughout); or another name in `SOLVERS`; or any diffrax solver.
     - `rtol`: the tolerance of `ResidualController`, relative to the factors and to the residual.
-    - `stepsize_controller`, `dt0`: in place of that controller and of its first step; "auto" is then Tsit5 throughout,
-      for another controller knows nothing of a change of methods. For gradient descent, use
+    - `stepsize_controller`, `dt0`: replace this controller and its first step. "auto" is then Tsit5 throughout, because
+      another controller cannot follow a change of methods. For gradient descent, use
       `solver=diffrax.Euler(), stepsize_controller=diffrax.ConstantStepSize(), dt0=eta`.
     - `adjoint`: any diffrax adjoint but `BacksolveAdjoint`, which cannot differentiate observables;
       `RecursiveCheckpointAdjoint()`, for reverse mode, by default. Forward mode takes `diffrax.ForwardMode()`.
-    - `max_steps`: where to give up, with status 1 ("max_steps").
-    - `save_adapters`: keep the adapters at every saved time as `Trajectory.history`; `analyse` reads from them what
-      is too costly along the way.
+    - `max_steps`: the number of steps after which the run is given up, with status 1 ("max_steps").
+    - `save_adapters`: keep the adapters at every saved time as `Trajectory.history`, from which `analyse` computes the
+      more expensive quantities.
 
-    **Raises:** `InputError` for bad arguments. A run that fails is a status, never an exception.
+    **Returns:** a `Trajectory` over the saved times.
+
+    **Raises:** `InputError` for bad arguments. A run that fails has a status, and raises nothing.
     """
     check_problem(problem)
     times = save_times(t1, saves)
@@ -159,9 +161,13 @@ def save_times(
 ) -> Float[Array, " time"]:
     """The times at which observables are saved, as `solve` and `sweep` take them.
 
-    A number means that many times, 0 and `t1` included: equally spaced, or for `spacing="log"` 0 and
-    then equally spaced in log t over the four decades up to t1. An array is checked and returned; a last time
-    that only rounding puts beyond `t1` is `t1`.
+    A number means that many times, 0 and `t1` included: equally spaced, or for `spacing="log"` 0 and then equally
+    spaced in log t over the four decades up to t1. An array is checked; a last time that only rounding puts beyond `t1`
+    becomes `t1`.
+
+    **Returns:** the times, of shape `(time,)`, increasing from 0 or later to at most `t1`.
+
+    **Raises:** `InputError` for a bad `t1` or `spacing`, and for times that do not increase or lie outside the run.
     """
     require_choice("spacing", spacing, ("linear", "log"))
     require_number("t1", t1, "be positive and finite", lambda end: end > 0)
@@ -186,7 +192,7 @@ def save_times(
 
 
 class Integrator(eqx.Module):
-    """How to step and what to keep, checked; arrays for what may change without recompiling."""
+    """Checked arguments of `solve`: how to step and what to keep. Arrays may change without recompiling."""
 
     flow: Flow
     solver: diffrax.AbstractSolver
@@ -311,9 +317,9 @@ def observed(
     reached: Bool[Array, " time"],
     flow: Flow,
 ) -> dict[str, Float[Array, " time"]]:
-    """The observables of a trajectory by name, the problem's `own` among them, NaN where it did not come.
+    """The observables of a trajectory by name, the problem's `own` among them, NaN at times it did not reach.
 
-    What is given is at t = 0 first, then at the times that are asked for; `reached` and what is returned at these only.
+    The arguments have t = 0 first, then the saved times; `reached` and the result have the saved times only.
     """
     start = jax.tree.map(lambda leaf: leaf[0], measurements)
     loss, measurements, own = jax.tree.map(lambda leaf: leaf[1:], (loss, measurements, own))
@@ -325,7 +331,7 @@ def observed(
 
 
 def velocity(problem: Problem, flow: Flow) -> Callable[[Adapters], Adapters]:
-    """The right-hand side: what the flow makes of the problem's negative gradient."""
+    """The right-hand side: the flow applied to the problem's negative gradient."""
     field = vector_field(problem)
     return lambda adapters: flow(field(adapters), adapters)
 
@@ -374,9 +380,9 @@ def _controller(
 def _relative_residual(
     problem: Problem, unflatten: Callable[[Array], Adapters], start: Adapters
 ) -> Callable[[Array], Array]:
-    """||E|| / ||shift|| of a state: the root of the loss over that of zero adapters, or of the start if that is none.
+    """||E|| / ||shift|| of a state: the root of the loss relative to zero adapters, or to the start if that is zero.
 
-    Where both are zero nothing says what is left to learn, and it is 1. A loss may be less than 0 by rounding.
+    Where both are zero the result is 1. A loss may be less than 0 by rounding.
     """
 
     def size(adapters: Adapters) -> Array:
@@ -396,7 +402,7 @@ def _relative_residual(
 
 
 def _origin(adapter: Adapter) -> Adapter:
-    """Where both factors start from something, what they learn is what they move; else what they are."""
+    """What the factors are measured from: the start where both are non-zero, else zero."""
     both = jnp.any(adapter.a != 0) & jnp.any(adapter.b != 0)
     return jax.tree.map(lambda leaf: jnp.where(both, leaf, 0.0), adapter)
 
@@ -407,11 +413,10 @@ def _growth_bound(
     unflatten: Callable[[Array], Adapters],
     relative_residual: Callable[[Array], Array],
 ) -> Callable[[Array], Array]:
-    """The problem's own bound where it knows one, else what grows fastest at the start, in proportion to the residual.
+    """The problem's own bound where it knows one, else the fastest growth at the start, scaled by the residual.
 
-    Steps are not differentiated, nor is the loop that this is evaluated in.
-
-    With A along the right singular vector of what its layer must learn and B = 0, B grows at that rate.
+    The fastest growth is that of B from B = 0 and A along the top right singular vector of the layer's task. Neither
+    the steps nor the loop that evaluates this bound are differentiated.
     """
     problem, directions = jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, (problem, directions)
@@ -426,13 +431,13 @@ def _growth_bound(
 
 
 def finite(saved: Any) -> Array:
-    """At which times everything is finite: diffrax leaves infinities where a failed run did not come."""
+    """The times at which everything is finite: diffrax leaves infinities at times that a failed run did not reach."""
     leaves = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(saved)]
     return jnp.all(jnp.stack(leaves), axis=0)
 
 
 def where(reached: Array, saved: Any, otherwise: Any) -> Any:
-    """Another value in place of what was saved at times that were not reached: a number, or a PyTree without times."""
+    """Replaces what was saved at times that the run did not reach, by a number or by a PyTree without times."""
 
     def one(other: Any, leaf: Array) -> Array:
         known = reached.reshape(reached.shape + (1,) * (leaf.ndim - 1))
@@ -442,7 +447,7 @@ def where(reached: Array, saved: Any, otherwise: Any) -> Any:
 
 
 def prepend(first: Any, rest: Any) -> Any:
-    """PyTrees over time, with what is at the start in front."""
+    """PyTrees over time, with the values at the start in front."""
     return jax.tree.map(lambda x, leaf: jnp.concatenate([x[None], leaf]), first, rest)
 
 

@@ -1,11 +1,11 @@
-"""Ways to drive the adapters: what is done to the negative gradient before it becomes their velocity.
+"""Flows: each turns the negative gradient into the adapters' velocity.
 
-A flow is a function `(updates, adapters) -> updates`, which `optax.stateless` turns into a gradient transformation:
-what `solve` integrates and `descend` steps with. The updates are negative gradients, velocities: in a chain of optax,
-which is given gradients, the sign has to be turned before and not after, as in
+A flow is a function `(updates, adapters) -> updates`, which `solve` integrates and `descend` steps with.
+`optax.stateless` turns it into a gradient transformation. The updates are negative gradients, that is velocities. A
+chain of optax starts from gradients, so turn the sign before the flow, as in
 `optax.chain(optax.scale(-1), optax.stateless(flow), optax.scale(0.1))`.
 
-What is said of the motion of W is for one layer with a scaling s of 1; in general the preconditioned flows move it s^2
+Statements on the motion of W are for one layer with a scaling s of 1. In general the preconditioned flows move W s^2
 times as fast.
 """
 
@@ -33,24 +33,24 @@ class Flow(eqx.Module):
 
     @property
     def conserves(self) -> Float[Array, ""]:
-        """w such that the flow conserves `w A A^T - B^T B` of every layer; NaN where there is none."""
+        """w such that the flow conserves `w A A^T - B^T B` of every layer; NaN where no such w exists."""
         return jnp.asarray(jnp.nan)
 
     @property
     def rates(self) -> Adapter:
-        """How many times an optimiser's learning rate A and B take, a number each; 1 where nothing else is said."""
+        """The factors that multiply an optimiser's learning rate for A and for B; 1 by default."""
         return Adapter(jnp.ones(()), jnp.ones(()))
 
     @property
     def before(self) -> Flow:
-        """What is done to the gradient before an optimiser sees it: all that is not in `rates`.
+        """The flow that acts on the gradient before an optimiser does: everything but `rates`.
 
-        An optimiser that normalises, as Adam does, undoes any rescaling of a factor: that must come after it.
+        An optimiser that normalises, as Adam does, undoes any rescaling of a factor, so rescaling must come after.
         """
         return self
 
     def check_optimiser(self) -> None:
-        """Raises where `before` and `rates` are not the flow, for an optimiser that is linear in the gradient."""
+        """Raises where `before` followed by `rates` differs from the flow, for an optimiser linear in the gradient."""
 
     @abc.abstractmethod
     def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter: ...
@@ -65,7 +65,7 @@ class Flow(eqx.Module):
 
     @property
     def always_defined(self) -> bool:
-        """Whether it is defined whatever the adapters are."""
+        """Whether the flow is defined for all adapters."""
         return True
 
     def check_start(self, adapters: Adapters) -> None:
@@ -88,8 +88,8 @@ class Plain(Flow):
 class LoRAPlus(Flow):
     r"""LoRA+ (arXiv 2402.12354): B learns `ratio` times as fast as A.
 
-    With an optimiser of optax these are two learning rates, as in the source and in PEFT: B's updates are multiplied,
-    not its gradient, which Adam would normalise. Conserves `ratio A A^T - B^T B`.
+    With an optimiser of optax, A and B have two learning rates, as in the source and in PEFT: the ratio multiplies B's
+    updates, because Adam would normalise a multiplied gradient. Conserves `ratio A A^T - B^T B`.
 
     **Raises:** `InputError` unless the ratio is positive.
     """
@@ -123,9 +123,9 @@ class ScaledGD(Flow):
         A' = (B^T B + damping I)^{-1} (-dL/dA),   B' = (-dL/dB) (A A^T + damping I)^{-1}.
 
     Undamped and with one layer, W moves by `P_B G + G P_A`, with G the negative gradient of W and P the projections on
-    the factors' column and row spaces: the residual of `SingleLayer` falls like exp(-2 t) in both spaces and like
-    exp(-t) in one of them, whatever its condition number. `det(B^T B)/det(A A^T)` is conserved then, and the imbalance
-    is not. LoRA-One's updates (arXiv 2502.01235, equation 9) are gradient descent along it.
+    the factors' column and row spaces. The residual of `SingleLayer` then falls like exp(-2 t) inside both spaces and
+    like exp(-t) inside one of them, whatever its condition number. The flow conserves `det(B^T B)/det(A A^T)`, not the
+    imbalance. LoRA-One's updates (arXiv 2502.01235, equation 9) are gradient descent along this flow.
 
     **Raises:** `InputError` unless the damping is at least 0; undamped, both factors must have full rank.
     """
@@ -151,16 +151,16 @@ class ScaledGD(Flow):
 
 
 class LoRAPro(Flow):
-    r"""W moves by the negative gradient's part that adapters can express (LoRA-Pro, arXiv 2407.18242):
+    r"""W moves by the part of its negative gradient that adapters can express (LoRA-Pro, arXiv 2407.18242):
 
         A' = (B^T B)^{-1} (-dL/dA) (I - P_A/2),   B' = (I - P_B/2) (-dL/dB) (A A^T)^{-1}.
 
     W then moves by `P_B G + G P_A - P_B G P_A`, the orthogonal projection of its negative gradient G on the tangent
-    space of the matrices of rank r, however it is factorised. The source adds `X A` to A' and `-B X` to B' with an X
-    that changes nothing of this and is chosen otherwise; here X shares the common part evenly.
-    `det(B^T B)/det(A A^T)` is conserved, and the loss falls at the rate of the projection's squared norm.
+    space of the matrices of rank r, for every factorisation of W. The source adds `X A` to A' and `-B X` to B' with an
+    X that leaves W's motion unchanged and is chosen differently there; here X shares the common part evenly. The flow
+    conserves `det(B^T B)/det(A A^T)`, and the loss falls at the rate of the projection's squared norm.
 
-    Both Gram matrices take a `damping`, as in `ScaledGD`. **Raises:** `InputError` as there.
+    Both Gram matrices take a `damping`, as in `ScaledGD`. **Raises:** `InputError` as `ScaledGD` does.
     """
 
     name: ClassVar[str] = "lora-pro"
@@ -186,7 +186,7 @@ class LoRAPro(Flow):
 
 
 class ShrinkA(Flow):
-    r"""Adds `-rate A` to A's velocity: Stable-LoRA (arXiv 2603.05204) while it is on, as a flow.
+    r"""Adds `-rate A` to A's velocity: Stable-LoRA (arXiv 2603.05204) while its decay is on, as a flow.
 
     The source multiplies A by 1 - lam before a step of size eta; `rate = lam/eta`. Under the plain flow the imbalance
     then obeys `d/dt (A A^T - B^T B) = -2 rate A A^T`. **Raises:** `InputError` unless the rate is at least 0.
@@ -204,9 +204,9 @@ class ShrinkA(Flow):
 
 
 class Chain(Flow):
-    """One flow after another, the first applied first, as `optax.chain` does.
+    """One flow after another, in the order given, as in `optax.chain`.
 
-    With an optimiser of optax, learning rates (`LoRAPlus`) must come last: they are taken after it.
+    With an optimiser of optax, learning rates (`LoRAPlus`) must come last, because they act after the optimiser.
     """
 
     flows: tuple[Flow, ...]
@@ -219,7 +219,7 @@ class Chain(Flow):
 
     @property
     def conserves(self) -> Float[Array, ""]:
-        """Of constant rates their product; NaN where another flow is among them."""
+        """The product of constant rates; NaN where the chain has another flow."""
         return jnp.prod(jnp.stack([flow.conserves for flow in (Plain(), *self.flows)]))
 
     @property
@@ -259,7 +259,7 @@ FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in (Plain, LoR
 
 
 def as_flow(flow: Any) -> Flow:
-    """The flow itself, or the one of that name."""
+    """The flow itself, or the flow of that name."""
     must = "be a Flow, or the name of one, as in 'lora-plus:16'"
     require(isinstance(flow, Flow | str), "flow", must, type(flow).__name__)
     return parse_flow(flow) if isinstance(flow, str) else flow
@@ -299,7 +299,7 @@ def _(primals: Any, tangents: Any) -> Any:
 
 
 def _check_rank(adapters: Adapters, damping: Any) -> None:
-    """Raises unless both factors of every layer have as many directions as Z = [B; A^T]; rounding is none."""
+    """Raises unless both factors of every layer have as many directions as Z = [B; A^T], above rounding."""
     known = concrete(damping)
     if known is None or known > 0 or any(concrete(leaf) is None for leaf in jax.tree.leaves(adapters)):
         return

@@ -38,31 +38,32 @@ def sweep(
 ) -> xr.Dataset:
     r"""Solves the gradient flow for every combination of initialisation, side, alpha, rank and seed.
 
-    All lanes share one compiled program: ranks are padded to the largest, lanes are sorted by cost, and
-    batches are spread over the devices present. Seeds are common to all the other axes.
+    All lanes share one compiled program: ranks are padded to the largest, lanes are sorted by cost, and batches are
+    spread over the devices present. All combinations share the seeds.
 
     **Arguments:**
 
     - `problem`: a `Factorization`, or anything that meets `Problem`; or a mapping from labels to problems of one shape,
       `{d: aligned_problem(key, delta_w=d) for d in (0.25, 0.01)}` for instance, which become the dimension `problem`.
-    - `init`, `side`, `alpha`, `rank`: one value or several; names from `INITIALIZATIONS`, or functions
-      `init(key, problem, *, rank, alpha)` and `Scheme`s of your own, which are labelled by their names; "A" or "B";
-      positive scales; ranks. `side` says which factor a one-sided initialisation draws.
+    - `init`: one value or several: names from `INITIALIZATIONS`, or functions `init(key, problem, *, rank, alpha)` and
+      `Scheme`s of your own, which are labelled by their names.
+    - `side`: "A", "B" or both: the factor that a one-sided initialisation draws.
+    - `alpha`, `rank`: one positive scale or several, and one rank or several.
     - `seeds`: a number of seeds, from 0, or the seeds themselves.
     - `t1`, `saves`, `flow`, `solver`, `rtol`, `max_steps`: as for `solve`.
-    - `batch_size`: the most lanes that one device steps together.
-    - `devices`: over how many of JAX's devices batches are spread; 0 for all.
-    - `details`: also what `analyse` computes from the adapters at every saved time: singular values of the update,
-      its terms, growth rates and more. Takes memory for these adapters, one batch at a time.
-    - `progress`: show how far it is and the time left on standard error: a bar on a terminal, lines elsewhere.
+    - `batch_size`: the largest number of lanes that one device steps together.
+    - `devices`: the number of JAX's devices that batches are spread over; 0 for all.
+    - `details`: also store what `analyse` computes from the adapters at every saved time: singular values of the
+      update, its terms, growth rates and more. These adapters take memory, one batch at a time.
+    - `progress`: show progress and the time left on standard error: a bar on a terminal, lines elsewhere.
 
-    **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha where there are
-    several), the variables of `Trajectory.observables`, and without `time` `status` (see its flag attributes), `steps`,
-    `initial_loss`, `rounding_floor` (a loss below it is at rounding), `dead_directions` and `loss_floor` (see
-    `lora_flow.lanes.start_values`). Initialisations that offset the frozen weights by their start (`Scheme.offset`) are
-    solved on `Offset(problem, start)`.
+    **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha for several
+    sides, `problem` first for several problems). Over all dims it has the variables of `Trajectory.observables`; over
+    all but `time` it has `status` (see its flag attributes), `steps`, `initial_loss`, `rounding_floor` (a loss below it
+    is at rounding), `dead_directions` and `loss_floor` (see `lora_flow.lanes.start_values`). Initialisations that
+    offset the frozen weights by their start (`Scheme.offset`) are solved on `Offset(problem, start)`.
 
-    **Raises:** `InputError` for bad arguments. A lane that fails is a status, never an exception.
+    **Raises:** `InputError` for bad arguments. A lane that fails has a status, and raises nothing.
     """
     plan = plan_sweep(
         problem,
