@@ -29,7 +29,7 @@ Field = Callable[[Array, Float[Array, " d"]], Float[Array, " d"]]
 
 
 class ChebyshevState(NamedTuple):
-    """What one step of `RungeKuttaChebyshev` leaves to the next, over the flattened state.
+    """Passed from one step of `RungeKuttaChebyshev` to the next, over the flattened state.
 
     - `field`: the right-hand side at the start of the step.
     - `vector`: the last iterate for the dominant eigenvector of the Jacobian, of length 1.
@@ -42,20 +42,20 @@ class ChebyshevState(NamedTuple):
 
 
 class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
-    r"""RKC: second order, explicit, stable for dt as long as `stages` allow, by about dt rho < 0.65 stages^2.
+    r"""RKC: second order, explicit, stable for about dt rho < 0.65 stages^2.
 
-    For problems whose Jacobian has a real, mostly negative spectrum, as that of every gradient flow. Each
-    step takes as many stages as its length needs for stability, which grows with the square root of the length, so
-    that a long stiff interval costs far fewer evaluations of the field than with a classical method. The spectral
-    radius rho comes from power iteration on Jacobian-vector products, carried on from step to step.
+    For problems whose Jacobian has a real, mostly negative spectrum, as that of every gradient flow. Each step takes as
+    many stages as its length needs for stability. Their number grows with the square root of the length, so a long
+    stiff interval costs far fewer evaluations of the field than with a classical method. Power iteration on
+    Jacobian-vector products, carried on from step to step, gives the spectral radius rho.
 
     Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88 (1997), 315-326, section 2: the formulas are those of
     van der Houwen and Sommeijer (1980) with damping eps = 2/13, the error estimate is the paper's.
 
     **Arguments:**
 
-    - `max_stages`: a step that needs more is rejected at the price of two evaluations, so that the step-size
-      controller shortens it.
+    - `max_stages`: a step that needs more is rejected at the cost of two evaluations, and the step-size controller
+      shortens it.
     - `scan_kind`: the loop over stages, as for diffrax's Runge-Kutta methods. "checkpointed" is for solving and
       for reverse mode; "lax" for forward mode (`diffrax.ForwardMode`); "bounded" for `diffrax.DirectAdjoint`.
     - `tell_rounding`: give the error as a `StepError`, which `ResidualController` understands and diffrax's do not.

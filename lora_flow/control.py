@@ -49,34 +49,34 @@ class _ControlState(NamedTuple):
 
 
 class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
-    r"""Adapts the step so that errors are small beside what is still to be learned.
+    r"""Adapts the step so that errors are small relative to the part that is still to be learned.
 
-    The usual tolerance is relative to the weights, which stay of order 1 while the residual
-    E = shift - update falls to 1e-10: it lets the solver stop the loss ten decades too high. Here a
-    step is accepted when, in each factor A_i and B_i (a leaf of the state),
+    The usual tolerance is relative to the weights, which stay of order 1 while the residual E = shift - update falls to
+    1e-10. Such a tolerance lets the solver stop the loss ten decades too high. Here a step is accepted when, in each
+    factor A_i and B_i (a leaf of the state),
 
         ||error|| <= max(rtol ||E|| / ||shift|| ||factor - origin||, eps ||factor||),
 
-    with Frobenius norms, eps the spacing of the floating-point type (below it an estimated error is
-    rounding, and chasing it costs thousands of steps), and ||E|| the smallest seen so far. Norms of whole
-    factors make the steps independent of the coordinates and of zero padding.
+    with Frobenius norms, eps the spacing of the floating-point type, and ||E|| the smallest so far. Below eps an
+    estimated error is rounding, and steps that chase it would number thousands. Norms of whole factors make the steps
+    independent of the coordinates and of zero padding.
 
     **Arguments:**
 
     - `rtol`: the tolerance, relative to the factor and to the residual.
     - `relative_residual`: maps the state to `||E|| / ||shift||`, a scalar, 1 where nothing is learned.
-    - `growth_bound`: maps the state to a bound on the rate at which anything small grows there. What is still too small
-      for the norms to see limits no other step, and the steps of methods of order 3 and less are kept short beside it:
-      in a stabilised method nothing else would. Not evaluated for methods of higher order.
-    - `origin`: what the factors are measured from, a PyTree like theirs; zero by default. Where both factors of a layer
-      start large, an error that is small beside them is not small beside what they learn: they are measured from there.
+    - `growth_bound`: maps the state to a bound on the growth rate of small modes. Modes too small to enter the norms
+      would otherwise not limit the step. Methods of order 3 and less, stabilised methods among them, take steps that
+      are short relative to 1/growth. Not evaluated for methods of higher order.
+    - `origin`: the point that the factors are measured from, a PyTree like theirs; zero by default. Where both factors
+      of a layer start large, they are measured from the start, because an error that is small beside the factors may be
+      large beside the change that they learn.
     - `factors`: maps the state to the PyTree of its factors, where the state is not that PyTree itself.
     - `pid`: turns the scaled error, 1 at the limit, into the next step.
-
-    A run ends as failed where loss or field are not finite at its start, and where a step that no longer moves the time
-    is still too long.
-
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
+
+    A run fails where loss or field are not finite at its start, and where a step is still too long that no longer moves
+    the time.
     """
 
     rtol: float | Array

@@ -19,8 +19,8 @@ from lora_flow.problem import Layers
 class DeepLinear(eqx.Module):
     r"""Fine-tuning a linear network of any depth by LoRA: `1/2 ||shift - update||_F^2`.
 
-    The network `W_L ... W_1` is frozen, each W_i is changed by `B_i A_i`, and the update is what the product gains.
-    With two layers this is `Factorization`, which knows faster formulas.
+    The network `W_L ... W_1` is frozen, `B_i A_i` is added to each W_i, and the update is the change of the product.
+    With two layers this is `Factorization`, which has faster formulas.
 
     **Arguments:** `weights`, the frozen matrices, W_1 first, and either `shift` or `target = shift + W_L ... W_1`, of
     shape `(out of the last, in of the first)`.
@@ -55,7 +55,7 @@ class DeepLinear(eqx.Module):
 
     @property
     def layer_inputs(self) -> tuple[Float[Array, "samples in"] | None, ...]:
-        """What each layer is fed with by white inputs; None for the first, whose inputs are white."""
+        """Each layer's inputs when the network's inputs are white; None for the first layer."""
         return (None, *(product.T for product in self._products()[:-1]))
 
     def update(self, adapters: Adapters) -> Float[Array, "last first"]:

@@ -1,4 +1,4 @@
-"""Two-layer linear networks that are trained from scratch: the pretraining side."""
+"""Two-layer linear networks that are trained from scratch, for pretraining."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ Matrix = Array | np.ndarray
 
 
 class LinearNetwork(AdaptedLayer):
-    r"""A two-layer linear network trained as a whole: `1/2 ||Y - X W1 W2||_F^2`, above the least that it can be.
+    r"""A two-layer linear network trained as a whole: `1/2 ||Y - X W1 W2||_F^2`, in excess of its minimum.
 
-    The networks of Min et al. (arXiv 2105.06351) and Xu et al. (AISTATS 2023; arXiv 2505.11664), with W1 `(n, h)` and
-    W2 `(h, m)`. To everything else here it is one adapted layer without a pretrained weight, of rank h, whose
-    `B A = (W1 W2)^T`: start and state are `(Adapter(a=W1.T, b=W2.T),)`, and the rank may be any.
+    These are the networks of Min et al. 2021 (arXiv 2105.06351), Xu et al. 2023 (AISTATS) and Xu et al. 2025 (arXiv
+    2505.11664), with W1 `(n, h)` and W2 `(h, m)`. For the rest of the package the network is one adapted layer of rank
+    h without a pretrained weight, with `B A = (W1 W2)^T`. Start and state are `(Adapter(a=W1.T, b=W2.T),)`, and h may
+    be any width.
 
-    With `W* = X^+ Y`, the solution of least norm, `L - L* = 1/2 ||X (W* - W1 W2)||_F^2`. That is the `loss`, which can
-    fall to zero whatever Y is unless the layer is narrower than W* (`lowest_loss`); `least_loss` is L*. Along the way
-    `distance` is recorded, `||W1 W2 - W*||_F`.
+    With `W* = X^+ Y`, the solution of least norm, `L - L* = 1/2 ||X (W* - W1 W2)||_F^2`. This excess is the `loss`. It
+    can fall to zero whatever Y is, unless the layer is narrower than W* (`lowest_loss`). `least_loss` is L*. The
+    observable `distance` is `||W1 W2 - W*||_F`.
 
-    **Arguments:** `targets` Y of shape `(N, m)`, and `inputs` X of shape `(N, n)`, of any spectrum and rank; without
-    inputs X = I, the factorisation of Y. `rank`, that of X, must be given where X is traced. `tolerance` says from
-    where on columns of X depend on each other: singular values up to that fraction of the largest count as zero, and X
-    as the matrix without them, in W*, in L* and in the loss. It is `10 max(N, n) eps` by default, rounding alone;
-    columns that are dependent but for more than that make W* as large as they are near, and L* smaller.
+    **Arguments:**
+
+    - `targets`: Y, of shape `(N, m)`.
+    - `inputs`: X, of shape `(N, n)`, of any spectrum and rank; without inputs X = I, the factorisation of Y.
+    - `rank`: the rank of X, which must be given where X is traced.
+    - `tolerance`: singular values of X up to this fraction of the largest count as zero, in W*, in L* and in the loss;
+      `10 max(N, n) eps` by default, which is rounding alone. Columns that are nearly dependent, but less than this,
+      make W* large and L* smaller.
 
     **Raises:** `InputError` for shapes that do not match, for entries that are not finite, for a bad rank or tolerance,
-    and for inputs and targets that have nothing to do with each other, X^T Y = 0.
+    and for inputs that say nothing of the targets, X^T Y = 0.
     """
 
     features: Float[Array, "rows n"] | None  # X, or its triangular factor where that has fewer rows; None for X = I
@@ -93,7 +97,7 @@ class LinearNetwork(AdaptedLayer):
     def network(self, adapters: Adapters) -> tuple[Matrix, Matrix, Matrix, Matrix]:
         """(X, Y, W1, W2) as `lora_flow.theory.linear_networks` takes them: the same loss and flow, with L* = 0.
 
-        X has independent columns: where it had not, W1 is what of it the loss depends on, Phi1^T W1.
+        The returned X has independent columns. Where the given X has not, W1 is Phi1^T W1, on which the loss depends.
         """
         ((a, b),) = adapters
         x, w1 = self.inputs, a.mT
@@ -103,15 +107,17 @@ class LinearNetwork(AdaptedLayer):
 
     @property
     def optimum(self) -> Float[Array, "r m"]:
-        """The only solution of the problem that `network` has."""
+        """The only solution of the problem that `network` returns."""
         return self.solution if self.basis is None else self.basis.T @ self.solution
 
     def for_lora(
         self, adapters: Adapters, shift: AnyArray | Diagonal | None = None, target: AnyArray | None = None
     ) -> Factorization:
-        """Fine-tuning the network with these weights frozen, `w1 = W1^T` and `w2 = W2^T`: what pretraining hands over.
+        """The problem of fine-tuning the network with these weights frozen, `w1 = W1^T` and `w2 = W2^T`.
 
-        As for `Factorization`, which has white inputs: `shift` or `target`, of shape `(m, n)`.
+        **Arguments:** `shift` or `target` of shape `(m, n)`, as for `Factorization`, which has white inputs.
+
+        **Returns:** a `Factorization` with `w1` `(h, n)` and `w2` `(m, h)`.
         """
         ((a, b),) = adapters
         return Factorization(w1=a, w2=b, shift=shift, target=target)

@@ -1,4 +1,4 @@
-"""Frozen weights that are offset, so that a start with B A not zero leaves the function as it is."""
+"""Offset frozen weights, with which a start with non-zero B A does not change the function."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lora_flow.problem import Layers, Problem, linearised_task, own_observables,
 
 
 class Offset(eqx.Module):
-    r"""A problem with its weights frozen at `W_i - s B_i(0) A_i(0)`, so that adapters that start there change nothing.
+    r"""A problem with its weights frozen at `W_i - s B_i(0) A_i(0)`, so that its start leaves the function unchanged.
 
-    PiSSA, MiLoRA, OLoRA, LoRA-GA and LoRAM start like this. With `[B, -B(0)]` and `[A; A(0)]` side by side in place of
-    B and A the given problem computes just that, whatever it is.
+    PiSSA, MiLoRA, OLoRA, LoRA-GA and LoRAM start like this. Any problem computes the offset with `[B, -B(0)]` and
+    `[A; A(0)]` side by side in place of B and A.
 
-    **Arguments:** the `problem`, and the `start` to subtract. `sweep` does this by itself for the initialisations that
-    ask for it.
+    **Arguments:** the `problem`, and the `start` to subtract. `sweep` makes the offset by itself for the
+    initialisations that need one.
     """
 
     problem: Problem
@@ -46,7 +46,7 @@ class Offset(eqx.Module):
         return self.problem.layers
 
     def joined(self, adapters: Adapters) -> Adapters:
-        """Adapters of the given problem that do what these do here; with any leading axes."""
+        """Adapters with which the original problem computes the same; with any leading axes."""
 
         def beside(now: Array | np.ndarray, then: Array | np.ndarray, axis: int) -> Array:
             return jnp.concatenate([now, jnp.broadcast_to(then, (*now.shape[:-2], *then.shape))], axis=axis)
@@ -67,7 +67,7 @@ class Offset(eqx.Module):
         return own_observables(self.problem, self.joined(adapters))
 
     def linearised_task(self) -> tuple[Matrix, ...]:
-        """The given problem's: where the adapters start, the function is the pretrained one."""
+        """The original problem's: at the start the function is the pretrained one."""
         return linearised_task(self.problem)
 
 

@@ -1,4 +1,4 @@
-"""Draws of linear networks to train from scratch, and of LoRA problems whose weights such a training has left."""
+"""Draws of linear networks to train from scratch, and of LoRA problems whose weights come from such a training."""
 
 from __future__ import annotations
 
@@ -31,15 +31,19 @@ def network_problem(
 ) -> LinearNetwork:
     r"""A linear network with n inputs and m outputs that must learn `Y = X Theta + noise`.
 
-    Theta has entries N(0, 1/n). With `samples` N the rows of X are drawn from N(0, C/N): X^T X goes to C as they become
-    many. With 0, for infinitely many, X is C^{1/2}, and the identity where C is. C has `input_rank` eigenvalues,
-    equally spaced in their logarithm from 1 to 1/input_kappa, along random directions.
+    Theta has entries N(0, 1/n). With `samples` N the rows of X are drawn from N(0, C/N), so X^T X goes to C as N grows.
+    With 0, for infinitely many samples, X is C^{1/2}, and no inputs are given where C = I. C has `input_rank`
+    eigenvalues, equally spaced in their logarithm from 1 to 1/input_kappa, along random directions.
 
     **Arguments:**
 
-    - `input_rank`: the rank of C; 0 for n.
-    - `target_noise`: norm of the noise in Y, relative to that of X Theta. What of it lies outside X's columns cannot be
-      learned, and is `least_loss`.
+    - `m`, `n`: outputs and inputs.
+    - `samples`: N; 0 stands for infinitely many.
+    - `input_rank`, `input_kappa`: the rank of C, 0 for n, and its condition number.
+    - `target_noise`: norm of the noise in Y, relative to that of X Theta. The part of the noise outside X's columns
+      cannot be learned, and makes `least_loss`.
+
+    **Returns:** a `LinearNetwork` with targets `(N, m)` and inputs `(N, n)`; for `samples=0`, N is the rank of C.
 
     **Raises:** `InputError` where an argument is out of its range.
     """
@@ -84,21 +88,23 @@ def pretrained_problem(
 ) -> Factorization:
     r"""LoRA on a network that has been trained from scratch: `aligned_problem` with its weights from a pretraining.
 
-    Ypre and the shift are those of `aligned_problem` at the same key, whatever `delta_w` is there. The weights are what
-    gradient flow on `1/2 ||Ypre - W2 W1||_F^2` makes of a start, and delta_w comes out: what the start's imbalance
-    decides (`lora_flow.theory.linear_flow.trained_gains`). They are aligned with the shift (Assumptions 2.1 and 2.2 of
-    arXiv 2503.06982) from a start along the singular vectors, "spectral-both:RATIO", and nearly so from a wide or a
-    small random one.
+    Ypre and the shift are those of `aligned_problem` at the same key, whatever `delta_w` is there. Gradient flow on
+    `1/2 ||Ypre - W2 W1||_F^2` makes the weights from a start, whose imbalance decides delta_w
+    (`lora_flow.theory.linear_flow.trained_gains`). From a start along the singular vectors, "spectral-both:RATIO", the
+    weights are aligned with the shift (Assumptions 2.1 and 2.2 of arXiv 2503.06982); from a wide or a small random
+    start they are nearly aligned.
 
     **Arguments:**
 
     - `m`, `n`, `h`, `shift_scale`, `component`, `spectrum`: as for `aligned_problem`.
     - `init`, `alpha`: the pretraining's start, an initialisation of `LinearNetwork` by name, and its scale. In
       "gaussian-both:4", entries of W1 are 4 times the size of those of W2.
-    - `pretraining_t1`: for how long it is trained; the loss must come down to 1e-18 of its start (in single precision,
-      to 1e-11).
+    - `pretraining_t1`: the end of pretraining; by then the loss must have fallen to 1e-18 of its start (in single
+      precision, to 1e-11).
 
-    **Raises:** `InputError` where an argument is out of its range, and where the pretraining does not come to its end.
+    **Returns:** a `Factorization` with W1 `(h, n)`, W2 `(m, h)` and a shift `(m, n)`.
+
+    **Raises:** `InputError` where an argument is out of its range, and where the pretraining does not converge in time.
     """
     aligned = aligned_problem(key, m=m, n=n, h=h, shift_scale=shift_scale, component=component, spectrum=spectrum)
     network = LinearNetwork((aligned.w2 @ aligned.w1).T)

@@ -307,10 +307,12 @@ def own_observables(problem: Problem, adapters: Adapters) -> dict[str, Array]:
 
 
 def linearised_task(problem: Problem) -> tuple[Matrix, ...]:
-    """-dL/dW_i at the start, one `(out, in)` matrix a layer: what each adapter learns while small.
+    """-dL/dW_i at the pretrained weights, the change that each layer's adapter learns while it is small.
 
-    For a problem that offers no formula of its loss: with A = 0 and B = I the gradient with respect
-    to A is the gradient with respect to the layer's weight, since B A = 0 leaves the others as they are.
+    A problem without a formula for its loss is differentiated: with A = 0 and B = I the gradient with respect to A is
+    the gradient with respect to the layer's weight, since B A = 0 changes no layer.
+
+    **Returns:** one `(out, in)` matrix for each layer.
     """
     own = formula(problem, "linearised_task")
     if own is not None:

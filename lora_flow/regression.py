@@ -27,7 +27,7 @@ def regression_problem(
 
     The weight has entries N(0, 1/n). The shift has `target_rank` singular values, equally spaced in their logarithm
     from 1 to 1/kappa, along the weight's top singular pairs, each turned away by `angle` degrees. Inputs are drawn from
-    N(0, C), where C has the weight's right singular vectors and eigenvalues from 1 to 1/input_kappa likewise.
+    N(0, C), where C has the weight's right singular vectors and eigenvalues from 1 to 1/input_kappa, spaced likewise.
 
     **Arguments:**
 
@@ -35,7 +35,8 @@ def regression_problem(
     - `samples`: N; 0 stands for infinitely many, `X^T X/N = C`. An activation needs samples.
     - `activation`: "linear" or "relu".
 
-    With `C = I` and no samples drawn the problem is a `SingleLayer`, otherwise a `Regression`.
+    **Returns:** with `C = I` and no samples a `SingleLayer`, otherwise a `Regression`; both with a weight and a shift
+    of shape `(m, n)`, the latter with inputs `(samples, n)`, or `(n, n)` for `samples=0`.
 
     **Raises:** `InputError` where an argument is out of its range.
     """

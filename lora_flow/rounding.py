@@ -1,4 +1,4 @@
-"""How small a loss can be before it says nothing but how numbers are rounded."""
+"""The loss below which a computed loss is rounding."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ ROUNDING = 2 * ROUNDING_FLOOR  # in eps of the relative residual
 
 
 def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
-    r"""The loss below which a computed one is "at rounding", of a run that starts from these adapters:
+    r"""The loss below which a computed loss is "at rounding", for a run that starts from these adapters:
 
         (100 eps)^2 max(L(zero adapters), L(adapters)),
 
     with eps the spacing of the floating-point type: 4.9e-28 of the loss without adapters in double precision, 1.4e-10
-    in single. A loss `1/2 ||shift - update||^2` is a difference: the state and its products are known to some eps, and
-    so is their difference to some eps of the largest of them, which are the shift and, as the loss only falls, what the
-    adapters make at the start. Of an `Offset` the start counts as adapters of the problem that it stands for: what it
-    subtracts from the weights is a product too.
+    in single. A loss `1/2 ||shift - update||^2` is a difference: the state and its products are known to some eps, so
+    their difference is known to some eps of the largest term. The largest terms are the shift and, as the loss only
+    falls, the adapters' product at the start. For an `Offset` the start counts as adapters of the original problem: the
+    matrix that it subtracts from the weights is a product too.
 
-    The step control holds what rounding makes of the state to 50 eps of it, and a product has two factors. Measured,
-    runs that have converged wander at 1 to 20 eps (relative residual, the largest of many times and draws), in given
-    and in canonical coordinates, and at up to 76 eps where steps are long and stabilised; above 100 eps, losses by the
+    The step control limits the effect of rounding on the state to 50 eps of the state, and a product has two factors.
+    Measured, converged runs wander at 1 to 20 eps (relative residual, the largest of many times and draws), in given
+    and in canonical coordinates, and at up to 76 eps where steps are long and stabilised. Above 100 eps, losses by the
     default solver are within 0.02 decades of those in extended precision (`tests/test_accuracy.py`).
 
-    For a loss that is no sum of squares this is no more than a guess; a problem that knows better has a method
+    For a loss that is no sum of squares the formula is only a guess. A problem that knows its floor has a method
     `rounding_floor(adapters)`.
+
+    **Returns:** a scalar, in the loss's units; derivatives take it for a constant.
     """
     own = formula(problem, "rounding_floor")
     if own is not None:

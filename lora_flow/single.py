@@ -43,7 +43,7 @@ class AdaptedLayer(eqx.Module):
 
     @property
     def weights(self) -> tuple[Float[Array, "out in"], ...] | None:
-        """The pretrained weight, for the initialisations that are made from it; None where it is not known."""
+        """The pretrained weight, for initialisations from it; None where it is not known."""
         return None if self.weight is None else (self.weight,)
 
     def loss(self, adapters: Adapters) -> Float[Array, ""]:
@@ -77,9 +77,9 @@ class AdaptedLayer(eqx.Module):
 class SingleLayer(AdaptedLayer):
     r"""LoRA on one linear layer: `1/2 ||shift - s B A||_F^2`, with `shift` of shape `(out, in)`.
 
-    The scaling s is LoRA's output multiplier. With the negative gradient of a network's layer as its shift this is what
-    that layer's adapter learns first, while it is small. The pretrained `weight`, `(out, in)`, is only needed for
-    initialisations that are made from it.
+    The scaling s is LoRA's output multiplier. With the negative gradient of a network's layer as its shift, this is the
+    problem that the layer's adapter solves first, while it is small. Only initialisations from the weight need the
+    pretrained `weight`, `(out, in)`.
 
     **Raises:** `InputError` unless the shift is a finite matrix that is not zero, and the scaling is positive.
     """
@@ -113,7 +113,7 @@ class SingleLayer(AdaptedLayer):
         return self.scaling**2
 
     def lowest_loss(self, rank: int, frozen: np.ndarray | None = None) -> float:
-        """The least loss at a rank: half the squared norm of what Eckart and Young's approximation leaves.
+        """The least loss at a rank: half the squared norm of the rest after the best approximation (Eckart and Young).
 
         `frozen` is `s B_0 A_0` where the frozen weight is `W_0 - s B_0 A_0`.
         """
@@ -127,7 +127,7 @@ class Regression(AdaptedLayer):
     weight that differs from the pretrained one by `shift`.
 
     **Arguments:** `inputs` X of shape `(N, in)`, `shift` of shape `(out, in)`, the pretrained `weight` of the same
-    shape, which a linear layer can do without, `activation` "linear" or "relu", and the `scaling` s.
+    shape, optional for a linear layer, `activation` "linear" or "relu", and the `scaling` s.
 
     **Raises:** `InputError` for shapes that do not match, entries that are not finite, or a shift of zero.
     """
@@ -161,7 +161,7 @@ class Regression(AdaptedLayer):
 
     @property
     def layer_inputs(self) -> tuple[Float[Array, "samples in"]]:
-        """What the layer is fed with, up to a rotation of the samples and their number."""
+        """The layer's inputs, up to a rotation of the samples and their number."""
         return (self.features,)
 
     def loss_of(self, change: Float[Array, "out in"]) -> Float[Array, ""]:
@@ -190,7 +190,7 @@ class Regression(AdaptedLayer):
         return tail(shift @ np.asarray(self.features).T, rank)
 
     def _residual(self, change: Float[Array, "out in"]) -> tuple[Array, Array]:
-        """What the outputs lack, `(samples, out)`, and the activation's derivative there."""
+        """The outputs' residual, `(samples, out)`, and the activation's derivative there."""
         missing = self.features @ (self.shift - change).T
         if self.weight is None or self.activation == "linear":
             return missing, jnp.ones_like(missing)
@@ -204,7 +204,7 @@ class Regression(AdaptedLayer):
 class SoftmaxRegression(AdaptedLayer):
     r"""LoRA on a linear classifier: the mean cross-entropy of `softmax(X (W + s B A)^T)`.
 
-    A loss that is smooth in the weight and bounded below, but not quadratic; its least value is not 0.
+    The loss is smooth in the weight and bounded below, but not quadratic; its least value is not 0.
 
     **Arguments:** `inputs` X of shape `(N, in)`, `labels` of shape `(N,)`, integers from 0, the pretrained `weight` of
     shape `(out, in)` with a row for each class, and the `scaling` s.
@@ -261,7 +261,7 @@ class SoftmaxRegression(AdaptedLayer):
 
 
 def cross_entropy(logits: Float[Array, "samples classes"], labels: Int[Array, " samples"]) -> Float[Array, ""]:
-    """The mean of -log p of the labels, from logits less their largest: what is subtracted first rounds at its size."""
+    """The mean of -log p of the labels, from logits minus their largest, which limits rounding."""
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
 
 
@@ -307,6 +307,6 @@ def _spectrum(shift: Array) -> str:
 
 
 def tail(matrix: np.ndarray, rank: int) -> float:
-    """Half the squared norm of what the best approximation of that rank leaves (Eckart and Young)."""
+    """Half the squared norm of the rest after the best approximation of that rank (Eckart and Young)."""
     sigma = singular_values(matrix)
     return 0.5 * float(np.sum(sigma[rank : matrix_rank(sigma, matrix.shape)] ** 2))

@@ -143,9 +143,13 @@ def run(folder: RunFolder, plan: Plan, progress: bool = True) -> None:
 
 
 def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
-    """The dataset of a finished run; with `partial` of any, whose lanes that have not run are NaN with status -1.
+    """The results of a run folder; every number is checked against its checksum.
 
-    Every number of it is checked against its checksum.
+    **Arguments:** the folder's `path`; `partial`, to read an unfinished run too, whose lanes that have not run are NaN
+    with status -1.
+
+    **Returns:** an `xarray.Dataset` as of `sweep`, with dims `init, alpha, rank, seed, time`, `side` before alpha where
+    the run has several sides, and those of several problems first.
 
     **Raises:** `InputError` where the folder is missing, is no run folder, has no results yet, or its run is damaged or
     not finished.

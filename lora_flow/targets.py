@@ -1,4 +1,4 @@
-"""Where problems come from: an aligned draw as in the paper, what departs from it, real images, or a file."""
+"""Problems: an aligned draw as in the paper, departures from it, real images, or a file."""
 
 from __future__ import annotations
 
@@ -59,12 +59,15 @@ def aligned_problem(
     - `shift_scale`: sigma, the shift's singular value; one number, or one for each component.
     - `component`: "top", "bottom", an index from 0 (negative ones count from the end), or a list of
       these for a shift of higher rank.
-    - `spectrum`: the largest and the smallest singular value; those of the draw are moved linearly
-      to that range, by default the range of the paper's figures. `None` keeps the draw's own.
+    - `spectrum`: the largest and the smallest singular value; the drawn values are moved linearly to this range, by
+      default the range of the paper's figures. `None` keeps the drawn values.
 
     Where m, n or h is above 1024, the singular vectors are the coordinate axes, the chosen ones first, the matrices are
-    `Diagonal`, and the singular values are drawn by themselves: no matrix of that size is written out. The flow and the
-    Gaussian initialisations are invariant under rotations, so nothing is lost.
+    `Diagonal`, and only the singular values are drawn: no matrix of that size is written out. The flow and the Gaussian
+    initialisations are invariant under rotations, so nothing is lost.
+
+    **Returns:** a `Factorization` with W1 `(h, n)`, W2 `(m, h)` and a shift `(m, n)` whose rank is the number of
+    components.
 
     **Raises:** `InputError` where an argument is out of its range.
     """
@@ -120,12 +123,16 @@ def _aligned_weights(
 def digits_problem(h: int = 64) -> Factorization:
     """Fine-tuning a linear classifier of scikit-learn's digits from classes 0-4 to all ten classes.
 
-    Pretraining is the ridge regression from the images of the digits 0-4 to their classes,
-    fine-tuning the least-squares map from all images to all ten classes; both are `(10, 64)`. The
-    images are whitened (all of them, in pixel coordinates), so the loss is exactly the excess mean
-    squared error, halved, over the best linear classifier. The pretrained map has rank 4 and is split into
-    balanced weights of hidden width `h`; the shift has rank 9 and is **not** aligned with them, and more than
-    half of its squared norm lies outside the column space of W2 and the row space of W1.
+    The pretrained map is the ridge regression from the images of the digits 0-4 to their classes. The target is the
+    least-squares map from all images to all ten classes. Both are `(10, 64)`. All images are whitened, in pixel
+    coordinates, so the loss is exactly half the excess mean squared error over the best linear classifier. The
+    pretrained map has rank 4 and is split into balanced weights of hidden width `h`. The shift has rank 9 and is
+    **not** aligned with the weights; more than half of its squared norm lies outside the column space of W2 and the row
+    space of W1.
+
+    **Returns:** a `Factorization` with W1 `(h, 64)`, W2 `(10, h)` and a shift `(10, 64)`.
+
+    **Raises:** `InputError` for `h` below 4.
     """
     from sklearn.datasets import load_digits
 
@@ -145,11 +152,13 @@ def digits_problem(h: int = 64) -> Factorization:
 
 
 def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factorization:
-    r"""The problem with the shift turned away: each of its singular vectors by `angle` degrees.
+    r"""The problem with each singular vector of the shift turned away by `angle` degrees.
 
     With `shift = U S V^T` of rank k, U becomes `cos(angle) U + sin(angle) U'`, where U' is a random orthonormal frame
     orthogonal to U, and V likewise: all principal angles between the old and the new singular subspaces are `angle`.
-    The singular values stay. At 0 it is the same problem; Assumption 2.2 of arXiv 2503.06982 fails beyond.
+    The singular values stay. For any angle above 0, Assumption 2.2 of arXiv 2503.06982 fails.
+
+    **Returns:** a `Factorization` of the same shapes; at angle 0 the problem itself.
 
     **Raises:** `InputError` unless 0 <= angle <= 90 and twice the shift's rank is at most min(m, n).
     """
@@ -175,11 +184,13 @@ def turned(basis: np.ndarray, key: Array, angle: float) -> np.ndarray:
 
 
 def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
-    r"""The problem with Gaussian noise in the pretrained weights, towards the same target.
+    r"""The problem with Gaussian noise in the pretrained weights, and with the same target.
 
     Each W_i becomes `W_i + N_i` with entries of N_i iid normal and `||N_i||_F = noise ||W_i||_F`. Fine-tuning aims at
-    the same Yft, so the shift takes up what the noise has done to W2 W1 and has full rank. At 0 it is the same
-    problem; Assumptions 2.1 and 2.2 of arXiv 2503.06982 fail beyond.
+    the same Yft, so the shift absorbs the change of W2 W1 and has full rank. For any noise above 0, Assumptions 2.1 and
+    2.2 of arXiv 2503.06982 fail.
+
+    **Returns:** a `Factorization` of the same shapes; at noise 0 the problem itself.
 
     **Raises:** `InputError` unless noise is finite and at least 0.
     """
@@ -199,7 +210,13 @@ def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
 
 
 def load_problem(path: str | Path) -> Factorization:
-    """A problem from an `.npz` or `.safetensors` file with arrays `w1`, `w2` and `shift` or `target`."""
+    """A problem from an `.npz` or `.safetensors` file with arrays `w1`, `w2` and `shift` or `target`.
+
+    **Returns:** a `Factorization` with W1 `(h, n)`, W2 `(m, h)` and a shift `(m, n)`.
+
+    **Raises:** `InputError` for a file that is missing, cannot be read, or lacks an array, and for arrays that
+    `Factorization` refuses.
+    """
     path = Path(path)
     require(path.suffix in (".npz", ".safetensors"), "problem", "be an .npz or .safetensors file", f"'{path}'")
     require(path.is_file(), "problem", "be a file that exists", f"'{path}'")

@@ -30,30 +30,32 @@ _ABOUT = {
 
 
 def phases(dataset: xr.Dataset) -> xr.Dataset:
-    r"""The times at which each run's phases end, over the dataset's dims without `time`.
+    r"""The times at which each run's phases end.
 
-    A time is infinite where the run ends before it, so that a mean over runs of which some do not come to it is no time
-    either; a median is right while half of them do. It is NaN where it cannot be told: of lanes that failed, where
-    theory defines none, and where it was over before the first save.
+    A time is infinite where the run ends earlier. A mean over runs is then infinite too, while a median is right as
+    long as half of the runs reach the time. A time is NaN where it is unknown: for lanes that failed, where theory
+    defines none, and where the phase ended before the first save.
 
-    Theory names layer 1 where delta_w < 1; where delta_w > 1 the same holds of layer 2 with the roles of the weights
-    exchanged, and that is what is read off. With sigma the singular value of the shift's pair that is learned first and
-    s the larger of the two weights' gains along it:
+    Theory is about layer 1 where delta_w < 1. Where delta_w > 1 the times are those of layer 2, with the roles of the
+    weights exchanged. With sigma the singular value of the shift's pair that is learned first and s the larger of the
+    two weights' gains along this pair:
 
     - `t_align`, the end of early alignment: the first time at which ||gamma^T Z|| exceeds the norm of the rest of Z.
     - `t1`, the end of alignment: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2);
       NaN, and `t_plateau` too, for initialisations that offset the frozen weights, whose B A is no update, and where
       delta_w = 1.
     - `t_plateau`, the end of local convergence and the start of the slow tail: the time after t1 from which on log L
-      falls at less than a tenth of its fastest rate; it need not be constant there. What is at rounding is left out;
-      infinite for a loss that falls fast to there, or to the end.
-    - `saddles`, and `t_saddle` and `t_saddle_end` of the longest: times at which log L falls at less than a tenth of
-      its fastest rate before and of its fastest rate after, over which L falls by less than a factor e, and
-      after which it ends at less than a tenth. The start is none: no drop comes before it.
-    - `t1_predicted`: log(1/alpha) / (sigma s), as the talk on the paper has it for aligned problems with a shift of
-      rank one; for others a guide, and NaN for flows that are not plain.
+      falls at less than a tenth of its fastest rate, though not necessarily to zero. Losses at rounding are left out;
+      infinite for a loss that falls fast until rounding, or until the end.
+    - `saddles`, the number of saddles, and `t_saddle` and `t_saddle_end` of the longest. On a saddle log L falls at
+      less than a tenth of its fastest rate before and of its fastest rate after, and L falls by less than a factor e;
+      at the end of the run the loss is less than a tenth of L there. The start is no saddle: no drop comes before it.
+    - `t1_predicted`: log(1/alpha) / (sigma s), from the talk on the paper, for aligned problems with a shift of rank
+      one; a guide for other problems, and NaN for flows that are not plain.
 
-    The first two are interpolated between saves, in the logarithm of the quantity that crosses; others are saves.
+    The first two are interpolated between saves, in the logarithm of the crossing quantity; the others are saved times.
+
+    **Returns:** an `xarray.Dataset` of these variables over the dataset's dims without `time`.
 
     **Raises:** `InputError` for a dataset without the singular values that the thresholds are made of.
     """
@@ -87,7 +89,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def _offset(init: xr.DataArray) -> xr.DataArray:
-    """Whether these starts are taken off the frozen weights: as stored, or in older runs by the names of ours."""
+    """Whether these starts are subtracted from the frozen weights: as stored, or in older runs by name."""
     if "offset" in init.coords:
         return init["offset"].astype(bool)
     known = {name for name, scheme in INITIALIZATIONS.items() if scheme.offset}
@@ -120,19 +122,20 @@ def at_times(values: xr.DataArray, times: xr.DataArray) -> xr.DataArray:
 def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
     """The first time at which a loss over `time` is at most `level`, for each lane.
 
-    Infinite where the run ends before that, so that a mean over runs of which some do not come there is no time; NaN
-    where it cannot be told: where the loss is there at the first save already and that is later than t = 0, and for
-    lanes that failed before. Interpolated between saves in the logarithm of the loss. A level below the dataset's
-    `rounding_floor` is one that rounding alone may come to. Starts that are not offset change the loss at t = 0: to
-    compare them, take levels relative to that of the pretrained weights,
-    `problem.loss(zero_adapters(problem.layers, rank=1))`.
+    The time is interpolated between saves, in the logarithm of the loss. It is infinite where the run ends before; a
+    mean over runs is then infinite too. It is NaN where it is unknown: for lanes that failed before, and where the loss
+    is below the level at a first save later than t = 0. A level below the dataset's `rounding_floor` may be reached by
+    rounding alone. Starts without an offset change the loss at t = 0; to compare them, take levels relative to the loss
+    of the pretrained weights, `problem.loss(zero_adapters(problem.layers, rank=1))`.
+
+    **Returns:** an `xarray.DataArray` over the loss's dims without `time`.
     """
     level = xr.zeros_like(loss.isel(time=0, drop=True)) + level
     return crossing(1 / loss.clip(min=np.finfo(float).tiny), 1 / level)
 
 
 def crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
-    """The first time at which the values reach the threshold; infinite or NaN as `phases` has it."""
+    """The first time at which the values reach the threshold; infinite or NaN as in `phases`."""
     saved = values["time"].values
 
     def first(row: np.ndarray, level: float) -> float:

@@ -1,4 +1,4 @@
-"""Starts made from the gradient at the pretrained weights: from `-dL/dW_i = U S V^T`, the linearised task."""
+"""Initialisations from the gradient at the pretrained weights, `-dL/dW_i = U S V^T`, the linearised task."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from lora_flow.problem import Problem, linearised_task, scaling_of
 
 
 def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
-    r"""A_i along the right singular vectors of what layer i must learn, B_i = 0 (arXiv 2503.06982, section 4).
+    r"""A_i along the right singular vectors of layer i's linearised task, B_i = 0 (arXiv 2503.06982, section 4).
 
     Row j of A_i is `alpha z_ij` times the j-th right singular vector of layer i's linearised task, with z_ij iid
-    standard normal: S_A and G12, G22 of the paper, with the arbitrary orthogonal G11 = G21 = I. On an
-    aligned problem this is the paper's scheme; where the task is not aligned, its closest counterpart. Vectors that the
-    task leaves open, beyond its rank or of equal singular values, are chosen by the coordinate axes.
+    standard normal: S_A and G12, G22 of the paper, with the arbitrary orthogonal G11 = G21 = I. On an aligned problem
+    this is the paper's scheme, elsewhere its closest counterpart. The coordinate axes choose the vectors that the task
+    leaves open, beyond its rank or for equal singular values.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` unless the rank is at least that of every layer's task (of the shift, where the problem has
     one), or for a bad rank or alpha.
@@ -43,8 +45,10 @@ def lora_one_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 
     `B_i = alpha U_r (S_r/S_1)^{1/2}` and `A_i = alpha (S_r/S_1)^{1/2} V_r^T`, so that `B_i A_i` is alpha^2 (the paper's
     gamma) times the best approximation of rank r, relative to its largest singular value. The frozen weights are not
-    shifted: the function changes at t = 0. Nothing is drawn; `key` is there because every scheme takes one. Directions
-    beyond the gradient's rank are zero in both factors and stay so.
+    shifted: the function changes at t = 0. Nothing is drawn; `key` is an argument because every scheme has one.
+    Directions beyond the gradient's rank are zero in both factors and stay zero.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a bad rank or alpha.
     """
@@ -52,11 +56,14 @@ def lora_one_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 
 
 def lora_one_theory_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
-    r"""LoRA-One as its theorems have it (arXiv 2502.01235v3, section 3.2): `B_i A_i` is alpha^2 = gamma times the best
-    approximation of rank r of the gradient itself, `B_i = alpha U_r S_r^{1/2}` and `A_i = alpha S_r^{1/2} V_r^T`.
+    r"""LoRA-One in the form of its theorems (arXiv 2502.01235v3, section 3.2).
 
-    With one layer, white inputs and a scaling of 1, alpha = 1 solves the task at t = 0. With two layers it adds both
-    layers' corrections and a cross term; `alpha^2 = 1/(sigma_W1^2 + sigma_W2^2)` is about right there.
+    `B_i = alpha U_r S_r^{1/2}` and `A_i = alpha S_r^{1/2} V_r^T`, so that `B_i A_i` is alpha^2 = gamma times the best
+    approximation of rank r of the gradient itself. With one layer, white inputs and a scaling of 1, alpha = 1 solves
+    the task at t = 0. With two layers the start adds both layers' corrections and a cross term;
+    `alpha^2 = 1/(sigma_W1^2 + sigma_W2^2)` is then about right.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a bad rank or alpha.
     """
@@ -69,9 +76,11 @@ def lora_ga_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arra
         A = alpha out^{1/4} V_{1:r}^T,   B = alpha out^{1/4} U_{r+1:2r},
 
     with alpha = gamma^{-1/2} in the source's notation. Meant for `Offset(problem, adapters)`: `B A` is not zero and is
-    subtracted from the frozen weights. Where the gradient's rank is below 2 r it leaves `U_{r+1:2r}` open, in the
-    source to rounding; here an orthonormal basis of what is left is made from the coordinate axes, the same on every
+    subtracted from the frozen weights. A gradient of rank below 2 r leaves `U_{r+1:2r}` open. The source takes whatever
+    rounding gives; here the coordinate axes choose an orthonormal basis of the remaining space, the same on every
     machine and in every program (`lora_flow.initialization.directions`).
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a rank above half the smallest layer dimension, or a bad alpha.
     """
@@ -82,12 +91,14 @@ def lora_ga_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arra
 
 
 def lora_ga_peft_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
-    r"""LoRA-GA as PEFT has it (direction "ArB2r", scale "stable"), which weights B with the singular values:
+    r"""LoRA-GA in PEFT's form (direction "ArB2r", scale "stable"), which weights B by the singular values:
 
         A = alpha V_{1:r}^T,   B = alpha out^{1/4} U_{r+1:2r} S_{r+1:2r}.
 
-    alpha = 1 is PEFT's with `stable_gamma=1`. Meant for `Offset(problem, adapters)`. Where the gradient's rank is r or
+    PEFT has alpha = 1 with `stable_gamma=1`. Meant for `Offset(problem, adapters)`. Where the gradient's rank is r or
     less, B is zero. Directions that the gradient leaves open are chosen as for `lora_ga_init`.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a rank above half the smallest layer dimension, or a bad alpha.
     """
@@ -98,11 +109,13 @@ def lora_ga_peft_init(key: Array, problem: Problem, *, rank: int, alpha: float |
 
 
 def gora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
-    r"""Random A, and the B with which B A comes nearest to a gradient step (GoRA, arXiv 2502.12171, at a fixed rank).
+    r"""Random A, and the B with which B A is nearest to a gradient step (GoRA, arXiv 2502.12171, at a fixed rank).
 
-    The source has A with entries uniform in `±1/sqrt(in)` and `B = -xi g A^T (A A^T)^{-1}`, `g = dL/dW`. Here both
-    factors are multiplied by alpha and xi is 1 before that: `B A` is alpha^2 times `-g` projected on the rows of A, and
-    alpha^2 is the source's `xi = gamma sqrt(in)/lora_alpha`. The frozen weights are not shifted.
+    The source has A with entries uniform in `±1/sqrt(in)` and `B = -xi g A^T (A A^T)^{-1}`, `g = dL/dW`. Here xi is 1
+    and alpha multiplies both factors: `B A` is alpha^2 times `-g` projected on the rows of A, and alpha^2 is the
+    source's `xi = gamma sqrt(in)/lora_alpha`. The frozen weights are not shifted.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a bad rank or alpha.
     """

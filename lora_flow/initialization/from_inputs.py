@@ -1,4 +1,4 @@
-"""Starts made from what a layer is fed with."""
+"""Initialisations from a layer's inputs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from lora_flow.problem import Problem
 def eva_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
     r"""A along the principal directions of the layer's inputs, B = 0 (EVA, arXiv 2410.07170).
 
-    The rows of A are alpha times the first r right singular vectors of the inputs, `(samples, in)`. Of the second layer
-    of a network with white inputs these are the left singular vectors of W_1; of the first they are not defined.
-    alpha = 1 is the source's; nothing is drawn. PEFT subtracts the inputs' mean first.
+    The rows of A are alpha times the first r right singular vectors of the inputs, `(samples, in)`. In a network with
+    white inputs these are the left singular vectors of W_1 for the second layer, and not defined for the first. The
+    source has alpha = 1. Nothing is drawn. PEFT subtracts the inputs' mean first.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a problem that does not know its layers' inputs or has white ones, or a bad rank or
     alpha.

@@ -1,4 +1,4 @@
-"""Starts made from the pretrained weights, which are then frozen at `W_0 - s B_0 A_0` (`Offset`)."""
+"""Initialisations from the pretrained weights, which are then frozen at `W_0 - s B_0 A_0` (`Offset`)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ def pissa_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
         B = alpha U_r (S_r/s)^{1/2},   A = alpha (S_r/s)^{1/2} V_r^T.
 
-    alpha = 1 is the source's. Meant for `Offset(problem, adapters)`, as all of this module. Nothing is drawn, and
-    directions beyond the weight's rank are zero in both factors and stay so.
+    The source has alpha = 1. Meant for `Offset(problem, adapters)`, as all of this module. Nothing is drawn. Directions
+    beyond the weight's rank are zero in both factors and stay zero.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
     """
@@ -28,16 +30,23 @@ def pissa_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
 
 def milora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
-    """As `pissa_init`, with the r smallest of the min(out, in) singular values (MiLoRA, arXiv 2406.09044)."""
+    """As `pissa_init`, with the r smallest of the min(out, in) singular values (MiLoRA, arXiv 2406.09044).
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
+
+    **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
+    """
     return _triplets(problem, rank, alpha, "milora", smallest=True)
 
 
 def olora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
     r"""Orthonormal B (OLoRA, arXiv 2406.01775): with `W = Q R`, `B = alpha Q[:, :r]` and `A = alpha R[:r]`.
 
-    It depends on the order of the weight's columns; one that depends on earlier ones leaves its column of Q open, which
-    is then an axis's part across them (`lora_flow.initialization.directions`). alpha = 1 is the source's; nothing is
-    drawn.
+    The start depends on the order of the weight's columns. A column that depends on earlier ones leaves its column of Q
+    open, which is then the part of an axis across the earlier ones (`lora_flow.initialization.directions`). The source
+    has alpha = 1. Nothing is drawn.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
     """
@@ -56,7 +65,9 @@ def loram_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
         B = alpha beta Phi_out,   A = alpha beta Phi_in^T,   beta^4 = Q nu[W]/nu[Phi_out Phi_in^T],
 
-    nu the mean square of the entries and `Q = log r/log min(out, in)`. alpha = 1 is the source's; nothing is drawn.
+    nu the mean square of the entries and `Q = log r/log min(out, in)`. The source has alpha = 1. Nothing is drawn.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for rank 1, where Q is 0, for a problem that does not know its weights, or a bad alpha.
     """

@@ -1,6 +1,6 @@
-"""Starts of networks that are trained from scratch: both factors from something, A = W1^T and B = W2^T of one layer.
+"""Initialisations of networks that are trained from scratch: both factors non-zero, A = W1^T and B = W2^T of one layer.
 
-The function is not the pretrained one at t = 0. For LoRA they are there to compare with.
+On LoRA the function is then not the pretrained one at t = 0; there these starts serve for comparison.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ def gaussian_both_init(
 ) -> Adapters:
     r"""Both factors random, with entries N(0, alpha^2 ratio) in A and N(0, alpha^2/ratio) in B.
 
-    sigma_U and sigma_V of Min et al. (arXiv 2105.06351, section 5) are alpha sqrt(ratio) and alpha/sqrt(ratio): A is
-    their U^T. alpha = 1 and ratio = rho^2 is W1 = rho U_0, W2 = V_0/rho of Xu et al. (AISTATS 2023). `ratio` unbalances
-    the weights and leaves their product as it is. In a sweep: "gaussian-both:25".
+    sigma_U and sigma_V of Min et al. 2021 (arXiv 2105.06351, section 5) are alpha sqrt(ratio) and alpha/sqrt(ratio),
+    and A is their U^T. With alpha = 1 and ratio = rho^2 this is W1 = rho U_0, W2 = V_0/rho of Xu et al. 2023 (AISTATS).
+    `ratio` unbalances the weights and keeps their product. In a sweep: "gaussian-both:25".
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` may be any), alpha or ratio.
     """
@@ -40,8 +42,11 @@ def gaussian_wide_init(
 ) -> Adapters:
     r"""Both factors random, with entries N(0, alpha^2 h^{-2p}), h the rank.
 
-    Of Min et al. (arXiv 2105.06351, Theorem 2, where p is called alpha) and Xu et al. (arXiv 2505.11664, Theorem 3.3),
-    both for 1/4 < p <= 1/2; alpha = 1 is theirs, and p = 1/2 has N(0, 1/h). In a sweep: "gaussian-wide:0.375".
+    The start of Min et al. 2021 (arXiv 2105.06351, Theorem 2, where p is called alpha) and Xu et al. 2025 (arXiv
+    2505.11664, Theorem 3.3), both with alpha = 1 and 1/4 < p <= 1/2. p = 1/2 has N(0, 1/h). In a sweep:
+    "gaussian-wide:0.375".
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` may be any) or alpha, or p below 0.
     """
@@ -56,7 +61,9 @@ def balanced_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
     r"""The product of `gaussian_both_init`, `B A = U S V^T`, in balanced factors, A A^T = B^T B.
 
     `A = R S^{1/2} V^T` and `B = U S^{1/2} R^T` with R a random frame, `(h, k)`, k = min(h, out, in): the balanced start
-    of Xu et al. (AISTATS 2023, section 4.1), which has no imbalance for its rates to live on.
+    of Xu et al. 2023 (AISTATS, section 4.1), whose zero imbalance guarantees no rate.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` may be any) or alpha.
     """
@@ -77,11 +84,13 @@ def balanced_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 def spectral_both_init(
     key: Array, problem: Problem, *, rank: int, alpha: float | Array, ratio: float | Array = 1.0
 ) -> Adapters:
-    r"""Both factors along the singular vectors of the task; of a network with X = I, modes that are learned one by one.
+    r"""Both factors along the singular vectors of the task; in a network with X = I the modes do not meet.
 
     With `-dL/dW = U S V^T`, `A = alpha sqrt(ratio) R V^T` and `B = alpha/sqrt(ratio) U R^T`, R a random frame,
     `(h, k)`, k = min(h, out, in). Where X = I, each mode is `lora_flow.oracles.scalar` from u0 = alpha/sqrt(ratio) and
     v0 = alpha sqrt(ratio). In a sweep: "spectral-both:25".
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` may be any), alpha or ratio.
     """
@@ -101,9 +110,11 @@ def spectral_both_init(
 def invariant_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
     r"""Random factors from which gradient flow goes to the solution of least norm, exactly.
 
-    Entries are N(0, alpha^2), as of `gaussian_both_init`; then the part of A outside the row space of the inputs X, on
-    which the loss does not depend, is made orthogonal to the rest: `V U_2^T = 0` and `U_1 U_2^T = 0` (Min et al., arXiv
-    2105.06351, Proposition 1). Random starts come near to that as they grow wide.
+    The entries are N(0, alpha^2), as in `gaussian_both_init`. The loss does not depend on the part of A outside the row
+    space of the inputs X; this part is made orthogonal to the rest: `V U_2^T = 0` and `U_1 U_2^T = 0` (Min et al. 2021,
+    arXiv 2105.06351, Proposition 1). Wide random starts come near to this start.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for a problem that does not know its inputs, or has white ones, for a bad rank (that of a
     `LinearNetwork` may be any) or alpha.
@@ -127,7 +138,7 @@ def invariant_init(key: Array, problem: Problem, *, rank: int, alpha: float | Ar
 
 
 def _both(key: Array, layers: Layers, rank: int, size_a: float | Array, size_b: float | Array) -> Adapters:
-    """Standard normal factors times their sizes; those of smaller ranks are the first of larger ones."""
+    """Standard normal factors times their sizes; a draw of smaller rank is the first part of a larger one."""
 
     def draw(layer_key: Array, n_out: int, n_in: int) -> Adapter:
         of_a, of_b = jax.random.split(layer_key)

@@ -1,4 +1,4 @@
-"""Starts that are drawn and know nothing of the task."""
+"""Random initialisations, which use nothing of the task."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ SIDES = ("A", "B")
 def gaussian_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array, side: str = "A") -> Adapters:
     r"""One random factor with entries iid N(0, alpha^2), the other zero (arXiv 2503.06982, section 2).
 
-    `side="A"` draws A and leaves B = 0, LoRA's convention and the paper's text; `side="B"` draws B and leaves
-    A = 0, which is what reproduces the paper's figures. The draws are nested: those of rank r are the first r
-    rows (columns for "B") of those of any larger rank, and alpha only scales them, so that a sweep compares
-    ranks and scales on common random numbers.
+    `side="A"` draws A and leaves B = 0, LoRA's convention and the paper's text. `side="B"` draws B and leaves A = 0,
+    which reproduces the paper's figures. The draws are nested: a draw of rank r is the first r rows (columns for "B")
+    of a draw of any larger rank, and alpha only scales it. So a sweep compares ranks and scales on common random
+    numbers.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` unless 1 <= rank <= the smallest layer dimension (of a `LinearNetwork`, 1 <= rank),
     alpha > 0 and side is "A" or "B".
@@ -40,8 +42,10 @@ def gaussian_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 def orthogonal_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
     r"""Both factors random, in orthogonal halves of the rank, so that B A = 0 (PEFT's "orthogonal").
 
-    With Q a random orthogonal r x r matrix, `A = alpha/10 (N Q_odd)^T` and `B = alpha/10 M Q_even`, where Q_odd is its
-    1st, 3rd, ... row, Q_even the others, and N `(in, r/2)` and M `(out, r/2)` are standard normal. alpha = 1 is PEFT's.
+    `A = alpha/10 (N Q_odd)^T` and `B = alpha/10 M Q_even`, where Q is a random orthogonal r x r matrix, Q_odd its 1st,
+    3rd, ... rows, Q_even the other rows, and N `(in, r/2)` and M `(out, r/2)` are standard normal. PEFT has alpha = 1.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` for an odd rank, or a bad rank or alpha.
     """

@@ -35,17 +35,16 @@ from lora_flow.problem import Problem
 
 
 class Scheme(NamedTuple):
-    """A named initialisation: one of `INITIALIZATIONS`, or one of your own, for `sweep(init=...)` as names are.
+    """A named initialisation: one of `INITIALIZATIONS`, or one of your own. `sweep(init=...)` takes it like a name.
 
     - `init`: a function `init(key, problem, *, rank, alpha)`, with `side` where it is `sided`, that returns an
-      `Adapter(a, b)` for each layer: A `(rank, in)` and B `(out, rank)`. Sweeps trace it: write it in jax.numpy.
-    - `about`, `asks`: its formula, and what it asks of the problem and the rank, in a few words.
-    - `sided`: whether it takes `side`.
+      `Adapter(a, b)` for each layer: A `(rank, in)` and B `(out, rank)`. Sweeps trace it, so write it in jax.numpy.
+    - `about`, `asks`: the formula, and the needs of the problem and the rank, in a few words.
+    - `sided`: whether the function takes `side`.
     - `offset`: whether the weights are frozen at `W_0 - s B_0 A_0`, so that the function does not change at t = 0.
     - `parameter`: the argument that a number after a colon stands for, as in "gaussian-both:25".
-    - `network`: whether it is meant for networks that are trained from scratch, `LinearNetwork`; any problem takes
-      it.
-    - `name`: its label in a sweep; the function's own where it is left out.
+    - `network`: whether the scheme is meant for networks trained from scratch, `LinearNetwork`; any problem takes it.
+    - `name`: the label in a sweep; by default the function's own name.
     """
 
     init: Callable[..., Adapters]
@@ -125,9 +124,9 @@ def _with_number(init: Callable[..., Adapters], parameter: str, value: float) ->
 
 
 def as_scheme(init: Init) -> Scheme:
-    """The scheme of a name, or an initialisation of one's own: a `Scheme`, or a function and its name.
+    """The scheme of a name, or a user's own initialisation: a `Scheme`, or a function under its name.
 
-    **Raises:** `InputError` for anything else, and for a name of `INITIALIZATIONS` that stands for something else.
+    **Raises:** `InputError` for anything else, and for an own scheme with a name that `INITIALIZATIONS` has.
     """
     if isinstance(init, str):
         return find_scheme(init)
@@ -153,7 +152,7 @@ def as_scheme(init: Init) -> Scheme:
 def initialize(init: Init, key: Array, problem: Problem, *, rank: int, alpha: float | Array, side: str) -> Adapters:
     """The start of a scheme, by its name or as `as_scheme` takes it; `side` goes to the schemes that take one.
 
-    `Scheme.offset` says what is to be solved. **Raises:** `InputError` where an own one does not return adapters.
+    `Scheme.offset` says whether to solve `Offset`. **Raises:** `InputError` where an own scheme returns no adapters.
     """
     scheme = as_scheme(init)
     how = {"side": side} if scheme.sided else {}
