@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_flow.chebyshev import ChebyshevState, RungeKuttaChebyshev, beyond_rounding, rounding_of
 from lora_flow.control import StepError
+from lora_flow.derivatives import LoopKind
 from lora_flow.matrices import norm
 
 TABLEAU = diffrax.Tsit5.tableau
@@ -89,6 +90,9 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar = QuarticInterpolation
 
+    def with_loops(self, kind: LoopKind) -> Automatic:
+        return Automatic(self.chebyshev.with_loops(kind))
+
     def order(self, terms: Any) -> int:
         return 5
 
@@ -141,9 +145,9 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
         def body(carry: tuple[Array, _Step]) -> tuple[Array, _Step]:
             return jnp.array(False), function(carry[1])
 
-        return eqxi.while_loop(
-            lambda carry: carry[0], body, (active, step), max_steps=1, kind=self.chebyshev.scan_kind
-        )[1]
+        kind = self.chebyshev.scan_kind
+        most = 2 if kind == "bounded" else 1  # a bounded loop of one turn makes it always
+        return eqxi.while_loop(lambda carry: carry[0], body, (active, step), max_steps=most, kind=kind, base=2)[1]
 
 
 class _Step(NamedTuple):

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import diffrax
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -28,6 +29,7 @@ from lora_flow.checks import (
     require_integer,
 )
 from lora_flow.compiling import compiled
+from lora_flow.derivatives import LoopKind, as_adjoint, guard_inputs, guard_outputs, loop_kind
 from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, prepend, velocity, where
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula
@@ -129,16 +131,19 @@ def descend(
     saves: int | ArrayLike | Sequence[int] = 101,
     order: str = "simultaneous",
     flow: Flow | str = "plain",
+    adjoint: diffrax.AbstractAdjoint | None = None,
     save_adapters: bool = False,
 ) -> Descent:
     r"""Trains the adapters by gradient descent, `A_i <- A_i - eta dL/dA_i` and `B_i <- B_i - eta dL/dB_i`.
 
-    The result can be differentiated in reverse mode with respect to the adapters, the problem's arrays and a constant
-    step size, but not through the loop of a line search. `descend` works under `jit` and `vmap`.
+    The result can be differentiated with respect to the adapters, the problem's arrays and a constant step size, in
+    the modes that `adjoint` has, but not in reverse through the loop of a line search. `descend` works under `jit` and
+    `vmap`.
 
     **Arguments:**
 
-    - `problem`, `adapters`, `flow`, `save_adapters`: as for `solve`; `flow="scaled:1e-3"` is ScaledGD with damping.
+    - `problem`, `adapters`, `flow`, `adjoint`, `save_adapters`: as for `solve`; `flow="scaled:1e-3"` is ScaledGD with
+      damping.
     - `steps`: the number of iterations.
     - `step`: a constant step size eta; or a schedule, a function from the iteration, counted from 0, to a step size; or
       a `StepRule`, `MuKlabjan()` for instance; or an optimiser of optax. The flow acts on the gradient before the
@@ -165,7 +170,9 @@ def descend(
         step.check(problem, driven, order)
     if _is_optax(step):
         driven.check_optimiser()
-    return _descend(problem, adapters, step, driven, order, (*iterations.tolist(), int(steps)), save_adapters)
+    adjoint, stops = as_adjoint(adjoint), (*iterations.tolist(), int(steps))
+    inputs = guard_inputs(adjoint, (problem, adapters, step, driven))
+    return guard_outputs(adjoint, _descend(*inputs, order, stops, loop_kind(adjoint), save_adapters))
 
 
 def _as_step(step: Any) -> Any:
@@ -217,7 +224,14 @@ class _State(NamedTuple):
 
 @compiled()
 def _descend(
-    problem: Problem, adapters: Adapters, step: Any, flow: Flow, order: str, stops: tuple[int, ...], keep: bool
+    problem: Problem,
+    adapters: Adapters,
+    step: Any,
+    flow: Flow,
+    order: str,
+    stops: tuple[int, ...],
+    loop: LoopKind,
+    keep: bool,
 ) -> Descent:
     """`stops` are the iterations to save, and the last one."""
     groups = {"simultaneous": (("a", "b"),), "A first": (("a",), ("b",)), "B first": (("b",), ("a",))}[order]
@@ -233,7 +247,7 @@ def _descend(
             lambda carry: (carry[0] + 1, advance(carry[1])),
             (jnp.zeros_like(gap), state),
             max_steps=max(1, int(gaps.max())),
-            kind="checkpointed",
+            kind=loop,
         )
         return state, (state.adapters, state.iteration, state.time)
 

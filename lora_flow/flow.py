@@ -31,6 +31,7 @@ from lora_flow.checks import (
 )
 from lora_flow.compiling import compiled
 from lora_flow.control import ResidualController
+from lora_flow.derivatives import as_adjoint, guard_inputs, guard_outputs, loop_kind
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula, keeps_loss
 from lora_flow.matrices import norm
@@ -128,15 +129,18 @@ def solve(
     - `stepsize_controller`, `dt0`: replace this controller and its first step. "auto" is then Tsit5 throughout, because
       another controller cannot follow a change of methods. For gradient descent, use
       `solver=diffrax.Euler(), stepsize_controller=diffrax.ConstantStepSize(), dt0=eta`.
-    - `adjoint`: any diffrax adjoint but `BacksolveAdjoint`, which cannot differentiate observables;
-      `RecursiveCheckpointAdjoint()`, for reverse mode, by default. Forward mode takes `diffrax.ForwardMode()`.
+    - `adjoint`: the derivatives that exist. `diffrax.RecursiveCheckpointAdjoint()`, the default, is for `grad` and
+      `jacrev`; `diffrax.ForwardMode()` for `jvp` and `jacfwd`; `diffrax.DirectAdjoint()` for both and for second
+      derivatives, which take long to compile. Other derivatives are refused by name. For gradients right to 1e-3 pass
+      `rtol=2e-4`, and `rtol=5e-6` with RKC.
     - `max_steps`: the number of steps after which the run is given up, with status 1 ("max_steps").
     - `save_adapters`: keep the adapters at every saved time as `Trajectory.history`, from which `analyse` computes the
       more expensive quantities.
 
     **Returns:** a `Trajectory` over the saved times.
 
-    **Raises:** `InputError` for bad arguments. A run that fails has a status, and raises nothing.
+    **Raises:** `InputError` for bad arguments, and for derivatives that `adjoint` has not. A run that fails has a
+    status, and raises nothing.
     """
     check_problem(problem)
     times = save_times(t1, saves)
@@ -149,11 +153,12 @@ def solve(
         rtol=rtol,
         stepsize_controller=stepsize_controller,
         dt0=dt0,
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        adjoint=as_adjoint(adjoint),
         max_steps=max_steps,
         save_adapters=save_adapters,
     )
-    return _solve(problem, adapters, jnp.asarray(t1, float), times, how)
+    inputs = guard_inputs(how.adjoint, (problem, adapters, jnp.asarray(t1, float), times, how))
+    return guard_outputs(how.adjoint, _solve(*inputs))
 
 
 def save_times(
@@ -217,16 +222,15 @@ def integrator(
 ) -> Integrator:
     """Checks the arguments of `solve` of the same names and fills in the defaults."""
     require_integer("max_steps", max_steps, "be at least 1", 1)
-    saves_along_the_way = not isinstance(adjoint, diffrax.BacksolveAdjoint)
-    require(saves_along_the_way, "adjoint", "differentiate what is saved along the way", type(adjoint).__name__)
     require_number("rtol", rtol, "lie between 0 and 1", lambda tolerance: 0 < tolerance < 1)
     if dt0 is not None:
         require_number("dt0", dt0, "be positive", lambda first: first > 0)
     plain = isinstance(flow, Plain)
     if isinstance(solver, str):
-        solver = _named(solver, adjoint, own_control=stepsize_controller is None, plain=plain)
-    stabilised = isinstance(solver, RungeKuttaChebyshev | Automatic)
-    require(plain or not stabilised, "solver", "be of another kind than RKC for a flow that is not plain", "RKC")
+        solver = _named(solver, own_control=stepsize_controller is None, plain=plain)
+    if isinstance(solver, RungeKuttaChebyshev | Automatic):
+        require(plain, "solver", "be of another kind than RKC for a flow that is not plain", "RKC")
+        solver = solver.with_loops(loop_kind(adjoint))
     if stepsize_controller is None:
         require(
             isinstance(solver, diffrax.AbstractAdaptiveSolver),
@@ -250,14 +254,13 @@ def integrator(
     )
 
 
-def _named(name: str, adjoint: diffrax.AbstractAdjoint, own_control: bool, plain: bool) -> diffrax.AbstractSolver:
+def _named(name: str, own_control: bool, plain: bool) -> diffrax.AbstractSolver:
     require_choice("solver", name, SOLVERS, "or a diffrax solver")
-    kind: Any = "lax" if isinstance(adjoint, diffrax.ForwardMode) else "checkpointed"
     if name == "RKC":
-        return RungeKuttaChebyshev(scan_kind=kind, tell_rounding=own_control)
+        return RungeKuttaChebyshev(tell_rounding=own_control)
     if name != "auto":
         return getattr(diffrax, name)()
-    return Automatic(RungeKuttaChebyshev(scan_kind=kind)) if own_control and plain else diffrax.Tsit5()
+    return Automatic() if own_control and plain else diffrax.Tsit5()
 
 
 def solve_lane(

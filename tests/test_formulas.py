@@ -23,6 +23,7 @@ from lora_flow import (
     descend,
     gaussian_init,
     linearised_task,
+    lora_ga_init,
     misaligned,
     noisy,
     solve,
@@ -283,6 +284,8 @@ def test_own_observables_are_recorded_in_every_path():
     start = gaussian_init(jax.random.key(0), problem, rank=2, alpha=0.1)
     entry = swept["entry"].sel(init="gaussian").values.ravel()
     assert entry[0] == start[0].a[0, 0]
+    moved = swept["entry"].sel(init="lora-ga").values.ravel()  # an offset start, which is taken off the weights
+    np.testing.assert_allclose(moved[0], lora_ga_init(jax.random.key(0), problem, rank=2, alpha=0.1)[0].a[0, 0])
     assert np.isfinite(swept["entry"]).all()
     stepped = descend(problem, start, steps=1, saves=2, step=1e-3)
     np.testing.assert_allclose(stepped.observables["entry"][0], start[0].a[0, 0], rtol=1e-14)

@@ -181,3 +181,18 @@ def test_a_trajectory_can_be_differentiated_along_with_its_offset():
     _, slope = jax.jvp(lambda alpha: solved(alpha).observables["loss"][-1], (0.5,), (1.0,))
     above, below = (float(solved(alpha).observables["loss"][-1]) for alpha in (0.505, 0.495))
     np.testing.assert_allclose(slope, (above - below) / 0.01, rtol=1e-3)
+
+
+def test_own_observables_are_of_the_network_that_is_left():
+    """All along the way: of what has been learned, which is nothing at t = 0."""
+
+    class Watched(Factorization):
+        def observe(self, adapters):
+            return {"learned": jnp.linalg.norm(adapters[1].b @ adapters[1].a)}
+
+    problem = Watched(TWO.w1, TWO.w2, TWO.shift)
+    start = pissa_init(jax.random.key(0), problem, rank=2, alpha=0.5)
+    seen = solve(Offset(problem, start), start, **HOW, adjoint=diffrax.ForwardMode(), save_adapters=True)
+    learned = seen.history[1].b @ seen.history[1].a - (start[1].b @ start[1].a)[None]
+    np.testing.assert_allclose(seen.observables["learned"], np.linalg.norm(learned, axis=(1, 2)), rtol=1e-9, atol=1e-12)
+    assert seen.observables["learned"][-1] > 0.1
