@@ -17,6 +17,7 @@ from lora_flow import (
 )
 from lora_flow.initialization import initialize
 from lora_flow.initialization.directions import frame_of, triplets
+from lora_flow.matrices import tie
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(11)
@@ -115,3 +116,16 @@ def test_sweep_and_solve_agree_where_the_gradient_has_too_low_a_rank():
     solved = solve(Offset(problem, start), start, **how).observables["loss"]
     assert swept[-1] < 0.5 * swept[0]
     np.testing.assert_allclose(np.log10(swept), np.log10(solved), atol=1e-9)
+
+
+def test_values_tie_for_starts_where_they_tie_for_what_is_observed():
+    """A matrix whose first two values are closer than `tie` has the directions of one in which they are equal."""
+    left, right = frame(M, 3), frame(N, 3)
+    equal, close, apart = (
+        left * [1.0, 1.0 - gap, 0.5] @ right.T for gap in (0.0, 0.3 * tie(np.float64), 30 * tie(np.float64))
+    )
+    chosen = triplets(equal, 2)[0]
+    np.testing.assert_allclose(triplets(close, 2)[0], chosen, atol=1e-11)
+    own = np.abs(np.sum(np.asarray(triplets(apart, 2)[0]) * left[:, :2], axis=0))
+    np.testing.assert_allclose(own, 1, atol=1e-3)
+    assert not np.allclose(np.abs(np.sum(np.asarray(chosen) * left[:, :2], axis=0)), 1, atol=1e-3)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lora_flow.initialization.checks import above_rounding
-from lora_flow.matrices import Diagonal, Matrix, positive, singular_triplets
+from lora_flow.matrices import Diagonal, Matrix, positive, singular_triplets, tie
 
 Columns = Float[Array, "size count"]
 Triplets = tuple[Columns, Float[Array, " count"], Float[Array, "count columns"]]
@@ -41,8 +41,7 @@ def triplets(matrix: Matrix, count: int, smallest: bool = False) -> Triplets:
 def _triplets(matrix: Float[Array, "rows columns"], count: int, smallest: bool) -> Triplets:
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
     s, v = above_rounding(s, matrix.shape), vt.T
-    apart = 10 * jnp.sqrt(jnp.asarray(max(matrix.shape), s.dtype)) * jnp.finfo(s.dtype).eps * s[0]
-    group = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), s[:-1] - s[1:] > apart]))  # of equal values
+    group = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), s[:-1] - s[1:] > tie(s.dtype) * s[0]]))  # of equal values
     if smallest:
         u, s, v, group = (jnp.flip(array, axis=-1) for array in (u, s, v, group))
     chosen_u, chosen_v = jnp.zeros((len(u), count), s.dtype), jnp.zeros((len(v), count), s.dtype)
