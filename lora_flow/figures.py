@@ -21,6 +21,7 @@ from lora_flow.levels import initial_losses
 from lora_flow.report import problem_dims, show
 from lora_flow.rounding import rounding_floors
 from lora_flow.shown import save_numbers
+from lora_flow.storage import appearing
 from lora_flow.timeline import phases, saddles
 
 OWN_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
@@ -204,7 +205,8 @@ def save(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[
     for path, figure in zip(paths, pictures.values(), strict=True):
         if title:
             figure.suptitle(title)
-        figure.savefig(path)
+        with appearing(path) as file:
+            figure.savefig(file, format="png")
         plt.close(figure)
     return paths
 

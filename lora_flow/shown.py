@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from lora_flow.storage import write_atomically
+
 POINTS = 21  # of a curve
 DIGITS = 4
 
@@ -29,7 +31,7 @@ def save_numbers(pictures: Mapping[str, Figure], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
         rows = [json.dumps(one, ensure_ascii=False, separators=(",", ":")) for one in shown(figure)]
-        (folder / f"{name}.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+        write_atomically(folder / f"{name}.json", "[\n" + ",\n".join(rows) + "\n]\n")
 
 
 def _of(ax: Axes) -> dict[str, Any]:

@@ -65,7 +65,9 @@ def appearing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename = str(path)  # a name that people know
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
@@ -118,6 +120,24 @@ def locked(folder: str | Path, patience: float = _PATIENCE) -> Iterator[None]:
         if new:
             with contextlib.suppress(OSError):  # gone again, if nothing came of it
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked_if_free(folder: str | Path) -> Iterator[None]:
+    """Holds the lock of a folder that is there, unless another process is at work in it or it may not be written.
+
+    For what may go on beside a writer, file by file, but should keep another from replacing the folder meanwhile.
+    """
+    with contextlib.ExitStack() as held:
+        if Path(folder).is_dir():
+            try:
+                held.enter_context(locked(folder))
+            except InUse:
+                pass
+            except OSError as error:  # said of the file that is then written
+                if error.errno not in _READ_ONLY:
+                    raise
+        yield
 
 
 def mend(folder: str | Path) -> None:

@@ -5,6 +5,7 @@ Nothing is solved here: what is written are made-up values, a different one for 
 
 import errno
 import itertools
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
@@ -20,11 +22,14 @@ from test_storage import touching
 
 from lora_flow import InputError, checksums, load_run, store
 from lora_flow.cli import main
+from lora_flow.figures import save
 from lora_flow.settings import Settings, build_plan, to_table
+from lora_flow.shown import save_numbers
 from lora_flow.status import status
-from lora_flow.storage import locked
+from lora_flow.storage import holder, locked
 from lora_flow.store import load_figure, open_runs
-from lora_flow.studies import load_study, store_study
+from lora_flow.studies import check_study_folder, load_study, store_study
+from lora_flow.theory.check import write_csv
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
 OTHER = Settings(m=4, n=5, h=6, alpha=(1e-3,), rank=(2,), seeds=2, t1=1.0, saves=2, batch_size=2, devices=1)
@@ -326,3 +331,58 @@ def test_studies_are_replaced_whole_and_prove_themselves(tmp_path):
             with pytest.raises(InputError, match=r"must be as it was written, got .*; --overwrite runs it again"):
                 load_study(out)
             damaged.write_bytes(content)
+
+
+def test_plot_keeps_others_from_replacing_a_run_meanwhile_and_goes_on_beside_one_that_is_at_work(out, monkeypatch):
+    found = []
+    monkeypatch.setattr("lora_flow.cli.plot.draw", lambda path, partial: found.append(holder(path)) or 0)
+    assert main(["plot", str(out)]) == 0
+    assert found[0].startswith(f"process {os.getpid()} on ")
+    assert holder(out) == ""
+    with locked(out):
+        assert main(["plot", str(out)]) == 0
+    assert len(found) == 2
+
+
+def test_a_study_is_not_begun_in_a_folder_that_somebody_has_made_since(tmp_path, monkeypatch, capsys):
+    out, checked = tmp_path / "study", []
+
+    def check(path, overwrite):
+        check_study_folder(path, overwrite)
+        if not checked:
+            out.mkdir()
+            (out / "thesis.tex").write_text("years of work")
+        checked.append(path)
+
+    monkeypatch.setattr("lora_flow.studies.check_study_folder", check)
+    monkeypatch.setattr("lora_flow.studies.begin_study", lambda *_: pytest.fail("begun"))
+    assert main(["figure", "scaling", "--out", str(out)]) == 2
+    assert "out must be a new folder or a figure's" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.png", lambda folder: save({"a": plt.figure()}, folder)),
+        ("a.json", lambda folder: save_numbers({"a": plt.figure()}, folder)),
+        ("theory.csv", lambda folder: write_csv([], folder / "theory.csv")),
+    ],
+    ids=["picture", "numbers", "table"],
+)
+def test_a_disk_that_is_full_leaves_the_old_picture_or_table(tmp_path, monkeypatch, name, write):
+    (tmp_path / name).write_text("old")
+    with monkeypatch.context() as patch:
+
+        def full(handle):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write(tmp_path)
+    plt.close("all")
+    assert contents(tmp_path) == {name: b"old"}
+    write(tmp_path)
+    assert (tmp_path / name).read_bytes() != b"old"
+    assert len(contents(tmp_path)) == 1
+    plt.close("all")

@@ -91,6 +91,7 @@ class Figure:
         require(not self.resume, "resume", must, "--resume")
         check_study_folder(self.out, self.overwrite)
         with locked(self.out):
+            check_study_folder(self.out, self.overwrite)  # nobody can have made it since
             begin_study(self.out, self.name, seeds)
             start_jax(Settings())
             dataset = study.run(seeds, lambda items: each(items, "parts"))

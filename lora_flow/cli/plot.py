@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from lora_flow.checks import require, require_choice
+from lora_flow.storage import locked_if_free, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Plot:
     """The run folder."""
 
     def run(self) -> int:
+        with locked_if_free(self.out):
+            return self._draw()
+
+    def _draw(self) -> int:
         from vision.results import is_vision
 
         if is_vision(Path(self.out)):
@@ -73,7 +78,7 @@ def draw(out: str, partial: bool = False) -> int:
     }
     text, files = report(told, links, notes, state)
     for file, content in ({"report.md": text} | files).items():
-        (Path(out) / file).write_text(content, encoding="utf-8")
+        write_atomically(Path(out) / file, content)
     lines = [state, notes or "\n".join(map(short, datasets.values())), *map(warnings, datasets.values())]
     print(*filter(None, lines), sep="\n")
     print(*(f"picture: {picture}" for picture in pictures), f"report: {Path(out) / 'report.md'}", sep="\n")
@@ -97,6 +102,6 @@ def draw_study(out: str, name: str) -> int:
     notes = study.notes(dataset)
     (picture,) = save_with_numbers({f"figure-{name}": study.draw(dataset)}, Path(out) / "figures")
     text = f"# {study.about[0].upper()}{study.about[1:]}\n\n{notes}\n\n![](figures/{picture.name})\n"
-    (Path(out) / "report.md").write_text(text, encoding="utf-8")
+    write_atomically(Path(out) / "report.md", text)
     print(notes, f"picture: {picture}", f"report: {Path(out) / 'report.md'}", sep="\n")
     return 0

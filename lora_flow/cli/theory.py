@@ -10,6 +10,7 @@ import tyro
 
 from lora_flow.checks import require
 from lora_flow.settings import Settings, start_jax
+from lora_flow.storage import is_generated, locked, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,13 @@ class Theory:
     def run(self) -> int:
         folder = Path(self.out)
         require(3 <= self.seeds <= 1000, "seeds", "lie between 3, for intervals, and 1000", self.seeds)
-        held = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        held = {one.name for one in folder.iterdir() if not is_generated(one.name)} if folder.is_dir() else set()
         free = not folder.exists() or (folder.is_dir() and held <= {"theory.csv", "theory.md", "figures"})
         require(free, "out", "be a new folder or one of an earlier check", f"'{folder}', which holds something else")
-        folder.mkdir(parents=True, exist_ok=True)  # or find out that it cannot be made before three minutes are spent
+        with locked(folder):  # or find out that it cannot be made before three minutes are spent
+            return self._check(folder)
+
+    def _check(self, folder: Path) -> int:
         start_jax(Settings())
         import matplotlib as mpl
 
@@ -54,8 +58,7 @@ class Theory:
             lines.append(line)
         (picture,) = save_with_numbers({"theory": draw(evidence)}, folder / "figures")
         write_csv(lines, folder / "theory.csv")
-        (folder / "theory.md").write_text(
-            f"# Theory against runs\n\n{markdown(lines)}\n\n![](figures/theory.png)\n", encoding="utf-8"
-        )
+        text = f"# Theory against runs\n\n{markdown(lines)}\n\n![](figures/theory.png)\n"
+        write_atomically(folder / "theory.md", text)
         print(f"table: {folder / 'theory.csv'}", f"report: {folder / 'theory.md'}", f"picture: {picture}", sep="\n")
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lora_flow.report import table
+from lora_flow.storage import write_atomically
 from lora_flow.theory.claims import CLAIMS, Case, Line
 from lora_flow.theory.evidence import Evidence
 
@@ -50,16 +52,17 @@ def _cell(text: str) -> str:
 
 def write_csv(lines: Sequence[Line], path: Path) -> None:
     """`theory.csv`: one row for each case of each claim."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for number, line in enumerate(lines, start=1):
-            for case in line.cases:
-                width = "" if case.half_width is None else f"{case.half_width:.3g}"
-                values = [case.where, f"{case.predicted:.6g}", f"{case.measured:.6g}", width, case.verdict]
-                writer.writerow(
-                    [number, line.source, line.statement, *values, line.verdict, line.runs, *(case.counted or ("", ""))]
-                )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for number, line in enumerate(lines, start=1):
+        for case in line.cases:
+            width = "" if case.half_width is None else f"{case.half_width:.3g}"
+            values = [case.where, f"{case.predicted:.6g}", f"{case.measured:.6g}", width, case.verdict]
+            writer.writerow(
+                [number, line.source, line.statement, *values, line.verdict, line.runs, *(case.counted or ("", ""))]
+            )
+    write_atomically(path, text.getvalue())
 
 
 def predicted(line: Line) -> str:
