@@ -156,15 +156,23 @@ def mend(folder: str | Path) -> None:
 
 def is_replaced(folder: str | Path) -> bool:
     """Whether entries of a folder are about to be replaced, by a process that is alive or was killed at it."""
-    return bool(_replaced_in(Path(folder)))
+    try:
+        return bool(_replaced_in(Path(folder)))
+    except OSError:  # nobody can tell
+        return False
 
 
 def _replaced_in(folder: Path) -> list[Path]:
     """Where old entries are set aside: in the folder, or beside it where it is one of several that go together."""
-    there = [one for one in (folder, folder.absolute().parent) if one.is_dir()]
-    return [
-        one for one in there if any(is_generated(entry.name) and entry.suffix == f".{OLD}" for entry in one.iterdir())
-    ]
+    found = [folder] if _sets_aside(folder) else []
+    with contextlib.suppress(OSError):  # one may be allowed into a folder, and not to list what lies beside it
+        found += [folder.absolute().parent] if _sets_aside(folder.absolute().parent) else []
+    return found
+
+
+def _sets_aside(folder: Path) -> bool:
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return any(is_generated(entry.name) and entry.suffix == f".{OLD}" for entry in entries)
 
 
 def holder(folder: str | Path) -> str:
