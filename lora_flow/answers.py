@@ -12,7 +12,7 @@ import xarray as xr
 from lora_flow.levels import AT_ROUNDING, initial_losses
 from lora_flow.report import cells
 from lora_flow.rounding import rounding_floors
-from lora_flow.timeline import crossing, phases, time_to
+from lora_flow.timeline import alignment_time, leading, phases, time_to
 
 NEAR = 10**0.1  # the best alignment counts as reached within a tenth of a decade of it
 TENTH = 0.1  # the last part of the time, by which a loss is told to fall or not
@@ -54,29 +54,14 @@ def answers(dataset: xr.Dataset) -> list[Cell]:
     error = leading(dataset, "alignment_error", "alignment_error_2")
     floor = rounding_floors(dataset)
     lowest = dataset.get("loss_floor", xr.full_like(floor, np.nan))
-    spans = xr.Dataset(
-        {
-            "error": error,
-            "t_align": _t_align(dataset),
-            "t1": phases(dataset)["t1"] if "sigma_w1" in dataset.coords else xr.full_like(floor, np.nan),
-            "reached": time_to(dataset["loss"], floor),
-        }
-    )
+    if "sigma_w1" in dataset.coords:
+        spans = phases(dataset)[["t_align", "t1"]]
+    else:
+        spans = xr.Dataset({"t_align": alignment_time(dataset), "t1": xr.full_like(floor, np.nan)})
+    aligns = spans["t_align"].where(error.notnull().any("time"))
+    spans = spans.assign(error=error, t_align=aligns, reached=time_to(dataset["loss"], floor))
     known = dataset[["loss", "status"]].assign(spans).assign(floor=floor, lowest=lowest)
     return [_cell(where, one) for where, one in cells(known)]
-
-
-def leading(dataset: xr.Dataset, first: str, second: str) -> xr.DataArray:
-    """The quantity of the layer that theory says is selected: layer 1, and layer 2 where W1's gain is the larger."""
-    if second not in dataset or "sigma_w1" not in dataset.coords:
-        return dataset[first]
-    return xr.where(dataset["sigma_w1"] > dataset["sigma_w2"], dataset[second], dataset[first])
-
-
-def _t_align(dataset: xr.Dataset) -> xr.DataArray:
-    along, across = (leading(dataset, f"norm_{name}1", f"norm_{name}2") for name in ("along", "across"))
-    found = crossing(along / across, xr.ones_like(along.isel(time=0, drop=True)))
-    return found.where(leading(dataset, "alignment_error", "alignment_error_2").notnull().any("time"))
 
 
 def _cell(where: Mapping[str, Any], one: xr.Dataset) -> Cell:

@@ -100,21 +100,11 @@ def draw_inits(datasets: Datasets) -> dict[str, Figure]:
 
 def inits_dataset(*own: Init, settings: Settings = INITS, progress: bool = True) -> xr.Dataset:
     """What `draw_inits({"": dataset})` and `inits_notes` are made from, with initialisations of one's own besides."""
-    from lora_flow.flow import save_times
-    from lora_flow.settings import build_problems
+    from lora_flow.settings import build_problems, sweep_arguments
     from lora_flow.sweeps import sweep
 
-    return sweep(
-        build_problems(settings),
-        init=(*settings.init, *own),
-        side=settings.side,
-        alpha=settings.alpha,
-        rank=settings.rank,
-        seeds=settings.seeds,
-        t1=settings.t1,
-        saves=save_times(settings.t1, settings.saves, settings.spacing),
-        progress=progress,
-    )
+    told = sweep_arguments(settings) | {"init": (*settings.init, *own)}
+    return sweep(build_problems(settings), **told, progress=progress)
 
 
 def _styles(labels: Sequence[str]) -> list[tuple[str, Any, Any]]:

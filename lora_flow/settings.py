@@ -193,31 +193,23 @@ def _check_pretraining(init: str) -> None:
     require(scheme.network, "pretraining", "be an initialisation of networks (lora-flow inits marks them)", f"'{init}'")
 
 
+def sweep_arguments(settings: Settings) -> dict[str, Any]:
+    """What `sweep` is told of these settings, besides the problems."""
+    from lora_flow.flow import save_times
+
+    names = ("init", "side", "alpha", "rank", "seeds", "t1", "flow", "solver", "rtol", "max_steps")
+    told = {name: getattr(settings, name) for name in (*names, "batch_size", "devices", "details")}
+    return told | {"saves": save_times(settings.t1, settings.saves, settings.spacing)}
+
+
 def build_plan(settings: Settings) -> Plan:
     """The checked plan of a sweep; in single precision a tolerance it cannot carry is an error, not a warning."""
-    from lora_flow.flow import save_times
     from lora_flow.plan import plan_sweep
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecisionWarning)
         try:
-            return plan_sweep(
-                build_problems(settings),
-                init=settings.init,
-                side=settings.side,
-                alpha=settings.alpha,
-                rank=settings.rank,
-                seeds=settings.seeds,
-                t1=settings.t1,
-                saves=save_times(settings.t1, settings.saves, settings.spacing),
-                flow=settings.flow,
-                solver=settings.solver,
-                rtol=settings.rtol,
-                max_steps=settings.max_steps,
-                batch_size=settings.batch_size,
-                devices=settings.devices,
-                details=settings.details,
-            )
+            return plan_sweep(build_problems(settings), **sweep_arguments(settings))
         except PrecisionWarning as warning:
             raise InputError(str(warning)) from warning
 

@@ -18,16 +18,13 @@ FEW = 8  # cells that the summary names one by one
 APART = 0.1  # of 1 - cos, an angle of 26 degrees: what does not come below has not aligned
 
 
-def answered(dataset: xr.Dataset) -> list[str | Table]:
-    """The parts of a report that answer its two questions: a few lines, and a table for each."""
+def answered(dataset: xr.Dataset) -> tuple[list[str], list[str | Table]]:
+    """The answers to a report's two questions: lines, and a table for each question.
+
+    A line for each cell of few, and else their range; then which is best for what.
+    """
     found = answers(dataset)
-    lines = "\n".join(f"- {line}" for line in _lines(dataset, found))
-    return [lines, _alignment(dataset, found), _losses(dataset, found)]
-
-
-def short(dataset: xr.Dataset) -> str:
-    """The lines alone: one for each cell of few, and else their range; then which is best for what."""
-    return "\n".join(_lines(dataset, answers(dataset)))
+    return _lines(dataset, found), [_alignment(dataset, found), _losses(dataset, found)]
 
 
 def _lines(dataset: xr.Dataset, found: Sequence[Cell]) -> list[str]:

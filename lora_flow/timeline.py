@@ -61,22 +61,16 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     """
     require("sigma_w1" in dataset.coords, "dataset", "be of a factorisation, for phases", "another problem's")
     gain, ratio = leading_gain(dataset)
-    sigma, first = dataset["sigma"], dataset["sigma_w1"] <= dataset["sigma_w2"]
-
-    def leading(name: str) -> xr.DataArray:
-        return xr.where(first, dataset[f"{name}1"], dataset[f"{name}2"])
-
-    along, across = leading("norm_along"), leading("norm_across")
-    gains = theory.Gains(sigma, ratio * gain, gain)
+    gains = theory.Gains(dataset["sigma"], ratio * gain, gain)
     threshold = theory.t1_threshold(gains).where(1 - ratio > 1e-9)  # with equal gains no layer is selected
-    t1 = crossing(leading("overlap_"), threshold)
+    t1 = crossing(leading(dataset, "overlap_1", "overlap_2"), threshold)
     if "init" in dataset.coords:
         t1 = t1.where(~_offset(dataset["init"]))
     predicted, plain = theory.t1_slides(gains, dataset["alpha"]), dataset.attrs.get("flow", "plain") == "plain"
     floor = rounding_floors(dataset)
     spans = xr.Dataset(
         {
-            "t_align": crossing(along / across, xr.ones_like(t1)),
+            "t_align": alignment_time(dataset),
             "t1": t1,
             "t_plateau": _slow_tail(dataset["loss"], t1, floor),
             "t1_predicted": predicted.where(predicted > 0 if plain else False).broadcast_like(t1),
@@ -86,6 +80,19 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     for name, about in _ABOUT.items():
         spans[name].attrs = {"long_name": about}
     return spans
+
+
+def leading(dataset: xr.Dataset, first: str, second: str) -> xr.DataArray:
+    """The quantity of the layer that theory says is selected: layer 1, and layer 2 where W1's gain is the larger."""
+    if second not in dataset or "sigma_w1" not in dataset.coords:
+        return dataset[first]
+    return xr.where(dataset["sigma_w1"] > dataset["sigma_w2"], dataset[second], dataset[first])
+
+
+def alignment_time(dataset: xr.Dataset) -> xr.DataArray:
+    """`t_align` of `phases`, also of problems that have no other phases."""
+    along, across = (leading(dataset, f"norm_{name}1", f"norm_{name}2") for name in ("along", "across"))
+    return crossing(along / across, xr.ones_like(along.isel(time=0, drop=True)))
 
 
 def _offset(init: xr.DataArray) -> xr.DataArray:

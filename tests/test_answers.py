@@ -9,12 +9,13 @@ import xarray as xr
 
 from lora_flow.answers import answers, best, ending
 from lora_flow.cli import main
+from lora_flow.cli.plot import draw
 from lora_flow.figures import save
 from lora_flow.labels import PENDING, label
 from lora_flow.report import Table, about, final_values, report, unfinished
 from lora_flow.settings import Settings, build_plan
 from lora_flow.store import load_run, open_runs, to_table
-from lora_flow.summary import answered, short
+from lora_flow.summary import answered
 from lora_flow.theory.predictions import predictions
 
 TIME = np.linspace(0.0, 10.0, 101)
@@ -112,7 +113,7 @@ def test_lanes_that_failed_or_wait_do_not_count():
     first, second = answers(dataset)
     assert (len(first.loss), first.seeds) == (2, 3)
     assert second.endings == []
-    assert "no lane has finished" in short(dataset)
+    assert "no lane has finished" in "\n".join(answered(dataset)[0])
     assert unfinished([dataset]) == "unfinished: 3 of 6 lanes"
     assert unfinished([made([falling(2)], [flat(1.0)])]) == ""
 
@@ -130,7 +131,7 @@ def test_the_best_cells():
 
 
 def test_a_line_for_each_of_few_cells():
-    told = short(made([falling(2), falling(7)], [flat(1e-8), flat(0.5)])).splitlines()
+    told = answered(made([falling(2), falling(7)], [flat(1e-8), flat(0.5)]))[0]
     assert told == [
         "alpha 1: aligns to 1 - cos = 1e-08 by t = 1.1 (T1 = 2.41); loss 2.1e-09 at t = 10, still falling by 0.87 "
         "decades per unit of time.",
@@ -141,28 +142,34 @@ def test_a_line_for_each_of_few_cells():
 
 
 def test_ranges_for_many_cells():
-    told = short(made([falling(k) for k in range(1, 11)], [flat(10.0**-k) for k in range(10)]))
-    assert len(told.splitlines()) == 4
+    told, _ = answered(made([falling(k) for k in range(1, 11)], [flat(10.0**-k) for k in range(10)]))
+    assert len(told) == 4
+    told = "\n".join(told)
     assert "1 - cos comes down to between 1e-09 (alpha 1e-09, by t = 1.1) and 1 (alpha 1, by t = 0)" in told
     assert "of 10 cells 5 still falling, 5 at rounding" in told
 
 
+def parts(dataset):
+    lines, tables = answered(dataset)
+    return [*lines, *tables]
+
+
 def test_long_tables_go_to_files_with_all_their_rows():
     dataset = made([falling(1)] * 40, [flat(1e-3)] * 40)
-    text, files = report({"": [*answered(dataset), final_values(dataset)]}, ["figures/a.png"])
+    text, files = report({"": [*parts(dataset), final_values(dataset)]}, ["figures/a.png"])
     assert sorted(files) == ["report-alignment.csv", "report-final.csv", "report-loss.csv"]
     for name, content in files.items():
         assert len(content.splitlines()) == 41
         assert f"The first 10 of 40 rows; all of them are in [{name}]({name})." in text
     assert max(map(len, text.split("\n\n"))) < 3000
-    _, files = report({"run": answered(dataset)}, [])
+    _, files = report({"run": parts(dataset)}, [])
     assert sorted(files) == ["report-run-alignment.csv", "report-run-loss.csv"]
 
 
 def test_one_seed_has_no_spread():
     for seeds, has in ((1, False), (3, True)):
         dataset = made([falling(2)], [flat(1e-8)], seeds=seeds)
-        text, _ = report({"": [*answered(dataset), predictions(dataset), final_values(dataset)]}, [])
+        text, _ = report({"": [*parts(dataset), predictions(dataset), final_values(dataset)]}, [])
         assert ("±" in text) == has
         assert "| 7 |" in text, "steps that are the same for all seeds are one number"
         assert "by Tsit5 and RKC (auto) at rtol" in about(dataset.assign_attrs(solver="Automatic"))
@@ -208,7 +215,7 @@ def test_theory_has_rows_only_where_it_applies():
 
 def test_nothing_to_align_with_is_said():
     dataset = made([falling(2)], [lambda t: np.full_like(t, np.nan)], factorisation=False)
-    text, _ = report({"": answered(dataset)}, [])
+    text, _ = report({"": parts(dataset)}, [])
     assert "There is nothing to align with" in text
     assert "loss 2.1e-09 at t = 10" in text
 
@@ -233,3 +240,18 @@ def test_plot_draws_a_run_that_is_not_finished_and_says_so(tmp_path, capsys, mon
     assert (tmp_path / "run/report.md").read_text().splitlines()[2] == "**unfinished: 2 of 8 lanes**"
     assert capsys.readouterr().out.startswith("unfinished: 2 of 8 lanes\n")
     assert int((load_run(tmp_path / "run", partial=True)["status"] == PENDING).sum()) == 6
+
+
+def test_a_run_is_answered_once_to_be_drawn(tmp_path, monkeypatch, capsys):
+    """What is printed are the lines of its report."""
+    asked = Settings(m=4, n=5, h=6, alpha=(1e-1,), rank=(1,), seeds=1, t1=0.5, saves=3, devices=1)
+    found, plan = [], build_plan(asked)
+    with open_runs(tmp_path / "run", {"": (to_table(asked), plan)}) as folders:
+        for lanes, values in plan.run(progress=False):
+            folders[""].write(lanes, values)
+    monkeypatch.setattr("lora_flow.summary.answers", lambda dataset: found.append(answers(dataset)) or found[-1])
+    assert draw(str(tmp_path / "run")) == 0
+    assert len(found) == 1
+    printed, told = capsys.readouterr().out.splitlines(), (tmp_path / "run/report.md").read_text()
+    assert f"- {printed[0]}\n" in told
+    assert "at t = 0.5" in printed[0]

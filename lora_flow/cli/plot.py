@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -51,7 +51,7 @@ def draw(out: str, partial: bool = False) -> int:
     from lora_flow.figures import save_figures, save_with_numbers
     from lora_flow.report import about, failed, final_values, report, unfinished, warnings
     from lora_flow.store import load_figure
-    from lora_flow.summary import answered, short
+    from lora_flow.summary import answered
     from lora_flow.theory.predictions import predictions
 
     name, datasets = load_figure(out, partial)
@@ -72,14 +72,16 @@ def draw(out: str, partial: bool = False) -> int:
     else:
         pictures, notes = save_figures(datasets[""], folder, "sweep", state), ""
     links = [str(picture.relative_to(out)) for picture in pictures]
-    told = {
-        run: [about(one), *answered(one), warnings(one), predictions(one), final_values(one)]
-        for run, one in datasets.items()
-    }
+    told: dict[str, list[Any]] = {}
+    lines = [state, notes]
+    for run, one in datasets.items():
+        short, tables = answered(one)
+        listed, warned = "\n".join(f"- {line}" for line in short), warnings(one)
+        told[run] = [about(one), listed, *tables, warned, predictions(one), final_values(one)]
+        lines += [warned] if notes else [*short, warned]
     text, files = report(told, links, notes, state)
     for file, content in ({"report.md": text} | files).items():
         write_atomically(Path(out) / file, content)
-    lines = [state, notes or "\n".join(map(short, datasets.values())), *map(warnings, datasets.values())]
     print(*filter(None, lines), sep="\n")
     print(*(f"picture: {picture}" for picture in pictures), f"report: {Path(out) / 'report.md'}", sep="\n")
     ended = failed(datasets.values())
