@@ -1,4 +1,4 @@
-"""What runs on the devices: drawing and solving many lanes in one compiled program."""
+"""The work of the devices: drawing and solving many lanes in one compiled program."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lane_sharding(devices: tuple[Any, ...]) -> NamedSharding:
 
 @functools.cache
 def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[..., Trajectory]:
-    """A function that solves one batch on each device: each runs a loop of its own, none waits for another's steps.
+    """A function that solves one batch on each device; each device runs its own loop and waits for no other.
 
     `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
     `shifted` says which lanes have their weights offset by their start; None where no lane has.
@@ -82,9 +82,8 @@ def draw(
 ) -> tuple[Adapters, Bases | None]:
     """Initial adapters of one scheme and rank for many (problem, seed, alpha), padded to a common rank.
 
-    Narrowed before, if the loss is one of the products B A alone.
-
-    In the coordinates, where there are some, and then with the bases that lead back.
+    With `narrowed`, for a loss of the products B A alone, the adapters are narrowed first. With `coordinates` the
+    adapters are in these coordinates, and the bases to leave them come second.
     """
 
     def one(index: Array | None, seed: Array, alpha: Array) -> tuple[Adapters, Bases | None]:

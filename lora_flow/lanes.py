@@ -1,4 +1,4 @@
-"""What is worked out of a batch of lanes on the host, besides what the solver reports."""
+"""Values that the host computes from a batch of lanes, beside the solver's."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ DEAD = 1e-7  # of the largest singular value of Z, which has the rounding of sin
 
 
 def start_values(problems: Sequence[Problem], ranks: Sequence[int], offset: Sequence[bool], start: Adapters) -> Values:
-    """What a start decides: directions that never move, and the lowest loss that can be reached.
+    """The limits that a start sets: directions that never move, and the lowest loss that can be reached.
 
-    `problems`, `ranks` and `offset`, whether its start is taken off the frozen weights, have an entry for each lane,
-    `start` a leading axis of lanes.
+    **Arguments:** `problems`, `ranks` and `offset` have an entry for each lane; `offset` says whether the lane's start
+    is subtracted from the frozen weights. `start` has a leading axis of lanes.
 
-    - `dead_directions`: how many of the rank's directions are zero in both factors of a layer, summed over the layers.
-      The gradient vanishes there, and they stay so: the start has a lower rank than it was given. (Of a hidden layer
-      wider than out + in, out + in count.)
+    **Returns:** name -> `(lane,)`:
+
+    - `dead_directions`: the number of the rank's directions that are zero in both factors of a layer, summed over the
+      layers. The gradient vanishes along such a direction, which stays zero: the start has a lower rank than asked for.
+      (A hidden layer wider than out + in counts as out + in wide.)
     - `loss_floor`: the least loss of any adapters of that rank, NaN where it is not known. An initialisation that
-      subtracts `s B_0 A_0` from the frozen weights has that much more to learn, and a rank may not suffice for both.
+      subtracts `s B_0 A_0` from the frozen weights must learn this matrix too, and the rank may not suffice for both.
     """
     room = np.asarray([[min(rank, sum(shape)) for shape in problems[0].layers] for rank in ranks])
     alive = np.sum([_rank(np.asarray(a), np.asarray(b)) for a, b in start], axis=0)
@@ -43,7 +45,7 @@ def start_values(problems: Sequence[Problem], ranks: Sequence[int], offset: Sequ
 def detail_values(
     problems: Sequence[Problem], offset: Sequence[bool], start: Adapters, history: Adapters, flow: Flow
 ) -> Values:
-    """What `analyse` makes of the adapters over time, `(lane, time, ...)`, all lanes of one problem together."""
+    """The results of `analyse` for adapters over time, `(lane, time, ...)`, all lanes of one problem together."""
     groups: dict[Any, list[int]] = {}
     for i, (problem, shifted) in enumerate(zip(problems, offset, strict=True)):
         groups.setdefault((id(problem), i if shifted else None), []).append(i)

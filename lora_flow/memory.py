@@ -1,4 +1,4 @@
-"""How much memory there is, and one line for what does not fit, before any of it is taken."""
+"""The free memory, and one line for a request that does not fit, before any memory is taken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _VERSIONS = (  # of control groups: controllers in /proc/self/cgroup, folder; li
 
 
 def free() -> float:
-    """Bytes that may still be taken: what the system has available, or less where a limit is set; inf if unknown."""
+    """Bytes that may still be taken: the system's available memory, or less under a limit; inf if unknown."""
     return min(_of_system(), of_groups(), _of_limit())
 
 
@@ -27,10 +27,11 @@ def require_memory(name: str, got: object, needed: int | float) -> None:
 
 
 def of_groups(root: Path = Path("/")) -> float:
-    """Bytes that control groups leave, which containers and batch systems set: of the process's own and all above it.
+    """Bytes that control groups leave, which containers and batch systems set: the process's own group and all above.
 
-    What a group has in use counts the files that it has read, which the kernel gives up for anything else. Inside a
-    container /proc may name a group as the host sees it: what is not there limits nothing, the topmost one is.
+    A group's use includes the files that it has read, which the kernel gives up when memory is needed. Inside a
+    container /proc may name a group as the host sees it. A group that is missing there sets no limit; the topmost one
+    exists.
     """
     left = math.inf
     for controller, mounted, limit, used, reclaimable in _VERSIONS:

@@ -1,7 +1,7 @@
-"""What is read off along the way: small matrices inside the solve, the quantities of interest after it.
+"""The observables: small matrices are saved inside the solve, and the quantities of interest computed after it.
 
-A singular value decomposition inside the solve would run at every step of every lane. What is saved
-instead are the products with the principal direction and the r x r matrices below, from which the rest follows.
+A singular value decomposition inside the solve would run at every step of every lane. The solve saves the products with
+the principal direction and the r x r matrices below instead, from which the observables follow.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from lora_flow.problem import Problem, linearised_task, task_sizes
 
 
 class Direction(NamedTuple):
-    """The singular pair that one layer's adapter aligns with, B along `left` and A along `right`; zeros where none is.
+    """The singular pair that one layer's adapter aligns with, B along `left` and A along `right`; zeros for no pair.
 
-    `tied` holds what ties with it, left and right vectors, a row each, and rows of zeros; None is nothing.
+    `tied` holds the left and right vectors of tied pairs, a row each, and rows of zeros; None without ties.
     """
 
     left: Float[Array, "*batch out"]
@@ -32,12 +32,12 @@ class Direction(NamedTuple):
 
     @property
     def gamma(self) -> Float[Array, "*batch stacked"]:
-        """(left; right) / sqrt(2), the unit vector with which Z = [B; A^T] aligns."""
+        """(left; right) / sqrt(2), the unit vector that Z = [B; A^T] aligns with."""
         return jnp.concatenate([self.left, self.right], axis=-1) / jnp.sqrt(2.0)
 
     @property
     def pairs(self) -> tuple[Float[Array, "*batch pairs out"], Float[Array, "*batch pairs in"]]:
-        """All the left and right vectors, a row each: a mixture of the pairs is as good as one of them."""
+        """All left and right vectors, a row each; Z may align with any mixture of tied pairs."""
         lone = self.left[..., None, :], self.right[..., None, :]
         if self.tied is None:
             return lone
@@ -46,7 +46,7 @@ class Direction(NamedTuple):
 
 
 class Gram(NamedTuple):
-    """X^T X as `size**2 * matrix`: the squares of a start as small as 1e-30 are beyond single precision."""
+    """X^T X as `size**2 * matrix`, because single precision cannot hold the squares of a start of size 1e-30."""
 
     matrix: Float[Array, "*time rank rank"]
     size: Float[Array, "*time"]
@@ -63,7 +63,7 @@ class Gram(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """One layer's adapter at one time, as seen from its principal direction (l, r), or directions; NaN without one."""
+    """One layer's adapter at one time, relative to its principal directions (l, r); NaN without a direction."""
 
     left: Float[Array, "*time pairs rank"]  # B^T l
     right: Float[Array, "*time pairs rank"]  # A r
@@ -78,17 +78,17 @@ class Measurement(NamedTuple):
 
     @property
     def size(self) -> Float[Array, "*time"]:
-        """About that of Z; 1 where Z is zero."""
+        """The approximate size of Z; 1 where Z is zero."""
         along = jax.lax.stop_gradient(jnp.max(jnp.abs(_or_zero(self.along)), axis=(-2, -1)))
         return positive(jnp.maximum(along, self.across.size))
 
 
 def principal_directions(problem: Problem) -> tuple[Direction, ...]:
-    """The top singular pair of each layer's linearised task, with which its adapter aligns.
+    """The top singular pair of each layer's linearised task, which the layer's adapter aligns with.
 
-    On an aligned problem `gamma` of these is the paper's gamma_1 = (g; v)/sqrt(2) and gamma_2 = (u; g)/sqrt(2). Where
-    several singular values tie for the largest, all their pairs. There is none where a task is zero, or no more than
-    rounding beside the matrices that it was made from, and where more than eight tie.
+    On an aligned problem their `gamma` is the paper's gamma_1 = (g; v)/sqrt(2) and gamma_2 = (u; g)/sqrt(2). Where
+    several singular values tie for the largest, all their pairs count. A layer has no direction where its task is zero,
+    or rounding beside the matrices that the task was made from, and where more than eight singular values tie.
     """
     tasks = linearised_task(problem)
 
@@ -101,7 +101,7 @@ def principal_directions(problem: Problem) -> tuple[Direction, ...]:
 
 @compiled()
 def directions_of(problem: Any, stacked: bool = False) -> tuple[Direction, ...]:
-    """`principal_directions`, in one program; where problems are stacked, of each."""
+    """`principal_directions` in one program; for stacked problems those of each."""
     return eqx.filter_vmap(principal_directions)(problem) if stacked else principal_directions(problem)
 
 
@@ -124,24 +124,24 @@ def observables(
     conserved: float | Float[Array, ""] = 1.0,
     start: tuple[Measurement, ...] | None = None,
 ) -> dict[str, Float[Array, " time"]]:
-    """Named observables over time, from measurements whose leading axis is time; `start` is that at t = 0, without it.
+    """Named observables over time, from measurements whose leading axis is time; `start`, without time, is at t = 0.
 
-    For layer i, with (l, r) its principal direction and gamma_i = (l; r)/sqrt(2):
+    **Returns:** name -> `(time,)`. For layer i, with (l, r) its principal direction and gamma_i = (l; r)/sqrt(2):
 
     - `alignment_error` for layer 1, `alignment_error_2` for layer 2, and so on: 1 - |cos| of the angle between gamma_i
-      and the top left singular vector of Z_i. It comes from the component across gamma, not from the cosine, and
-      resolves errors down to eps ||R||^2 / ||Z||^2 with R the part of Z across gamma: to 1e-30 while only one direction
-      of Z is large (`analyse` has no such floor). Of what ties, the task's singular pairs or those of Z, the nearest
-      count: it is the angle between the spaces. NaN where there is no direction: where Z is zero, and where the task is
-      (`principal_directions`); so are the next but two.
+      and the top left singular vector of Z_i. The component across gamma gives the angle, not the cosine, and resolves
+      errors down to eps ||R||^2 / ||Z||^2 with R the part of Z across gamma: to 1e-30 while only one direction of Z is
+      large (`analyse` has no such floor). Of tied singular pairs, of the task or of Z, the nearest count: the angle is
+      between the spaces. NaN where Z is zero, and where the task has no direction (`principal_directions`);
+      `norm_along`, `norm_across` and `overlap` are then NaN too.
     - `norm_z1`, ...: the spectral norms of the stacked factors.
     - `norm_b1a1`, ...: the spectral norms of the products B_i A_i; their ratio says which adapter is selected.
     - `norm_along1`, `norm_across1`, ...: ||gamma_i^T Z_i|| and the Frobenius norm of the rest of Z_i.
-    - `overlap_1`, ...: l^T B_i A_i r, which the paper's T1 is read from; the sum over pairs that tie.
+    - `overlap_1`, ...: l^T B_i A_i r, which defines the paper's T1; the sum over tied pairs.
     - `drift`: the largest over layers of ||C_i(t) - C_i(0)||_F / ||Z_i(t)||^2, with
-      C_i = `conserved` A_i A_i^T - B_i^T B_i. Gradient flow conserves C_i with 1, LoRA+ with its ratio, so this is an
-      error of the integration; NaN where `conserved` is, for flows without such a quantity. C_i(0) is that of `start`,
-      or else of the first of the measurements.
+      C_i = `conserved` A_i A_i^T - B_i^T B_i. Gradient flow conserves C_i with 1, LoRA+ with its ratio, so the drift is
+      an error of the integration. NaN where `conserved` is NaN, for flows without such a quantity. C_i(0) is that of
+      `start`, or else of the first measurement.
     """
     measurements = _padded(measurements)
     begin = jax.tree.map(lambda leaf: leaf[:1], measurements)
@@ -217,9 +217,9 @@ def _gram(rows: Float[Array, "*time pairs rank"]) -> Matrices:
 def _nearest(
     space: Matrices, along: Float[Array, "*time pairs rank"], top: Float[Array, "*time rank"]
 ) -> Float[Array, "*time rank"]:
-    """Of the singular vectors of Z that tie, given by their projection, the one nearest to the direction.
+    """The nearest to the direction among the tied singular vectors of Z, given by their projection.
 
-    Any of them could be the top one: which is, rounding would decide. Where none ties, the top one.
+    Rounding would decide which of them is the top one. Without a tie the result is the top one.
     """
     inside = jax.lax.stop_gradient(_or_zero(along)) @ space
     power = _gram(inside)

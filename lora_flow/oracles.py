@@ -1,10 +1,11 @@
-r"""Closed forms of gradient flows, to hold a solver against: matrix Riccati equations and scalar modes.
+r"""Exact solutions of gradient flows, to test a solver with: matrix Riccati equations and scalar modes.
 
-Time is gradient-flow time, and a loss is a sum of squares. `t` is a number or an array of any shape, whose axes come
-first in what is returned. `jit`, `vmap` and derivatives in both modes apply; values that they trace cannot be checked.
+Time is gradient-flow time, and a loss is a sum of squares. `t` is a number or an array of any shape; its axes come
+first in the result. The functions work under `jit` and `vmap` and have derivatives in both modes; traced values cannot
+be checked.
 
-The Riccati solutions take sub-steps. Where what their number depends on is traced, `steps` must say how many: at least
-||F||_2/4 times the time, with the F and the time that `riccati` has. The solution is NaN where they are too few.
+The Riccati solutions take sub-steps. Where their number depends on traced values, `steps` must give it: at least
+||F||_2/4 times the time, with the F and the time of `riccati`. The solution is NaN where the sub-steps are too few.
 
 Accuracy is the worst difference from the same formulas in 80 digits or more, in double precision, relative to the
 solution's largest entry, with no more sub-steps than needed. scipy's DOP853 at rtol = 1e-13 comes within 3e-12.
@@ -37,11 +38,11 @@ __all__ = [
     "symmetric_mode",
 ]
 
-ROUNDING = 1e3  # by how many spacings of the type, relative to its size, a start may miss what is assumed of it
+ROUNDING = 1e3  # spacings of the type, relative to its size, by which a start may miss its assumptions
 
 
 class Products(NamedTuple):
-    """What a Riccati equation determines of W1 and W2, or of A and B; the factors themselves it does not.
+    """The products of W1 and W2, or of A and B, that a Riccati equation determines; it leaves the factors open.
 
     - `product`: W2 W1, or B A.
     - `gram1`: W1^T W1, or A^T A.
@@ -58,8 +59,10 @@ def riccati(target: ArrayLike, w1: ArrayLike, w2: ArrayLike, t: ArrayLike, *, st
 
     P = [W1^T; W2] [W1^T; W2]^T obeys P' = F P + P F - P^2, F = [[-lam/2 I, target^T], [target, lam/2 I]], of norm
     sqrt(lam^2/4 + ||target||_2^2). Derived for this project; on such weights see also Dominé et al., arXiv 2409.14623.
-    Shapes: `target` (m, n), `w1` (h, n), `w2` (m, h). lam is read off the weights, and derivatives with respect to
-    them are those of the flow along changes that keep them lambda-balanced. Accurate to 1e-14.
+    Shapes: `target` (m, n), `w1` (h, n), `w2` (m, h). The weights determine lam; derivatives with respect to the
+    weights are those of the flow along changes that keep them lambda-balanced. Accurate to 1e-14.
+
+    **Returns:** `Products` of W1 and W2, with the axes of `t` first.
 
     **Raises:** `InputError` for shapes that do not match, for weights that are not lambda-balanced, for times that are
     negative or not finite, and for a bad number of sub-steps.
@@ -91,10 +94,13 @@ def single_layer(
 ) -> Products:
     r"""LoRA on one layer, `1/2 ||shift - s B A||_F^2`, from B = 0 and orthogonal rows of A, all of length alpha.
 
-    The flow of a `SingleLayer`. At rank 1 any row will do. `riccati` with lam = -alpha^2, shift/s for its target and
-    s^2 t for its time. Shapes: `shift` (m, n), `a` (r, n). Derived for this project. Accurate to 1e-14.
+    The flow of a `SingleLayer`; at rank 1 A may be any row. This is `riccati` with lam = -alpha^2, target shift/s and
+    time s^2 t. Shapes: `shift` (m, n), `a` (r, n). Derived for this project. Accurate to 1e-14.
 
-    **Raises:** `InputError` for rows that are not such, for a scaling that is not positive, and as `riccati` does.
+    **Returns:** `Products` of A and B, with the axes of `t` first.
+
+    **Raises:** `InputError` for rows that are not orthogonal and of equal length, for a scaling that is not positive,
+    and as `riccati` does.
     """
     y, a, s, t = _matrix("shift", shift), _matrix("a", a), jnp.asarray(scaling, float), jnp.asarray(t, float)
     require(a.shape[1] == y.shape[1], "a", f"have {y.shape[1]} columns", f"shape {a.shape}")
@@ -115,9 +121,10 @@ def _single_layer(shift: Array, a: Array, scaling: Array, t: Array, steps: int) 
 def first_layer(shift: ArrayLike, w2: ArrayLike, a: ArrayLike, t: ArrayLike, *, steps: int | None = None) -> Products:
     r"""LoRA below a frozen `W2 = s O` with `O^T O = I`, `1/2 ||shift - W2 B A||_F^2`, from B = 0.
 
-    A `single_layer` with O^T shift for its shift and s for its scaling, and rows of A as there. The product is B A, of
-    shape (h, n), not W2 B A. Shapes: `shift` (m, n), `w2` (m, h), `a` (r, n). Derived for this project. Accurate to
-    1e-14.
+    This is `single_layer` with shift O^T shift and scaling s, and the same condition on A's rows. Shapes: `shift`
+    (m, n), `w2` (m, h), `a` (r, n). Derived for this project. Accurate to 1e-14.
+
+    **Returns:** `Products` of A and B, with the axes of `t` first; the product is B A, of shape (h, n), not W2 B A.
 
     **Raises:** `InputError` unless the columns of W2 are orthogonal and of equal length, and as `single_layer` does.
     """
@@ -134,9 +141,11 @@ def first_layer(shift: ArrayLike, w2: ArrayLike, a: ArrayLike, t: ArrayLike, *, 
 def scalar(y: ArrayLike, u0: ArrayLike, v0: ArrayLike, t: ArrayLike) -> tuple[Array, Array]:
     r"""u(t) and v(t) from u' = (y - u v) v and v' = (y - u v) u, for any start; all arguments broadcast.
 
-    One mode of a two-layer linear network with imbalance d = u0^2 - v0^2. Once it is learned the residual falls at the
-    rate sqrt(4 y^2 + d^2). A mode of LoRA starts from u = 0, v = alpha; below a frozen gain g it has y = sigma/g and
-    time g^2 t. Derived for this project.
+    One mode of a two-layer linear network with imbalance d = u0^2 - v0^2. In the end the residual falls at the rate
+    sqrt(4 y^2 + d^2). A mode of LoRA starts from u = 0, v = alpha; below a frozen gain g it has y = sigma/g and time
+    g^2 t. Derived for this project.
+
+    **Returns:** u and v, each of the broadcast shape.
 
     Accuracy: 1e-13 of u and v relative to their norm, for either sign of y, and at all times, down to 1e-140 on the
     way into the saddle u = v = 0. At y = d = 0 the second derivatives are wrong.
@@ -153,6 +162,8 @@ def spectral(
     a rotated start, B R^T and R A, the solution is rotated likewise. Shapes: `left` (m, k), `sigma` (k,) and `right`
     (k, n), as from a thin singular value decomposition, `b0` and `a0` (k,). Derived for this project. Accurate to
     1e-13.
+
+    **Returns:** an `Adapter` with A `(*times, k, n)` and B `(*times, m, k)`.
 
     **Raises:** `InputError` for shapes that do not match, and for singular vectors that are not orthonormal.
     """
@@ -177,6 +188,8 @@ def symmetric(target: ArrayLike, u: ArrayLike, t: ArrayLike, *, steps: int | Non
     Gradient Flow on Overparamerterized Matrix Factorization", CDC 2025), which is `riccati`'s equation for F = target
     and P = 2 W. Shapes: `target` (n, n), symmetric and of either sign, `u` (n, r), any start. Accurate to 1e-14.
 
+    **Returns:** W, of shape `(*times, n, n)`.
+
     **Raises:** `InputError` for a target that is not symmetric, for shapes that do not match, and as `riccati` does.
     """
     y, u, t = _matrix("target", target), _matrix("u", u), jnp.asarray(t, float)
@@ -200,6 +213,8 @@ def symmetric_mode(s: ArrayLike, p0: ArrayLike, t: ArrayLike) -> Array:
     One mode of `symmetric` from a spectral start: p' = 2 p (s - p), with an eigenvalue s of the target and p0 >= 0 of W
     (Min and Vidal, CDC 2025).
 
+    **Returns:** p, of the broadcast shape.
+
     Accuracy: 1e-13 relative to p, for either sign of s and at all times.
 
     **Raises:** `InputError` for a negative p0.
@@ -218,7 +233,10 @@ def schur_complement(s0: ArrayLike, l2: ArrayLike, t: ArrayLike) -> Float[Array,
     S = S0 (I + 2 t S0)^{-1}, and t ||S||_2 tends to 1/2. Shapes: `s0` (k, k), symmetric and positive semi-definite,
     and `l2` (k,), the diagonal of L2. Accurate to 1e-13.
 
-    **Raises:** `InputError` for shapes that do not match, for s0 that is not such, and for a negative value of L2.
+    **Returns:** S, of shape `(*times, k, k)`.
+
+    **Raises:** `InputError` for shapes that do not match, for an s0 that is not symmetric and positive semi-definite,
+    and for a negative value of L2.
     """
     s0, l2 = _matrix("s0", s0), jnp.asarray(l2, float)
     require(l2.ndim == 1, "l2", "be a vector", f"shape {l2.shape}")
@@ -259,7 +277,7 @@ def _concrete(*values: Array) -> list[np.ndarray] | None:
 
 
 def _multiple_of_identity(matrix: np.ndarray, size: float, name: str, must: str) -> float:
-    """The multiple, of a matrix that is one but for rounding."""
+    """The multiple c of a matrix that is c I up to rounding."""
     multiple = np.trace(matrix) / len(matrix)
     _require_zero(matrix - multiple * np.eye(len(matrix)), size, name, must)
     return float(multiple)

@@ -47,7 +47,7 @@ PRICE_OF_A_STEP = 16  # in lanes: what a batch's steps take beyond what is in pr
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A checked sweep: what will be solved, how, and in which batches. Build it with `plan_sweep`."""
+    """A checked sweep: its problems, lanes, solver and batches. `plan_sweep` builds it."""
 
     problems: Problems
     grid: Grid
@@ -59,17 +59,17 @@ class Plan:
 
     @functools.cached_property
     def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lane numbers, those of like cost side by side, and what each costs, about."""
+        """Lane numbers sorted by estimated cost, and that cost."""
         rates = np.asarray([fastest_rate(problem) for problem in self.problems.members])
         order = self.grid.by_cost(rates)
         return order, np.sqrt(1 + self.t1 * rates[self.grid.problem_of(order)])
 
     @functools.cached_property
     def batch_size(self) -> int:
-        """How many lanes share a batch, at most `most_lanes`.
+        """The number of lanes that share a batch, at most `most_lanes`.
 
-        All of a round wait for its slowest lane, and a step takes some time however few the lanes are: few rounds are
-        best for lanes of like cost. Rounds are filled evenly, so that no device of the last is left with little to do.
+        All lanes of a round wait for the slowest, and a step takes some time for any number of lanes, so few rounds are
+        best for lanes of similar cost. Rounds are filled evenly, so that no device of the last round runs half empty.
         """
         _, costs = self._order
         n = len(costs)
@@ -120,11 +120,11 @@ class Plan:
 
     @property
     def _offset(self) -> dict[str, Any]:
-        """Which starts are taken off the frozen weights, whatever they are called: a coordinate over `init`."""
+        """A coordinate over `init`: 1 where the start is subtracted from the frozen weights."""
         return {"offset": ("init", np.asarray([self.grid.schemes[init].offset for init in self.grid.init], np.int8))}
 
     def run(self, pending: Sequence[int] | None = None, progress: bool = True) -> Iterator[tuple[np.ndarray, Values]]:
-        """Solves the batches with the given indices, or all, and yields (lane numbers, values) as each is done."""
+        """Solves the batches with the given indices, or all, and yields (lane numbers, values) after each."""
         pending = range(len(self.batches)) if pending is None else pending
         devices = jax.local_devices()[: max(1, min(self.devices, len(pending)))]
         # small products on a CPU that is split into devices: the threads are busy; the same for a run that is resumed
@@ -157,9 +157,9 @@ class Plan:
 
     @functools.cached_property
     def coordinates(self) -> Canonical | None:
-        """Where the problems are solved, stacked as they are; None for others than factorisations of moderate size.
+        """The canonical coordinates of the problems, stacked likewise; None where the problems are solved as they are.
 
-        For just these: a subclass that changes anything, or records more, is solved as it is.
+        Only factorisations of moderate size have them. A subclass that changes anything, or records more, has none.
         """
         members: Any = [problem for problem in self.problems.members if keeps_all(problem, Factorization)]
         if len(members) < len(self.problems.members) or not all(map(_quick_to_turn, members)):
@@ -168,7 +168,7 @@ class Plan:
         return stack(turned) if self.problems.axes else turned[0]
 
     def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, np.ndarray | None, Any, Any]:
-        """Problem indices, whose weights are offset, initial adapters and their bases, `(devices * batch_size, ...)`.
+        """Per lane, `(devices * batch_size, ...)`: problem index, whether its weights are offset, adapters, bases.
 
         Places without a lane repeat the last one.
         """
@@ -200,14 +200,14 @@ class Plan:
         return (which if self.problems.axes else None), (shifted if any_shifted else None), start, bases
 
     def _check_finite(self, init: str, drawn: list[Any], lanes: list[dict[str, Any]]) -> None:
-        """Raises where an initialisation has returned something that is no number."""
+        """Raises where an initialisation has returned NaN or infinity."""
         lost = ~np.all([np.isfinite(leaf).reshape(len(lanes), -1).all(axis=1) for leaf in drawn], axis=0)
         for place in np.flatnonzero(lost)[:1]:
             where = ", ".join(f"{name} {value}" for name, value in lanes[place].items() if name != "init")
             require(False, f"init '{init}'", "return adapters with finite entries", f"NaN or infinite ones at {where}")
 
     def _values(self, numbers: np.ndarray, solved: Any, start: Any, bases: Any) -> Values:
-        """What is stored of one batch."""
+        """The values of one batch to store, by name."""
         which = self.grid.problem_of(numbers)
         problems, lanes = [self.problems.members[i] for i in which], [self.grid.lane(number) for number in numbers]
         values = solved.observables | {"initial_loss": solved.initial_loss, "rounding_floor": solved.rounding_floor}
@@ -223,7 +223,7 @@ class Plan:
         return values | detail_values(problems, offset, start, history, self.integrator.flow)
 
     def _back(self, history: Any, bases: Any, which: np.ndarray) -> Adapters:
-        """The adapters over time, `(lane, time, ...)`, in the coordinates of the problem that was given."""
+        """The adapters over time, `(lane, time, ...)`, in the coordinates of the given problem."""
         coordinates: Any = self.coordinates
         if self.problems.axes:
             coordinates = jax.tree.map(lambda leaf: leaf[which], coordinates)
@@ -231,7 +231,7 @@ class Plan:
 
     @property
     def _padded_rank(self) -> int:
-        """The rank that all lanes are brought to: no more than the layers have room for, where starts are narrowed."""
+        """The rank that all lanes are padded to; where starts are narrowed, at most out + in of the widest layer."""
         most = max(self.grid.rank)
         return min(most, max(map(sum, self.problems.members[0].layers))) if self._narrowed else most
 
@@ -252,7 +252,7 @@ class Plan:
         return shapes
 
     def _gains(self) -> dict[str, Any]:
-        """What theory is written in, as coordinates over the problems."""
+        """The quantities that theory is written in, as coordinates over the problems."""
         shape = tuple(map(len, self.problems.axes.values()))
 
         def over_problems(values: Any) -> Any:
@@ -365,9 +365,9 @@ def _names_of_observables(layers: int) -> tuple[str, ...]:
 
 
 def digest(problems: Problems) -> str:
-    """A fingerprint of the problems' arrays, to tell whether a stored run is about them.
+    """A fingerprint of the problems' arrays, which tells whether a stored run is of these problems.
 
-    Of a problem that is no PyTree it knows the layers only.
+    For a problem that is no PyTree the fingerprint is of the layers only.
     """
     state = hashlib.sha256()
     for problem in problems.members:

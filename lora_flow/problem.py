@@ -1,4 +1,4 @@
-"""What is fine-tuned: frozen weights, the shift that the adapters must learn, and the loss."""
+"""Problems: frozen weights, the shift that the adapters must learn, and the loss."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Factorization(eqx.Module):
 
     @property
     def layer_inputs(self) -> tuple[None, Matrix]:
-        """What each layer is fed with by white inputs, a row a sample: white inputs, then the columns of W1."""
+        """Each layer's inputs when the network's are white, a row a sample: None for white, then the columns of W1."""
         return None, self.w1.T
 
     def update(self, adapters: Adapters) -> Float[Array, "m n"]:
@@ -155,7 +155,7 @@ class Factorization(eqx.Module):
         )
 
     def linearised_task(self) -> tuple[Matrix, Matrix]:
-        """(W2^T shift, shift W1^T): what each layer's adapter learns first, while it is small."""
+        """(W2^T shift, shift W1^T), the changes that each layer's adapter learns first, while it is small."""
         return self.w2.T @ self.shift, self.shift @ self.w1.T
 
     def task_sizes(self) -> tuple[Array, Array]:
@@ -163,10 +163,11 @@ class Factorization(eqx.Module):
         return frobenius_norm(self.w2) * shift, shift * frobenius_norm(self.w1)
 
     def growth_bound(self) -> Callable[[Adapters], Float[Array, ""]]:
-        """Maps a state to a rate that nothing small outgrows there: the largest ||dL/dW_i||_F, in O(N^2 r).
+        """A function from a state to a bound on the growth rate of small modes: the largest ||dL/dW_i||_F, in O(N^2 r).
 
-        What is small in layer i grows by the gradient with respect to its weight: W2'^T E for the first and E W1'^T for
-        the second, with W_i' = W_i + B_i A_i. A `Diagonal` shift is not written out: max ||W_i||_2 ||E||_F then.
+        Small modes of layer i grow by the gradient with respect to its weight: W2'^T E for the first layer and E W1'^T
+        for the second, with W_i' = W_i + B_i A_i. A `Diagonal` shift is not written out; the bound is then
+        max ||W_i||_2 ||E||_F.
         """
         if isinstance(self.shift, Diagonal):
             gain = jnp.maximum(spectral_norm(self.w1), spectral_norm(self.w2))
@@ -205,7 +206,7 @@ class Factorization(eqx.Module):
     def leading_gains(self) -> tuple[float, float, float]:
         """(sigma, ||W1 v||, ||W2^T u||) of the shift's singular pair (u, v) that is learned first.
 
-        That is the pair with the largest sigma max(||W1 v||, ||W2^T u||); of a shift of rank one, its only one.
+        That is the pair with the largest sigma max(||W1 v||, ||W2^T u||); a shift of rank one has only one pair.
         """
         sigma, s1, s2 = self._gains()
         first = int(np.argmax(sigma * np.maximum(s1, s2)))
@@ -256,9 +257,9 @@ def check_factorization(problem: Any) -> None:
 
 
 def check_padding(problem: Problem, ranks: Sequence[int]) -> None:
-    """Raises where zero rows of A and columns of B, which ranks are padded with, change the loss or do not stay zero.
+    """Raises where padding with zero rows of A and columns of B changes the loss, or where the padding moves.
 
-    Of a loss of the products B_i A_i nothing need be asked. Others are tried at one state.
+    A loss of the products B_i A_i needs no check. Other losses are tried at one state.
     """
     least, most = min(ranks), max(ranks)
     if least == most or of_products(problem):
@@ -295,9 +296,9 @@ def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:
 
 
 def own_observables(problem: Problem, adapters: Adapters) -> dict[str, Array]:
-    """What the problem wants recorded of adapters, beside the loss and what every problem has.
+    """The problem's own observables of adapters, beside those that every problem has.
 
-    **Raises:** `InputError` for what is not a scalar.
+    **Raises:** `InputError` for a value that is not a scalar.
     """
     observe = getattr(problem, "observe", None)
     own = {} if observe is None else {name: jnp.asarray(value, float) for name, value in observe(adapters).items()}
@@ -329,7 +330,7 @@ def _task(problem: Problem, index: int, b: Array, a: float | Array = 0.0) -> Arr
 
 
 def task_sizes(problem: Problem, tasks: Sequence[Matrix]) -> tuple[Float[Array, ""], ...]:
-    """For each linearised task the product of the norms of what it was made from: beside that, it may be rounding.
+    """For each linearised task the product of its factors' norms: beside this product the task may be rounding.
 
     A task is J^T E, with E the residual and J its derivative. For a problem that offers no formula of their norms,
     ||E|| is that of a sum of squares, (2 L)^(1/2), and ||J||^2 the curvature along some change of the layer.
@@ -370,7 +371,7 @@ def fastest_rate(problem: Problem) -> float:
 
 
 def task_rank(problem: Problem) -> tuple[int, str]:
-    """The largest rank of what must be learned, and what it is of: the shift, or else one of the linearised tasks."""
+    """The largest rank to be learned, and the matrix that has it: the shift, or else one of the linearised tasks."""
     if keeps_loss(problem, Factorization):
         return matrix_rank(singular_values(problem.shift), problem.shift.shape), "the shift"
     ranks = [matrix_rank(singular_values(task), task.shape) for task in linearised_task(problem)]

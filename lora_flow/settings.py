@@ -1,4 +1,4 @@
-"""What the command line and a settings file can say, and how it becomes a checked plan. Imports no JAX by itself."""
+"""The settings of the command line and of settings files, and their way to a checked plan. Imports no JAX by itself."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PRECISIONS = ("double", "single")
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Solving, Network, Regression, Pretrained, Aligned, Trained, Times, Runs):
-    """Every setting of a sweep. Where a flag takes several values, all combinations are run."""
+    """Every setting of a sweep, which runs all combinations of the values given."""
 
 
 PROBLEMS = ("aligned", "pretrained", "regression", "network", "digits")

@@ -1,4 +1,4 @@
-"""What a sweep will take, told from its settings alone: whatever cannot fit is refused before JAX starts."""
+"""The memory of a sweep, estimated from its settings alone: a sweep that cannot fit is refused before JAX starts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COUNTS = ("m", "n", "h", "saves", "max_steps", "batch_size", "devices", "sample
 def check_sizes(settings: Settings, devices: int) -> None:
     """Raises where a list is empty, an integer is out of all range, or the sweep does not fit into memory.
 
-    `devices` is how many there are for it. Of a problem from a file the shapes are not known here, and count nothing.
+    `devices` is the number of devices to use. The shapes of a problem from a file are not known here, and not counted.
     """
     for name, value in vars(settings).items():
         require(value != (), name, "hold at least one value", "none")

@@ -1,8 +1,9 @@
 r"""The formulas of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982), rank-one shift.
 
 Symbols are the paper's: sigma the shift's singular value, s1 = sigma_W1 and s2 = sigma_W2 the weights' gains along
-it, d = delta_w = s1/s2 < 1. Where the paper contradicts itself the right reading is the default, and the
-printed one has a name that says so. Every function takes numbers or arrays that broadcast. "Slides" is the authors'
+it, d = delta_w = s1/s2 < 1. Where the paper contradicts itself, the right reading is the default, and the
+name of the other says "as printed". Every function takes numbers or arrays that broadcast, and returns the broadcast
+shape. "Slides" is the authors'
 talk on the paper.
 """
 
@@ -18,7 +19,7 @@ Value = Any  # a number or an array
 
 
 class Gains(NamedTuple):
-    """sigma, sigma_W1 and sigma_W2, which all the rates are made of."""
+    """sigma, sigma_W1 and sigma_W2, from which all rates are made."""
 
     sigma: Value
     s1: Value
@@ -69,7 +70,7 @@ def selection_rate(c: Gains) -> Value:
 
 
 def early_time(c: Gains, alpha: Value, z_max: Value, w1: Value, w2: Value) -> Value:
-    """That1, where early alignment ends (Theorem C.1); w1, w2 are spectral norms, and so is sigma. May be negative."""
+    """That1, the end of early alignment (Theorem C.1); w1, w2 and sigma are spectral norms. May be negative."""
     size = c.sigma + w1**2 + w1 * w2 + w2**2 + np.sqrt(w1 + w2)
     return 2 / ((5 - c.d) * c.rate) * np.log(1 / (alpha * z_max**2 * size))
 
@@ -80,7 +81,7 @@ def escape_time(c: Gains, alpha: Value, z_max: Value) -> Value:
 
 
 def t1_threshold(c: Gains) -> Value:
-    """What g^T B1 A1 v first reaches at T1 (Theorem C.2)."""
+    """The value that g^T B1 A1 v first reaches at T1 (Theorem C.2)."""
     return (1 - c.d) * c.sigma / (4 * c.s2)
 
 
@@ -105,15 +106,15 @@ def imbalance_exponent(d: Value) -> Value:
 
 
 def imbalance_exponent_claim(d: Value) -> Value:
-    """Claim 3.2's p: twice that. Right for ||B1 A1||^2 / ||B2 A2||^2, as on the slides."""
+    """Claim 3.2's p, twice `imbalance_exponent`. Right for ||B1 A1||^2 / ||B2 A2||^2, as on the slides."""
     return 4 * (1 - d) / (5 - d)
 
 
 def alignment_floor(alpha: Value, h: int, m: int, norm_z1: Value) -> Value:
-    """Where 1 - cos(gamma_1, U_Z1) stops with side "B": (h - m) alpha^2 / (2 ||Z1||^2).
+    """The level at which 1 - cos(gamma_1, U_Z1) stops with side "B": (h - m) alpha^2 / (2 ||Z1||^2).
 
-    Derived for this project. The null space of W2, of dimension h - m, is never damped, so B1's random part in it
-    stays; it is the only part that does.
+    Derived for this project. The null space of W2, of dimension h - m, is never damped, so B1's random part in this
+    space stays, and no other part does.
     """
     return (h - m) * alpha**2 / (2 * norm_z1**2)
 
@@ -151,7 +152,7 @@ def mode_growth_rate(c: Gains) -> Value:
 
 
 def mode_growth_start(c: Gains) -> Value:
-    """From when on: a mode that starts with one factor at zero grows at 2 tanh(2 sigma s2 t) sigma s2 at first."""
+    """The start of `mode_growth_rate`: a mode with one factor at zero first grows at 2 tanh(2 sigma s2 t) sigma s2."""
     return 0.5 * np.arctanh((3 + c.d) / 4) / c.rate
 
 
@@ -161,15 +162,15 @@ def mode_selection_rate(c: Gains) -> Value:
 
 
 def mode_t1_level(c: Gains) -> Value:
-    """T1 of a mode is when z1 or z2 first comes to this, z_k = a_k^2 + b_k^2 (appendix F: z1(0) X)."""
+    """The level that z1 or z2 first reaches at a mode's T1, z_k = a_k^2 + b_k^2 (appendix F: z1(0) X)."""
     return (1 - c.d) * c.sigma / (8 * c.s2)
 
 
 def mode_t1(c: Gains, z1: Value) -> Value:
-    """The latest that T1 can be, by the least growth rate, for a mode that starts with z1(0) (appendix F).
+    """The latest possible T1, by the least growth rate, for a mode that starts with z1(0) (appendix F).
 
-    Modes grow faster than that, by 4/(3 + d) in the end: taken for T1 itself, as printed, it is too late, and the
-    growth rate does not last until then.
+    Modes grow faster than this rate, by 4/(3 + d) in the end. Taken for T1 itself, as printed, this time is too late,
+    and the growth rate does not last until then.
     """
     return np.log(mode_t1_level(c) / z1) / mode_growth_rate(c)
 
