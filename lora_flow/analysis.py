@@ -11,7 +11,7 @@ from lora_flow.adapter import Adapters
 from lora_flow.compiling import compiled
 from lora_flow.flows import Flow, as_flow
 from lora_flow.formulas import keeps_loss
-from lora_flow.matrices import tie
+from lora_flow.matrices import norm_on_host, tie
 from lora_flow.observables import Direction, directions_of
 from lora_flow.offset import Offset
 from lora_flow.problem import Factorization, Problem, matrix_rank, on_host, vector_field
@@ -76,13 +76,14 @@ def _of_the_flow(
     problem: Problem, flow: Flow, adapters: Any, directions: tuple[Direction, ...]
 ) -> dict[str, np.ndarray]:
     descent, field = on_host(_fields(problem, flow, adapters))
-    squares = [np.sum(leaf**2, axis=(-2, -1)) for leaf in jax.tree.leaves(descent)]
-    named = {"gradient_norm": np.sqrt(np.sum(squares, axis=0))}
+    slopes = [norm_on_host(leaf, axis=(-2, -1)) for leaf in jax.tree.leaves(descent)]
+    named = {"gradient_norm": norm_on_host(np.stack(slopes), axis=0)}
     for layer, (adapter, change, direction) in enumerate(zip(adapters, field, directions, strict=True), start=1):
         left, right = map(np.asarray, direction.pairs)
         along, growth = (left @ x.b + np.swapaxes(x.a @ right.T, -1, -2) for x in (adapter, change))
-        size = np.sum(along**2, axis=(-2, -1))
-        named[f"growth_rate_{layer}"] = 2 * np.sum(along * growth, axis=(-2, -1)) / np.where(size > 0, size, np.nan)
+        size = norm_on_host(along, axis=(-2, -1))
+        unit = np.where(size > 0, size, np.nan)[..., None, None]
+        named[f"growth_rate_{layer}"] = 2 * np.sum((along / unit) * (growth / unit), axis=(-2, -1))
     return named
 
 
@@ -103,9 +104,9 @@ def _of_the_update(problem: Factorization, adapters: Any) -> dict[str, np.ndarra
     (a1, b1), (a2, b2) = adapters
     factors = {"term_1": (w2 @ b1, a1), "term_2": (b2, a2 @ w1), "term_12": (b2, (a2 @ b1) @ a1)}
     terms = {name: x @ y for name, (x, y) in factors.items()}
-    left, sigma, right = _svd_of_product(
-        np.concatenate([w2 @ b1 + b2 @ (a2 @ b1), b2], axis=-1), np.concatenate([a1, a2 @ w1], axis=-2)
-    )
+    outer, x = _over_largest(np.concatenate([w2 @ b1 + b2 @ (a2 @ b1), b2], axis=-1))
+    inner, y = _over_largest(np.concatenate([a1, a2 @ w1], axis=-2))
+    left, sigma, right = _svd_of_product(x, y)  # of tiny factors the product itself would be 0
     u, scales, vt = np.linalg.svd(shift, full_matrices=False)
     pairs = np.concatenate([left, np.swapaxes(right, -1, -2)], axis=-2) / np.sqrt(2)
     goals = (np.concatenate([u, vt.T]) / np.sqrt(2))[:, _ties(scales)]
@@ -113,13 +114,20 @@ def _of_the_update(problem: Factorization, adapters: Any) -> dict[str, np.ndarra
     residual = shift - sum(terms.values())
     k = matrix_rank(scales, shift.shape)
     signal = u[:, :k] @ (u[:, :k].T @ residual @ vt[:k].T) @ vt[:k]
-    norms = {name: np.linalg.norm(term, axis=(-2, -1)) for name, term in terms.items()}
+    norms = {name: norm_on_host(term, axis=(-2, -1)) for name, term in terms.items()}
     return norms | {
-        "update_singular_values": sigma,
+        "update_singular_values": sigma * outer * inner,
         "update_alignment_error": error,
         "loss_signal": 0.5 * np.sum(signal**2, axis=(-2, -1)),
         "loss_rest": 0.5 * np.sum((residual - signal) ** 2, axis=(-2, -1)),
     }
+
+
+def _over_largest(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest entry's size, `(..., 1)`, and the matrices over it; 1 for matrices of zeros."""
+    largest = np.max(np.abs(x), axis=(-2, -1), keepdims=True)
+    unit = np.where(largest > 0, largest, 1.0)
+    return unit[..., 0], x / unit
 
 
 def _svd_of_product(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
-from lora_flow.matrices import Diagonal, Matrix, gram_schmidt
+from lora_flow.matrices import Diagonal, Matrix, gram_schmidt, norm_on_host
 from lora_flow.problem import Factorization, Layers, check_factorization, matrix_rank
 
 DENSE_BELOW = 4  # the shift is written out where the residual is no larger than this times the rank
@@ -167,16 +167,16 @@ def _turn_aligned(problem: Factorization) -> _Turned | None:
     rounding = 10 * np.sqrt(max(*w1.shape, *w2.shape)) * np.finfo(float).eps
     # the singular pairs that the matrices have in common are those of a mixture, whose values in general differ
     pretrained = w2 @ w1
-    mixture = pretrained / (np.linalg.norm(pretrained) or 1) + np.sqrt(2) * shift / np.linalg.norm(shift)
+    mixture = pretrained / (norm_on_host(pretrained) or 1) + np.sqrt(2) * shift / norm_on_host(shift)
     u, values, vt = np.linalg.svd(mixture)
     k, v = matrix_rank(values, shift.shape), vt.T.copy()
     sigma = np.abs(np.diag(u.T @ shift @ v)[:k])
-    sigma[sigma <= rounding * np.linalg.norm(shift)] = 0.0
+    sigma[sigma <= rounding * norm_on_host(shift)] = 0.0
     from_w1, from_w2 = w1 @ v[:, :k], w2.T @ u[:, :k]
-    gain1, gain2 = (np.linalg.norm(hidden, axis=0) for hidden in (from_w1, from_w2))
+    gain1, gain2 = (norm_on_host(hidden, axis=0) for hidden in (from_w1, from_w2))
     order = np.lexsort((-gain1 - gain2, -sigma))
     u[:, :k], v[:, :k] = u[:, order], v[:, order]
-    used = (gain1 > rounding * np.linalg.norm(w1)) | (gain2 > rounding * np.linalg.norm(w2))
+    used = (gain1 > rounding * norm_on_host(w1)) | (gain2 > rounding * norm_on_host(w2))
     g = _through(np.where(gain1 >= gain2, from_w1, from_w2)[:, order], used[order])
     if g is None:
         return None
@@ -190,7 +190,7 @@ def _turn_aligned(problem: Factorization) -> _Turned | None:
         places = range(size)
         kept.append(matrix[places, places])
         matrix[places, places] = 0.0
-        if np.linalg.norm(matrix) > rounding * np.linalg.norm(given):
+        if norm_on_host(matrix) > rounding * norm_on_host(given):
             return None
     s1, s2, sigma = kept[0], kept[1], unit * kept[2]
     return _Turned((v, g, u), (k, hidden, k), s1, s2, sigma, problem.layers)

@@ -33,6 +33,7 @@ from lora_flow.derivatives import LoopKind, as_adjoint, guard_inputs, guard_outp
 from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, prepend, velocity, where
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula
+from lora_flow.matrices import norm
 from lora_flow.observables import measure, principal_directions
 from lora_flow.problem import Problem, own_observables
 from lora_flow.rounding import rounding_floor
@@ -89,9 +90,9 @@ class MuKlabjan(StepRule):
 
     def size(self, state: Any, problem: Any, adapters: Adapters, iteration: Int[Array, ""]) -> Float[Array, ""]:
         smoothness = problem.smoothness() if self.smoothness is None else self.smoothness
-        squared_norm = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(adapters))
-        slope = jnp.linalg.norm(problem.product_descent(adapters))
-        return jnp.minimum(1 / (4 * jnp.sqrt(2.0) * smoothness * (squared_norm + slope)), 1.0)
+        squared_norm = sum(norm(leaf) ** 2 for leaf in jax.tree.leaves(adapters))
+        slope = norm(problem.product_descent(adapters))
+        return 1 / jnp.maximum(4 * jnp.sqrt(2.0) * smoothness * (squared_norm + slope), 1.0)
 
 
 def check_plain(rule: StepRule, flow: Flow, order: str) -> None:

@@ -205,13 +205,13 @@ def singular_values(matrix: Matrix) -> np.ndarray:
 
 
 def frobenius_norm(matrix: Matrix) -> Array:
-    return jnp.linalg.norm(jnp.asarray(matrix.values if isinstance(matrix, Diagonal) else matrix))
+    return norm(jnp.asarray(matrix.values if isinstance(matrix, Diagonal) else matrix))
 
 
 def column_norms(matrix: Matrix) -> np.ndarray:
     if isinstance(matrix, Diagonal):
         return np.pad(np.abs(matrix.values), (0, matrix.shape[1] - matrix.rank))
-    return np.linalg.norm(np.asarray(matrix), axis=0)
+    return norm_on_host(np.asarray(matrix), axis=0)
 
 
 def gram_schmidt(
@@ -353,10 +353,17 @@ def norm(x: Array | np.ndarray, axis: int | tuple[int, ...] | None = None) -> Ar
 
     Squares of single precision underflow below 1e-19, and a start may be smaller. The derivative at zero is zero.
     """
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True, initial=0.0))
     scale = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1.0)
     squares = jnp.sum((x / scale) ** 2, axis=axis)
     return jnp.where(squares == 0, 0.0, jnp.sqrt(jnp.where(squares == 0, 1.0, squares)) * jnp.squeeze(scale, axis))
+
+
+def norm_on_host(x: np.ndarray, axis: int | tuple[int, ...] | None = None) -> Any:
+    """The same by NumPy, for which nothing is compiled."""
+    largest = np.max(np.abs(x), axis=axis, keepdims=True, initial=0.0)
+    scale = np.where((largest > 0) & (largest < np.inf), largest, 1.0)
+    return np.sqrt(np.sum((x / scale) ** 2, axis=axis)) * np.squeeze(scale, axis)
 
 
 def root(values: Array) -> Array:

@@ -10,7 +10,16 @@ from jaxtyping import Array, Float
 from lora_flow.adapter import Adapters
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import concrete, require, require_number
-from lora_flow.matrices import Diagonal, as_matrix, check_task, dense, frobenius_norm, singular_values, spectral_norm
+from lora_flow.matrices import (
+    Diagonal,
+    as_matrix,
+    check_task,
+    dense,
+    frobenius_norm,
+    norm,
+    singular_values,
+    spectral_norm,
+)
 from lora_flow.problem import Factorization, Layers, matrix_rank, spectrum_text
 from lora_flow.single import AdaptedLayer, tail
 
@@ -131,7 +140,7 @@ class LinearNetwork(AdaptedLayer):
 
     def observe(self, adapters: Adapters) -> dict[str, Float[Array, ""]]:
         """`distance`: ||W1 W2 - X^+ Y||_F, which need not go to zero where X has dependent columns."""
-        return {"distance": jnp.linalg.norm(self.solution - self._change(adapters).T)}
+        return {"distance": norm(self.solution - self._change(adapters).T)}
 
     def task_sizes(self) -> tuple[Array]:
         fed = jnp.ones(()) if self.features is None else frobenius_norm(self.features) ** 2

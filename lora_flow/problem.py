@@ -24,6 +24,7 @@ from lora_flow.matrices import (
     dense,
     frobenius_norm,
     norm,
+    norm_on_host,
     singular_values,
     spectral_norm,
     squared_norm_of_product,
@@ -342,13 +343,13 @@ def task_sizes(problem: Problem, tasks: Sequence[Matrix]) -> tuple[Float[Array, 
 
     def size(index: int, task: Array) -> Array:
         ((change, _),) = probe(((task.shape[0], task.shape[1]),), len(task))
-        change = change / jnp.linalg.norm(change)
+        change = change / norm(change)
         unit = jnp.eye(len(task))
         try:
             _, slope = jax.jvp(lambda a: _task(problem, index, unit, a), (jnp.zeros_like(change),), (change,))
         except Exception:  # of a loss that is not made to be differentiated twice, exact zeros are all that is known
             slope = jnp.zeros_like(change)
-        norms = jnp.sqrt(2 * jnp.abs(loss) * jnp.linalg.norm(slope))
+        norms = jnp.sqrt(2 * jnp.abs(loss) * norm(slope))
         return jnp.where(jnp.isfinite(norms), norms, 0.0)
 
     return tuple(size(index, dense(task)) for index, task in enumerate(tasks))
@@ -392,8 +393,8 @@ def _non_zero(singular_values: np.ndarray, shape: tuple[int, ...]) -> list[float
 
 
 def _is_symmetric(product: np.ndarray) -> bool:
-    tolerance = np.sqrt(np.finfo(product.dtype).eps) * np.linalg.norm(product)
-    return product.shape[0] == product.shape[1] and bool(np.linalg.norm(product - product.T) <= tolerance)
+    tolerance = np.sqrt(np.finfo(product.dtype).eps) * norm_on_host(product)
+    return product.shape[0] == product.shape[1] and bool(norm_on_host(product - product.T) <= tolerance)
 
 
 def _given(shift: Any, target: Any) -> str:

@@ -1,5 +1,8 @@
 """Starts as small as the floating-point type has, losses without a scale, and runs that cannot go on."""
 
+import subprocess
+import sys
+
 import diffrax
 import equinox as eqx
 import jax
@@ -9,10 +12,25 @@ import pytest
 from jaxtyping import Array
 from scipy.integrate import solve_ivp
 
-from lora_flow import Adapter, aligned_problem, gaussian_init, solve, sweep
+from lora_flow import (
+    Adapter,
+    Factorization,
+    ScaledGD,
+    SingleLayer,
+    aligned_problem,
+    analyse,
+    gaussian_init,
+    load_run,
+    loram_init,
+    solve,
+    sweep,
+)
+from lora_flow.canonical import canonical_all
 from lora_flow.control import _first_step
+from lora_flow.descent import MuKlabjan
 from lora_flow.flow import STATUS
-from lora_flow.matrices import norm
+from lora_flow.initialization.directions import frame_of
+from lora_flow.matrices import Diagonal, column_norms, frobenius_norm, norm, norm_on_host
 from lora_flow.observables import Direction, measure, observables
 
 TINY = {"single": (1e-20, 1e-23, 1e-30), "double": (1e-160, 1e-200)}
@@ -53,7 +71,25 @@ def test_single_precision_follows_tiny_starts_as_double_precision_does(in_single
     for name in ("norm_z1", "norm_along2"):
         np.testing.assert_allclose(lane[name][seen], expected[name][seen], rtol=0.02, err_msg=name)
     for name in ("alignment_error", "norm_across2"):  # until the rest of Z has grown away from what is across
-        np.testing.assert_allclose(lane[name][:20], expected[name][:20], rtol=0.02, err_msg=name)
+        np.testing.assert_allclose(lane[name][:20], expected[name][:20], rtol=0.05, err_msg=name)
+
+
+def test_the_command_line_in_single_precision_follows_tiny_starts(tmp_path):
+    """For as long as the others of this file, and until the loss is at rounding."""
+    alphas = TINY["single"]
+    flags = f"--precision single --t1 20 --saves 201 --rank 2 --m 4 --n 5 --h 6 --out {tmp_path / 'run'}"
+    script = "from lora_flow.cli import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", script, "sweep", *flags.split(), "--alpha", *map(str, alphas)]
+    subprocess.run(command, check=True, capture_output=True)
+    run = load_run(tmp_path / "run").squeeze()
+    for alpha in alphas:
+        problem, start = drawn(alpha, single=True)
+        doubled = solve(problem, start, t1=20.0, saves=201)
+        lane, expected = run.sel(alpha=alpha), np.asarray(doubled.observables["loss"])
+        assert lane["status"] == 0
+        seen = expected > 1e-8 * expected[0]
+        assert np.max(np.abs(np.log10(lane["loss"].values / expected))[seen]) < 0.05
+        assert lane["loss"].values[-1] < 1e-8 * expected[0]
 
 
 def test_what_is_small_grows_in_proportion_to_its_start():
@@ -74,13 +110,18 @@ def test_what_is_small_grows_in_proportion_to_its_start():
 def test_norms_of_any_scale(scale):
     x = np.random.default_rng(0).normal(size=(3, 4))
     assert norm(scale * x) == pytest.approx(scale * np.linalg.norm(x), rel=1e-14)
-    np.testing.assert_allclose(norm(scale * x, axis=0), scale * np.linalg.norm(x, axis=0), rtol=1e-14)
+    for along in (norm, norm_on_host):
+        np.testing.assert_allclose(along(scale * x, axis=0), scale * np.linalg.norm(x, axis=0), rtol=1e-14)
+    assert frobenius_norm(scale * x) == pytest.approx(scale * np.linalg.norm(x), rel=1e-14)
+    np.testing.assert_allclose(column_norms(scale * x), scale * np.linalg.norm(x, axis=0), rtol=1e-14)
     np.testing.assert_allclose(jax.grad(norm)(scale * x), x / np.linalg.norm(x), rtol=1e-14)
     assert _first_step({"x": scale * x}, {"x": 2 * scale * x}) == pytest.approx(0.005, rel=1e-14)
 
 
 def test_norms_of_what_has_none():
-    assert norm(jnp.zeros(3)) == 0
+    assert norm(jnp.zeros(3)) == norm_on_host(np.zeros(3)) == frobenius_norm(Diagonal(np.zeros(0), (2, 3))) == 0
+    assert norm_on_host(np.array([1.0, np.inf])) == np.inf
+    assert np.isnan(norm_on_host(np.array([np.nan, np.inf])))
     np.testing.assert_array_equal(jax.grad(norm)(jnp.zeros(3)), np.zeros(3))
     assert norm(jnp.array([1.0, jnp.inf])) == jnp.inf
     assert jnp.isnan(norm(jnp.array([jnp.nan, 1.0])))
@@ -102,6 +143,85 @@ def test_observables_of_tiny_adapters_are_those_of_larger_ones_scaled():
     for name in ("norm_z1", "norm_along1", "norm_across1"):
         np.testing.assert_allclose(tiny[name], 1e-180 * plain[name], rtol=1e-12)
     np.testing.assert_allclose(uneven["norm_b1a1"], 1e-180 * plain["norm_b1a1"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-90])
+def test_what_is_analysed_of_tiny_adapters_is_that_of_larger_ones_scaled(scale):
+    """The flow is linear there; 1e-12 is small enough, and its squares hold."""
+    rng = np.random.default_rng(2)
+    problem = aligned_problem(jax.random.key(0), **SIZES)
+    shapes = [((2, n_in), (n_out, 2)) for n_out, n_in in problem.layers]
+    start = tuple(Adapter(rng.normal(size=a), rng.normal(size=b)) for a, b in shapes)
+    tiny, small = (analyse(problem, jax.tree.map(lambda leaf, by=by: by * leaf, start)) for by in (scale, 1e-12))
+    for name in ("growth_rate_1", "growth_rate_2", "alignment_error", "update_alignment_error", "loss_signal"):
+        np.testing.assert_allclose(tiny[name], small[name], rtol=1e-10, err_msg=name)
+    np.testing.assert_allclose(tiny["gradient_norm"] / scale, small["gradient_norm"] / 1e-12, rtol=1e-10)
+    for name in ("term_1", "term_2", "update_singular_values"):  # products of two factors, which may be 0
+        expected = (scale / 1e-12) ** 2 * small[name] if scale > 1e-150 else np.zeros_like(small[name])
+        np.testing.assert_allclose(tiny[name], expected, rtol=1e-10, atol=1e-12 * np.max(expected), err_msg=name)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e70])
+def test_starts_from_weights_of_any_scale(scale):
+    """LoRAM's size is the root of the weight's; the frame of OLoRA has none."""
+    w = np.random.default_rng(3).normal(size=(4, 5))
+    scaled = Factorization(w1=scale * w, w2=np.eye(4), shift=np.ones((4, 5)))
+    plain = Factorization(w1=w, w2=np.eye(4), shift=np.ones((4, 5)))
+    starts = (loram_init(jax.random.key(0), problem, rank=2, alpha=1.0) for problem in (scaled, plain))
+    for got, expected in zip(*(start[0] for start in starts), strict=True):
+        np.testing.assert_allclose(got / np.sqrt(scale), expected, rtol=1e-12)
+    np.testing.assert_allclose(frame_of(scale * w, 4), frame_of(w, 4), rtol=1e-12)
+
+
+def test_the_size_of_a_zero_weight_has_a_finite_derivative():
+    def size(w1):
+        problem = Factorization(w1=w1, w2=jnp.eye(3), shift=jnp.ones((3, 3)))
+        return jnp.sum(loram_init(jax.random.key(0), problem, rank=2, alpha=1.0)[0].a)
+
+    assert jnp.isfinite(jax.grad(size)(jnp.zeros((3, 3)))).all()
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-30])
+def test_canonical_coordinates_of_tiny_weights_are_those_of_larger_ones_scaled(scale):
+    plain = aligned_problem(jax.random.key(0), **SIZES)
+    tiny = Factorization(w1=scale * plain.w1, w2=plain.w2, shift=plain.shift)
+    scaled, expected = (canonical_all([problem], rank=2)[0].problem for problem in (tiny, plain))
+    assert type(scaled) is type(expected)
+    for name in ("w1", "w2", "shift"):
+        by = scale if name == "w1" else 1.0
+        one, other = (np.abs(np.asarray(getattr(problem, name))) for problem in (scaled, expected))
+        np.testing.assert_allclose(np.sort(one / by, axis=None), np.sort(other, axis=None), rtol=1e-10, atol=1e-13)
+
+
+class TestTheStepOfMuKlabjan:
+    def test_it_is_differentiable_where_the_slope_vanishes(self):
+        problem, zero = SingleLayer(np.ones((2, 2))), Adapter(jnp.ones((1, 2)), jnp.ones((2, 1)))
+        rule = MuKlabjan()
+
+        def size(adapters):
+            return rule.size(None, problem, adapters, jnp.zeros((), int))
+
+        assert size((zero,)) == pytest.approx(1 / (4 * np.sqrt(2) * 4))
+        for leaf in jax.tree.leaves(jax.grad(size)((zero,))):
+            np.testing.assert_allclose(leaf, -2 / (4 * np.sqrt(2) * 16), rtol=1e-12)
+
+    def test_slopes_whose_squares_do_not_hold_count(self):
+        class Steep(SingleLayer):
+            def product_descent(self, adapters):
+                return jnp.full((2, 2), 1e200)
+
+        start = (Adapter(jnp.ones((1, 2)), jnp.ones((2, 1))),)
+        size = MuKlabjan(1.0).size(None, Steep(np.ones((2, 2))), start, jnp.zeros((), int))
+        assert size == pytest.approx(1 / (4 * np.sqrt(2) * 2e200))
+
+
+def test_the_ranks_of_tiny_factors_are_known():
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(size=(2, 3)), rng.normal(size=(4, 2))
+    for by in (1.0, 1e-170, 1e170):
+        ScaledGD(0.0).check_start((Adapter(by * a, by * b),))
+        with pytest.raises(ValueError, match="of rank 1"):
+            ScaledGD(0.0).check_start((Adapter(by * a, by * b * np.array([[1, 0]])),))
 
 
 class Terms(eqx.Module):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lora_flow.initialization.checks import above_rounding
-from lora_flow.matrices import Diagonal, Matrix, positive, singular_triplets, tie
+from lora_flow.matrices import Diagonal, Matrix, norm, positive, singular_triplets, tie
 
 Columns = Float[Array, "size count"]
 Triplets = tuple[Columns, Float[Array, " count"], Float[Array, "count columns"]]
@@ -76,7 +76,7 @@ def frame_of(matrix: Float[Array, "rows columns"], count: int) -> Columns:
         rest = column
         for _ in range(2):
             rest = rest - q @ (q.T @ rest)
-        open_ = jnp.linalg.norm(rest) <= 10 * size * jnp.finfo(rest.dtype).eps * jnp.linalg.norm(column)
+        open_ = norm(rest) <= 10 * size * jnp.finfo(rest.dtype).eps * norm(column)
         return q.at[:, j].set(jnp.where(open_, _axis_in(q, jnp.asarray(True), jnp.zeros_like(q)), _unit(rest)))
 
     return jax.lax.fori_loop(0, count, choose, jnp.zeros((len(matrix), count), matrix.dtype))
@@ -99,4 +99,4 @@ def _axis_in(
 
 
 def _unit(x: Float[Array, " size"]) -> Float[Array, " size"]:
-    return x / positive(jnp.linalg.norm(x))
+    return x / positive(norm(x))

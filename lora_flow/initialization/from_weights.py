@@ -10,7 +10,7 @@ from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, pretrained_weights
 from lora_flow.initialization.directions import frame_of, triplets
-from lora_flow.matrices import root
+from lora_flow.matrices import norm, root
 from lora_flow.problem import Problem, scaling_of
 
 
@@ -77,7 +77,7 @@ def loram_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
     def split(weight: Array) -> Adapter:
         left, right = (_sines(size, rank) for size in weight.shape)
         share = np.log(rank) / np.log(min(weight.shape))
-        beta = (share * jnp.mean(weight**2) / np.mean((left @ right.T) ** 2)) ** 0.25
+        beta = (share / np.mean((left @ right.T) ** 2)) ** 0.25 * root(norm(weight) / np.sqrt(weight.size))
         return Adapter(alpha * beta * right.T, alpha * beta * left)
 
     return tuple(map(split, pretrained_weights(problem, "loram")))
