@@ -1,4 +1,4 @@
-"""What a run answers, cell by cell: when it aligns, where its loss stops, and which start is best for what."""
+"""The answers of a run, cell by cell: when it aligns, where its loss stops, and which start is best."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def ending(self) -> str:
-        """What most of the seeds do; "failed" where none finished."""
+        """The ending of most seeds; "failed" where none finished."""
         return max(self.endings, key=self.endings.count) if self.endings else "failed"
 
 
@@ -98,10 +98,10 @@ def _first(time: np.ndarray, there: np.ndarray) -> float:
 
 
 def ending(time: np.ndarray, loss: np.ndarray, floor: float, lowest: float) -> tuple[str, float]:
-    """What a loss does at the end, and by how many decades it falls there per unit of time.
+    """The ending of a loss, and the decades by which it then falls per unit of time.
 
-    It is level where it changes by less than a hundredth of a decade in the last tenth of the time. A saddle looks the
-    same. Where one time alone was saved the rate is NaN, and it counts as level.
+    A loss is level where it changes by less than a hundredth of a decade in the last tenth of the time. A saddle looks
+    the same. Where only one time was saved the rate is NaN, and the loss counts as level.
     """
     if not loss[-1] > floor:
         return AT_ROUNDING, np.nan
@@ -133,8 +133,8 @@ class Best:
 def best(dataset: xr.Dataset, found: Sequence[Cell]) -> list[Best]:
     """For every problem the cell with the lowest last loss, the fastest, and the best aligned; medians over seeds.
 
-    Of several whose loss is at rounding the one that comes there first has the lowest. Left out are problems of which
-    no lane has finished.
+    Of several cells whose loss is at rounding, the first to reach rounding has the lowest loss. Problems without a
+    finished lane are left out.
     """
     names = [str(dim) for dim in dataset["status"].dims if dim not in ("init", "side", "alpha", "rank", "seed")]
     groups: dict[Any, list[Cell]] = {}

@@ -1,4 +1,4 @@
-"""The one way in for arrays, in whatever clothes they come: real numbers only, and a copy that nobody else owns."""
+"""The one way in for arrays of any library: real numbers only, and a copy that nobody else owns."""
 
 from __future__ import annotations
 

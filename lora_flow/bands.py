@@ -1,4 +1,4 @@
-"""How several draws are shown in one curve: their median, and a band between their quartiles."""
+"""Several draws in one curve: their median, and a band between their quartiles."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ QUARTILES = (0.25, 0.5, 0.75)
 def quartiles(values: xr.DataArray, log: bool, floor: float | None = None) -> np.ndarray:
     """Lower quartile, median and upper quartile over `seed`, `(3, x)`; lanes that failed are left out.
 
-    They are values of draws, or lie between two neighbouring ones, so that none is outside what the quantity can be,
-    which a mean plus or minus a standard deviation may be. Between two draws they are taken in the logarithm for a
-    logarithmic axis. What is below `floor` counts as `floor`.
+    Quartiles are values of draws, or lie between two neighbouring ones, so they stay within the quantity's range; a
+    mean plus or minus a standard deviation may not. Between two draws they are interpolated in the logarithm for a
+    logarithmic axis. A value below `floor` counts as `floor`.
     """
     shown = values.transpose("seed", ...)
     if floor is not None:

@@ -26,13 +26,13 @@ def require(condition: object, name: str, must: str, got: Any) -> None:
 
 
 def one_line(got: Any) -> str:
-    """What was got, on one line of bounded length, whatever it looks like."""
+    """A value that was given, on one line of bounded length."""
     text = " ".join(str(got).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]} ..."
 
 
 def kind(value: Any) -> str:
-    """What a value of a wrong kind is, for the end of a message: numbers and text as they are written."""
+    """The description of a wrong value, for the end of a message: numbers and text as they are written."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic)):
         return repr(value)
     shape = getattr(value, "shape", None)

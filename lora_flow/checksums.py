@@ -1,14 +1,14 @@
 """Datasets as Zarr groups that prove themselves, and that every reader of Zarr reads alike.
 
-Format 2, which old and new readers know. Every array has a fill value of its own, so that a chunk that is not there
-reads as missing and not as some number; every chunk is gzip's, without compression, for the CRC-32 that is in it and
-that every reader checks. What readers do not check by themselves is in the subgroup `checks`:
+The groups have format 2, which old and new readers know. Every array has a fill value of its own, so a missing chunk
+reads as missing and not as some number. Every chunk is gzip's, without compression, for its CRC-32, which every reader
+checks. The subgroup `checks` has the checksums that readers do not check by themselves:
 
-- its attribute `sha256` has a digest for each file that is final once the group is made: metadata, coordinates; beside
-  it is what else is to be known of the group;
-- its array `lanes` has a CRC-32 for each lane of the variables that are written lane by lane: of all the lane's values,
-  and of what the dataset says of itself, so that values do not pass under other coordinates;
-- its array `batches` has for each lane the number of the batch that it is written with.
+- its attribute `sha256` has a digest for each file that is final once the group is made: metadata and coordinates;
+  other attributes hold notes on the group;
+- its array `lanes` has, for each lane of the variables that are written lane by lane, a CRC-32 of all the lane's values
+  and of the dataset's own description, so that values do not pass under other coordinates;
+- its array `batches` has for each lane the number of the batch that the lane is written with.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _AT_ONCE = 4096  # lanes whose values are joined in memory
 
 
 class Damaged(InputError):
-    """Metadata or coordinates of a group are not as they were written, so that nothing of it can be read."""
+    """Metadata or coordinates of a group are damaged, so the group cannot be read."""
 
     def __init__(self, path: Path, files: Sequence[str]):
         super().__init__(f"'{path}' must be as it was written, got damaged or missing {listed(files)}")
@@ -47,9 +47,9 @@ class Damaged(InputError):
 
 
 class Reading(NamedTuple):
-    """A stored dataset, the names of what of its lanes is damaged, which have status NOT_RUN then, and the notes.
+    """A stored dataset, the names of its damaged parts, whose lanes have status NOT_RUN, and the notes.
 
-    `sums` are the `lane_sums` of what was read; of a group without checks there are none.
+    `sums` are the `lane_sums` of the dataset as read; None for a group without checks.
     """
 
     dataset: xr.Dataset
@@ -65,11 +65,11 @@ def create(
     noted: Mapping[str, Any] | None = None,
     batches: Sequence[np.ndarray] = (),
 ) -> None:
-    """Makes a group of a dataset, with notes that whoever opens it is not shown.
+    """Makes a group of a dataset, with notes that readers of the dataset do not see.
 
-    With `chunks` the data variables are still to be written, lane by lane, and of them only `status` is stored yet,
-    NOT_RUN for every lane; the lanes are what it is about, and `batches` the numbers of those that are written
-    together. Without chunks all is stored, and final.
+    With `chunks` the data variables are written later, lane by lane; only `status` is stored now, NOT_RUN for every
+    lane. The dims of `status` are the lanes, and `batches` has the numbers of the batches that are written together.
+    Without chunks everything is stored, and final.
     """
     live = list(dataset.data_vars) if chunks else []
     final = dataset.drop_vars(live)
@@ -100,9 +100,9 @@ def open_arrays(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path) -> Reading:
-    """What a group holds, every number of it checked; of a group without checks only that it can be read.
+    """The contents of a group, with every number checked; a group without checks only has to be readable.
 
-    **Raises:** `Damaged` for metadata, coordinates and whatever else is final; `InputError` for what is no such group.
+    **Raises:** `Damaged` for metadata, coordinates and other final data; `InputError` where the path is no such group.
     """
     damaged = _damaged_files(path)
     if damaged:
@@ -140,7 +140,7 @@ def lane_chunks(lanes: np.ndarray, shape: tuple[int, ...], chunks: tuple[int, ..
 
 
 def copy_lanes(old: Path, new: Path) -> None:
-    """Copies what was written lane by lane to a group made anew; what is damaged of it shows when that is read."""
+    """Copies the data written lane by lane to a new group; damage shows when the new group is read."""
     for name in _files(new):
         if name.endswith("/.zarray") and (old / name).parent.is_dir():
             for chunk in (old / name).parent.iterdir():
@@ -248,7 +248,7 @@ def _missing(path: Path, arrays: Any, lanes: np.ndarray, shape: tuple[int, ...],
 
 
 def _damaged_files(path: Path) -> list[str] | None:
-    """Which of the files that are final are not as they were written; None for a group without checks."""
+    """The damaged files among the final ones; None for a group without checks."""
     if not (path / CHECKS).exists():
         return [OWN] if RUN_ID in _json_of(path / ".zattrs", {}) else None
     sums = _json_of(path / OWN, {}).get(SUMS)
@@ -298,7 +298,7 @@ def _is_chunk(name: str) -> bool:
 
 
 def _encoding(variable: xr.DataArray) -> dict[str, Any]:
-    """Of what is final: a fill value that is none of its values."""
+    """The encoding of final variables: a fill value that is none of their values."""
     kind = variable.dtype.kind
     if kind not in "iufU":
         return {"compressors": _CHECKSUM_ONLY}

@@ -99,7 +99,7 @@ def draw_inits(datasets: Datasets) -> dict[str, Figure]:
 
 
 def inits_dataset(*own: Init, settings: Settings = INITS, progress: bool = True) -> xr.Dataset:
-    """What `draw_inits({"": dataset})` and `inits_notes` are made from, with initialisations of one's own besides."""
+    """The dataset for `draw_inits({"": dataset})` and `inits_notes`, and of own initialisations."""
     from lora_flow.settings import build_problems, sweep_arguments
     from lora_flow.sweeps import sweep
 

@@ -74,7 +74,7 @@ def compiled(*, quickly: bool = False, **options: Any) -> Callable[[Callable[...
 
 
 def _kind(array: Any, rest: Any) -> Hashable:
-    """What an argument's program depends on: shape and type of an array, the value of anything else."""
+    """The part of an argument that its program depends on: an array's shape and type, anything else's value."""
     return (type(rest), rest) if array is None else jax.typeof(array)
 
 
@@ -86,7 +86,7 @@ def _find(key: Hashable, made: Callable[..., _Program], *how: Any) -> _Program:
 
 
 def _make_room() -> None:
-    """Forgets the programs that were not used for longest while there are too many."""
+    """Forgets the programs that have been unused for longest, while the programs are too many."""
     with _lock:
         while len(_programs) > MOST or (len(_programs) > FEWEST and _maps() > SHARE * _most_maps()):
             _programs.popitem(last=False)

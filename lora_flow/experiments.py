@@ -1,4 +1,4 @@
-"""The named figures: which runs, which pictures, which table."""
+"""The named figures: the runs, pictures and table of each."""
 
 from __future__ import annotations
 

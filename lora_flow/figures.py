@@ -61,7 +61,7 @@ def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Distance of a network's product from the solution of least norm over time, as `plot_loss` has the loss."""
+    """Distance of a network's product from the solution of least norm over time, drawn as the loss in `plot_loss`."""
     _check_dims(dataset)
     ax = _axes(ax)
     ax.set_yscale("log")
@@ -93,11 +93,11 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
 
 
 def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
-    """Alignment error, spectral norm of Z_1 and loss together, at the smallest alpha: which moves when.
+    """Alignment error, spectral norm of Z_1 and loss together, at the smallest alpha, in the order of events.
 
-    Of a network, which aligns with nothing, the distance from the solution of least norm for the first.
-    Shaded are the phases of `lora_flow.phases`, medians over seeds, hatched the saddles of the median loss, and dotted
-    is the talk's prediction of t1.
+    For a network, which has no alignment error, the first curve is the distance from the solution of least norm. The
+    phases of `lora_flow.phases`, medians over seeds, are shaded, and the saddles of the median loss hatched. The dotted
+    line is the talk's prediction of t1.
     """
     _check_dims(dataset)
     ax = _axes(ax)
@@ -134,7 +134,7 @@ def line_styles(dataset: xr.Dataset) -> dict[str, Any]:
 
 
 def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
-    """The phases of one run, as `lora_flow.phases` has them, shaded up to the right end of the axes."""
+    """The phases of one run, as from `lora_flow.phases`, shaded up to the right end of the axes."""
     left, right = ax.get_xlim()
     ends = [float(spans[name]) for name in ("t_align", "t1", "t_plateau")]
     for (name, shade), end in zip(PHASES.items(), [*ends, right], strict=True):
@@ -149,7 +149,7 @@ def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
 
 
 def hatch_saddles(spans: Sequence[tuple[float, float]], ax: Axes) -> Axes:
-    """Where the loss is on a saddle, hatched."""
+    """The intervals in which the loss is on a saddle, hatched."""
     for i, (begin, end) in enumerate(spans):
         label = "saddle" if i == 0 else None
         ax.axvspan(begin, end, facecolor="none", edgecolor="0.7", hatch="///", linewidth=0, zorder=0.2, label=label)
@@ -218,7 +218,7 @@ def save_with_numbers(pictures: Mapping[str, Figure], folder: Path, title: str =
 
 
 def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
-    """The parts of a dataset with one problem, side and rank each, and what to add to a name to tell them apart."""
+    """The parts of a dataset with one problem, side and rank each, and a suffix for the name of each."""
     dims = [*problem_dims(dataset), *(["side"] if "side" in dataset.dims else []), "rank"]
     for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
         where = dict(zip(dims, index, strict=True))

@@ -1,8 +1,9 @@
-"""Which formulas of a problem may be used: those that are about the loss in force.
+"""The formulas of a problem that may be used: those for the loss in force.
 
-Beside its `loss` a class may offer formulas of it: the field, the linearised task. A subclass, or a single object, that
-changes the loss still has them, and they are of another loss. One rule for all of them: a formula is used unless
-something above it, on the way from the object to the class that defines it, changes what a class had already defined.
+Beside its `loss` a class may offer formulas: the field, the linearised task. A subclass, or a single object, that
+changes the loss inherits these formulas, which belong to the old loss. One rule decides for all: a formula is used
+unless something above it, on the way from the object to the class that defines the formula, redefines behaviour of a
+class below.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ BESIDE = frozenset({"observe", "_about"})  # what is recorded, and what is print
 
 
 def formula(problem: Any, name: str) -> Any:
-    """The problem's own formula of that name, or None where it has none that is about its loss.
+    """The problem's own formula of that name, or None where it has none for its loss.
 
-    What a class defines together with its loss, or below it, counts; what it only inherits while it changes the loss,
-    or what the loss is made of, does not. To override a formula alone is the author's word that it is right.
+    A formula counts where a class defines it together with the loss, or a subclass defines it. A formula that is only
+    inherited does not count where the class changes the loss or its parts. An author who overrides a formula alone
+    vouches for it.
     """
     levels = _levels(problem)
     for index, level in enumerate(levels):
@@ -47,12 +49,12 @@ def formula(problem: Any, name: str) -> Any:
 
 
 def keeps_loss(problem: Any, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether it is of that kind, with that class's loss and all that this is made of."""
+    """Whether the problem is of that class, with the class's loss and all parts of the loss."""
     return isinstance(problem, kind) and not _changes(_levels(problem), _index(problem, kind))
 
 
 def keeps_all(problem: Any, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Whether it is of that kind, with its loss, its formulas, and nothing more to observe: one may stand in for it."""
+    """Whether the problem has that class's loss, formulas and observables: an instance may stand in for it."""
     if not isinstance(problem, kind):
         return False
     levels, index = _levels(problem), _index(problem, kind)
@@ -64,7 +66,7 @@ Levels = list[Mapping[str, Any]]
 
 
 def _levels(problem: Any) -> Levels:
-    """What the object itself defines, then each of its classes, the most derived first."""
+    """The definitions of the object itself, then of each of its classes, the most derived first."""
     kinds = [vars(kind) for kind in type(problem).__mro__[:-1]]
     declared = getattr(type(problem), "__dataclass_fields__", {})
 

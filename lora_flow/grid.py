@@ -157,9 +157,9 @@ class Grid:
         return np.asarray(numbers) // math.prod(self.shape[len(self.problem_axes) :])
 
     def by_cost(self, rates: np.ndarray) -> np.ndarray:
-        """Lane numbers in an order that puts lanes of like cost side by side, given each problem's fastest rate.
+        """Lane numbers sorted by estimated cost, given each problem's fastest rate.
 
-        All lanes of a batch step until its slowest is done. The number of steps depends on the problem's rates and the
+        All lanes of a batch step until the slowest is done. The number of steps depends on the problem's rates and the
         initialisation, then on alpha and the rank, and hardly on the seed.
         """
         numbers = np.arange(self.size)

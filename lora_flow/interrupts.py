@@ -38,7 +38,7 @@ def whole(stored: str = "") -> Iterator[None]:
 
 
 def stored() -> str:
-    """What is stored of the command that runs, and how to go on with it; "" for nothing."""
+    """The line on what the running command has stored, and how to continue; "" for nothing."""
     return _stored
 
 
@@ -49,7 +49,7 @@ def nothing_stored() -> None:
 
 
 def line() -> str:
-    """What is said of an interruption."""
+    """The line to print at an interruption."""
     return f"interrupted; {_stored}" if _stored else "interrupted"
 
 

@@ -1,4 +1,4 @@
-"""Losses as people read them: in decades, over seeds, and not below their rounding floor."""
+"""Losses for people: in decades, over seeds, and not below their rounding floor."""
 
 from __future__ import annotations
 

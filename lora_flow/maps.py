@@ -27,7 +27,7 @@ NAMES = {"alpha": r"$\alpha$", "rank": "rank r", "delta_w": r"$\delta_w$", "angl
 def phase_values(dataset: xr.Dataset) -> xr.Dataset:
     """log10 of the final loss and alignment error, and T1: means over seeds, for every cell of a sweep.
 
-    Losses below their rounding floor count as at it. T1 is infinite in a cell where a run does not come to it.
+    A loss below its rounding floor counts as the floor. T1 is infinite in a cell where a run does not reach T1.
     """
     last = dataset[["loss", "alignment_error"]].isel(time=-1)
     last = last.assign(loss=clipped(last["loss"], rounding_floors(dataset)))

@@ -133,7 +133,7 @@ def observables(
       errors down to eps ||R||^2 / ||Z||^2 with R the part of Z across gamma: to 1e-30 while only one direction of Z is
       large (`analyse` has no such floor). Of tied singular pairs, of the task or of Z, the nearest count: the angle is
       between the spaces. NaN where Z is zero, and where the task has no direction (`principal_directions`);
-      `norm_along`, `norm_across` and `overlap` are then NaN too.
+      without a direction `norm_along`, `norm_across` and `overlap` are NaN too.
     - `norm_z1`, ...: the spectral norms of the stacked factors.
     - `norm_b1a1`, ...: the spectral norms of the products B_i A_i; their ratio says which adapter is selected.
     - `norm_along1`, `norm_across1`, ...: ||gamma_i^T Z_i|| and the Frobenius norm of the rest of Z_i.

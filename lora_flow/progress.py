@@ -1,4 +1,4 @@
-"""How far a long run is: a bar on a terminal, and elsewhere plain lines, so that a log stays readable."""
+"""The progress of a long run: a bar on a terminal, and elsewhere plain lines, so that a log stays readable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Progress:
     """Counts units of work on standard error: `with Progress(240, "lanes") as bar: ...; bar.update(8)`.
 
     On a terminal it is tqdm's bar. Elsewhere (a file, a pipe, a batch system's log) it writes a line for every 5 % of
-    the whole and after every minute, with the time left, and no carriage returns. What takes less than two seconds
+    the whole and after every minute, with the time left, and no carriage returns. A run of less than two seconds
     writes nothing.
     """
 
@@ -50,7 +50,7 @@ class Progress:
             self._bar.close()
 
     def describe(self, what: str) -> None:
-        """What is being done: written before the numbers."""
+        """Names the current work, before the numbers."""
         self._what = what
         if self._bar is not None:
             self._bar.set_description(what)

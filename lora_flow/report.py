@@ -1,4 +1,4 @@
-"""`report.md`: its parts in order, its tables, and what a run was."""
+"""`report.md`: its parts in order, its tables, and the description of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG, HEAD = 30, 10  # rows of a table beyond which it goes to a file, and those
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of a report under its heading, with what there is to say of it; a long one goes to `report-NAME.csv`."""
+    """A table of a report under its heading, with an explanation; a long table goes to `report-NAME.csv`."""
 
     name: str
     heading: str
@@ -88,7 +88,7 @@ def _steps(cell: xr.Dataset) -> str:
 
 
 def warnings(dataset: xr.Dataset) -> str:
-    """What a start makes impossible, a line each: directions that never move, and losses that cannot be reached."""
+    """The limits of each start, a line each: directions that never move, and losses that cannot be reached."""
     lines = []
     for coordinates, cell in cells(dataset):
         where = ", ".join(f"{name} {show(value)}" for name, value in coordinates.items() if dataset.sizes[name] > 1)
@@ -125,8 +125,7 @@ def report(
 ) -> tuple[str, dict[str, str]]:
     """The text of `report.md`, and the files beside it, name -> text, that hold its long tables.
 
-    First `state`, if there is something to say of it, then the notes of a figure, then what is told of each run, and
-    the pictures.
+    The text has first `state`, unless empty, then the notes of a figure, then the parts of each run, and the pictures.
     """
     parts = ["# Gradient flow of LoRA: when it aligns, and where the loss stops", state and f"**{state}**"]
     files: dict[str, str] = {}
@@ -184,7 +183,7 @@ def about(dataset: xr.Dataset) -> str:
 
 
 def kind_of(dataset: xr.Dataset) -> str:
-    """What kind of problem a result is about, for a sentence."""
+    """The kind of a result's problem, for a sentence."""
     layers = len(layers_of(dataset))
     if "sigma_w1" in dataset.coords:
         return "a factorisation of two layers"
@@ -200,7 +199,7 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
-    """How many lanes ended with each status other than success; those that have not run are not meant."""
+    """The number of lanes that ended with each status other than success; lanes that have not run are not counted."""
     counts: dict[str, int] = {}
     for dataset in datasets:
         attrs = dataset["status"].attrs

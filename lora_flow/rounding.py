@@ -55,7 +55,7 @@ def resolved(ratio: float) -> float:
 def rounding_floors(dataset: xr.Dataset) -> xr.DataArray:
     """The rounding floor of a dataset's losses, over its dims without `time`.
 
-    Results of older versions do not hold it: of these, (100 eps)^2 of the largest loss that they hold.
+    Results of older versions do not have the floor; it is then (100 eps)^2 of the largest stored loss.
     """
     if "rounding_floor" in dataset:
         return dataset["rounding_floor"]

@@ -1,4 +1,4 @@
-"""The numbers that a picture shows, to be kept beside it and held against a picture drawn anew."""
+"""The numbers that a picture shows, to be kept beside it and compared with those of a new picture."""
 
 from __future__ import annotations
 

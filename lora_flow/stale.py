@@ -1,4 +1,4 @@
-"""Whether a program can be kept for a problem, and whether the problem is still what one was made from."""
+"""Whether a compiled program can be kept for a problem, and whether the problem is unchanged since."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Held = dict[str, Any]  # of everything that is held, by its path, what it was
 
 
 def check_problem(problem: Problem) -> None:
-    """Raises unless a compiled program can be kept for the problem, and is still of it.
+    """Raises unless a compiled program can be kept for the problem and still fits the problem.
 
     Arrays of a PyTree are inputs of its program. Any other object, a problem or a part of one, is a constant there,
-    known by its hash: were its arrays changed, or did another object equal it, the numbers of before would come again.
-    So the arrays and numbers that it holds are compared with those that it, or what it equals, held at first. Its loss
-    is not called. What is only there since, a cache for instance, is no change.
+    known by its hash. If its arrays changed, or if another object equalled it, the program would return the old
+    numbers. So the arrays and numbers that the object holds are compared with those that it, or an equal object, held
+    at first. The loss is not called. Later additions, a cache for instance, are no change.
     """
     opaque = jax.tree.leaves(eqx.filter(problem, eqx.is_array, inverse=True))
     try:
@@ -52,10 +52,10 @@ def check_problem(problem: Problem) -> None:
 
 
 def held(root: Any) -> Held:
-    """What is reached from an object by attributes, containers, and what functions were made with, by its path.
+    """Everything that an object holds by attributes, containers and closures of functions, by its path.
 
-    Numbers and text are themselves, NumPy arrays shape, type and a checksum, JAX arrays, which do not change, the
-    arrays; of other things the type. The shortest path to each is found first.
+    Numbers and text stand for themselves, NumPy arrays as shape, type and checksum, JAX arrays, which do not change, as
+    they are, and other things as their type. The shortest path to each is found first.
     """
     found: Held = {}
     queue, visited = [("", root, 0)], {id(root)}
@@ -85,7 +85,7 @@ def _token(value: Any) -> Any:
 
 
 def _yet_to_come(path: str, value: Any) -> bool:
-    """Whether it is traced, or the empty place of a cache, `self._x = None`, that a loss may fill."""
+    """Whether the value is traced, or the empty place of a cache, `self._x = None`, that a loss may fill."""
     return isinstance(value, Tracer) or (
         path.rpartition(".")[2].startswith("_") and isinstance(value, tuple) and value == _token(None)
     )
@@ -105,7 +105,7 @@ def _same(was: Any, now: Any) -> bool:
 
 
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a thing holds, with the end of its path."""
+    """The parts of a thing, each with the end of its path."""
     if isinstance(value, (*PLAIN, np.ndarray, np.generic, jax.Array, Tracer, type, types.ModuleType)):
         return
     if isinstance(value, Mapping):

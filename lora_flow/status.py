@@ -1,6 +1,6 @@
-"""How far a folder's runs are: `lora-flow status`. May be asked while a run is at work.
+"""The progress of a folder's runs: `lora-flow status`, which may be used while a run is at work.
 
-Writes nothing of its own; as every reader does, it puts back what a killed process has left half replaced.
+The command writes nothing of its own. Like every reader it puts back entries that a killed process left half replaced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lora_flow.store import RESULTS, SETTINGS, read_settings, steady
 
 
 def status(path: str | Path) -> str:
-    """What is done in a run folder, a figure's or an image check's, when it was written to, and how to go on.
+    """The progress of a run folder, a figure's or an image check's, the time of its last write, and how to continue.
 
     **Raises:** `InputError` where the folder is none of these.
     """
@@ -110,7 +110,7 @@ def _figure(parts: Sequence[Path]) -> str:
 
 
 def _missing(path: Path, parts: Sequence[Path]) -> list[str]:
-    """The runs of a figure made of several that are not there."""
+    """The missing runs of a figure that is made of several."""
     from lora_flow.experiments import EXPERIMENTS
 
     name = "" if parts[0] == path else _figure(parts)

@@ -1,10 +1,11 @@
-"""What every run folder rests on: files and groups of entries that are replaced whole, a lock, and the run's identity.
+"""Run folders on disk: files and groups of entries that are replaced whole, a lock, and the run's identity.
 
-Whoever writes into a folder holds its lock, for as long as the process lives. What is new is made beside what is old,
-under a name that only this module gives, and takes its place once it is whole: until the very last step whatever goes
-wrong, an exception, a full disk or `kill -9`, puts the old entries back, now or when the folder is locked next.
+A process that writes into a folder holds the folder's lock for as long as it lives. New entries are made beside the old
+ones, under a name that only this module gives, and take their place once they are whole. If anything goes wrong before
+the very last step (an exception, a full disk, `kill -9`), the old entries are put back, at once or when the folder is
+locked next.
 
-Of other names nothing is ever touched. Knows nothing of plans, arrays or JAX.
+Other names are never touched. The module knows nothing of plans, arrays or JAX.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ def appearing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def replacing(folder: Path, gone: Iterable[str] = (), within: Sequence[str] = ()) -> Iterator[Path]:
-    """An empty folder beside, whose entries take their places in `folder` at the end; all of them, or none.
+    """An empty folder beside `folder`, whose entries take their places there at the end; all of them, or none.
 
-    `gone` names entries that go with the old ones and are not replaced, paths below `folder`. Of the folders `within`,
-    which are there, it is the entries that are replaced, not the folder. Hold the folder's lock.
+    `gone` names entries, paths below `folder`, that are removed with the old ones and not replaced. In the folders
+    `within`, which exist, the entries are replaced, not the folders. Hold the folder's lock.
     """
     old = _beside(folder / "run", OLD)
     new = old.with_suffix(f".{PARTIAL}")
@@ -99,7 +100,7 @@ def replacing(folder: Path, gone: Iterable[str] = (), within: Sequence[str] = ()
 
 @contextlib.contextmanager
 def locked(folder: str | Path, patience: float = _PATIENCE) -> Iterator[None]:
-    """Holds the lock of a folder, which is made if there is none, and first mends what a killed process left there.
+    """Holds the lock of a folder, which is made if it is missing, and first mends what a killed process left there.
 
     The kernel releases the lock when the process ends, however it ends.
 
@@ -124,9 +125,9 @@ def locked(folder: str | Path, patience: float = _PATIENCE) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked_if_free(folder: str | Path) -> Iterator[None]:
-    """Holds the lock of a folder that is there, unless another process is at work in it or it may not be written.
+    """Holds the lock of an existing folder, unless another process is at work there or the folder may not be written.
 
-    For what may go on beside a writer, file by file, but should keep another from replacing the folder meanwhile.
+    For work that may go on beside a writer, file by file, but should keep others from replacing the folder meanwhile.
     """
     with contextlib.ExitStack() as held:
         if Path(folder).is_dir():
@@ -143,7 +144,7 @@ def locked_if_free(folder: str | Path) -> Iterator[None]:
 def mend(folder: str | Path) -> None:
     """Puts old entries back that a killed process was about to replace. Readers call it; writers hold the lock.
 
-    Leaves alone what a living process is about to replace, and what the reader may not write.
+    Entries that a living process is about to replace, or that the reader may not write, are left alone.
     """
     for one in _replaced_in(Path(folder)):
         try:
@@ -163,7 +164,7 @@ def is_replaced(folder: str | Path) -> bool:
 
 
 def _replaced_in(folder: Path) -> list[Path]:
-    """Where old entries are set aside: in the folder, or beside it where it is one of several that go together."""
+    """The place where old entries are set aside: in the folder, or beside it for one of several that go together."""
     found = [folder] if _sets_aside(folder) else []
     with contextlib.suppress(OSError):  # one may be allowed into a folder, and not to list what lies beside it
         found += [folder.absolute().parent] if _sets_aside(folder.absolute().parent) else []
@@ -176,7 +177,7 @@ def _sets_aside(folder: Path) -> bool:
 
 
 def holder(folder: str | Path) -> str:
-    """Who has the lock of a folder, such as "process 4711 on node3"; "" for nobody. The lock stays as it is."""
+    """The holder of a folder's lock, such as "process 4711 on node3"; "" for nobody. The lock stays as it is."""
     try:
         handle = os.open(Path(folder) / LOCK, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
@@ -219,7 +220,7 @@ def _swap(folder: Path, old: Path, new: Path, names: Sequence[str], gone: Iterab
 
 
 def _put_back(folder: Path, old: Path) -> None:
-    """Undoes a swap that did not come to its end. May itself be cut short and be called again."""
+    """Undoes an unfinished swap. May itself be cut short and be called again."""
     if not (old / _NAMES).is_file():  # nothing was moved yet
         _remove(old)
         return
@@ -248,7 +249,7 @@ def _read_names(path: Path) -> dict[str, list[str]]:
 
 
 def _mend(folder: Path) -> None:
-    """Puts back what was about to be replaced, then removes what is left under names of ours."""
+    """Puts back the entries that were about to be replaced, then removes the rest under names of this module."""
     for entry in list(folder.iterdir()):
         if is_generated(entry.name) and entry.suffix == f".{OLD}" and entry.is_dir() and not entry.is_symlink():
             first = entry.with_suffix("").with_suffix("")

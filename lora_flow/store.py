@@ -5,9 +5,9 @@
     figures/*.png, report.md
     problem-as-started.npz or .safetensors   a copy of the file that --problem named
 
-A batch is written as soon as it is solved, its `status` last, and every file is replaced in one step: whenever the
-process is killed, a lane whose status says it is done has all its values, and the others are solved again. A lane's
-values and all that is common to the lanes have checksums: what is damaged is named, and solved again as well.
+A batch is written as soon as it is solved, its `status` last, and every file is replaced in one step. Whenever the
+process is killed, a lane whose status says that it is done has all its values; the others are solved again. A lane's
+values and all data common to the lanes have checksums: damaged lanes are named, and solved again as well.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: Path, settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> RunFolder:
-        """The folder of an unfinished run that is all the plan says, whose finished batches are kept."""
+        """The folder of an unfinished run that agrees with the plan; its finished batches are kept."""
         planned = _empty(settings, plan, attrs)
         restored: list[str] = []
         if not (path / RESULTS).exists():  # killed between its settings and its first results, by an earlier version
@@ -106,10 +106,10 @@ def open_runs(
     overwrite: bool = False,
     attrs: Mapping[str, Any] | None = None,
 ) -> Iterator[dict[str, RunFolder]]:
-    """The folders of runs below `root`, of one run "" the root itself, locked for as long as the context lasts.
+    """The folders of runs below `root` (for one run "" the root itself), locked for as long as the context lasts.
 
-    With `resume` those that are started are gone on with. The others are made in one step, where nothing is or, with
-    `overwrite`, in place of old runs: if that fails at any of them, all the old ones stay.
+    With `resume` the started runs continue. The others are made in one step, in free places or, with `overwrite`, in
+    place of old runs: if one of them fails, all the old ones stay.
 
     **Raises:** `InputError` for folders that hold something else, are in use, or are of runs with other settings.
     """
@@ -137,7 +137,7 @@ def open_runs(
 
 
 def run(folder: RunFolder, plan: Plan, progress: bool = True) -> None:
-    """Solves what is pending, and stores each batch at once."""
+    """Solves the pending batches, and stores each at once."""
     for lanes, values in plan.run(folder.pending(), progress=progress):
         folder.write(lanes, values)
 
@@ -158,7 +158,7 @@ def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
 
 
 def steady(path: str | Path, read: Callable[[], Read]) -> Read:
-    """What `read` reads of a folder's runs: of the old ones alone, or of the new, where another process replaces them.
+    """The result of `read` on a folder's runs: on the old ones or on the new, where another process replaces them.
 
     **Raises:** what `read` does, or `InputError` where that process does not come to its end within seconds.
     """
@@ -199,7 +199,7 @@ def _load_run(path: Path, partial: bool) -> xr.Dataset:
 
 
 def _without_pending(dataset: xr.Dataset) -> xr.Dataset:
-    """NaN in every quantity of the lanes that have not run, whatever of them is stored."""
+    """NaN in every quantity of the lanes that have not run, whatever the file holds for them."""
     ran = dataset["status"] != PENDING
     quantities = {name: one.where(ran) for name, one in dataset.data_vars.items() if one.dtype.kind == "f"}
     return dataset.assign(quantities)
@@ -208,7 +208,7 @@ def _without_pending(dataset: xr.Dataset) -> xr.Dataset:
 def load_figure(path: str | Path, partial: bool = False) -> tuple[str, dict[str, xr.Dataset]]:
     """The name of the figure that a folder was made for, "" for a plain run, and its runs by their names.
 
-    With `partial` they need not be finished, see `load_run`.
+    With `partial` the runs may be unfinished, see `load_run`.
 
     **Raises:** `InputError` as `load_run` does, and for a folder that holds neither a run nor a figure's runs.
     """
@@ -253,7 +253,7 @@ def check_free(path: str | Path, overwrite: bool) -> None:
 
 
 def is_vacant(path: Path) -> bool:
-    """Whether a folder is empty, but for what the program or somebody has set aside of earlier results."""
+    """Whether a folder is empty, except for earlier results that the program or a person has set aside."""
     return all(entry.name.startswith(f"{RESULTS}.") or is_generated(entry.name) for entry in path.iterdir())
 
 
@@ -275,7 +275,7 @@ def is_started(path: str | Path) -> bool:
 
 
 def kept_problem(path: str | Path) -> Path | None:
-    """The copy of the problem's file that a run keeps, so that it can be resumed wherever that file has gone."""
+    """The run's copy of the problem's file, from which the run is resumed even if that file has gone."""
     copies = [Path(path) / f"{PROBLEM}{suffix}" for suffix in _SUFFIXES]
     return next(filter(Path.is_file, copies), None)
 
@@ -287,7 +287,7 @@ def drawn(path: Path) -> list[str]:
 
 
 def _read_results(path: Path) -> tuple[xr.Dataset, list[str]]:
-    """The dataset, lanes whose values are damaged as those that have not run, and what is damaged."""
+    """The dataset, in which damaged lanes count as not run, and the names of the damaged parts."""
     try:
         dataset, damaged = checksums.read(path / RESULTS)[:2]
     except Damaged as error:
@@ -324,7 +324,7 @@ def _empty(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) ->
 
 
 def _restore(path: Path, settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> None:
-    """Makes metadata and coordinates anew from the plan; lanes that are of this plan, and whole, are kept."""
+    """Makes metadata and coordinates anew from the plan; undamaged lanes of this plan are kept."""
     figure = checksums.attributes(path / RESULTS).get(_FIGURE)
     with replacing(path) as new:
         _fill(new, settings, plan, {_FIGURE: figure} | dict(attrs) if figure else attrs)

@@ -58,7 +58,7 @@ def _loss(cell: Cell) -> str:
 
 
 def _and_then(cell: Cell) -> str:
-    """What the loss does there, in words."""
+    """The loss's ending, in words."""
     words = {
         AT_ROUNDING: f", since t = {time(cell.reached)}",
         LOWEST: ", the lowest possible",
@@ -70,7 +70,7 @@ def _and_then(cell: Cell) -> str:
 
 
 def _of_seeds(cell: Cell) -> str:
-    """How many of the seeds do what most do, if not all."""
+    """The number of seeds that have the most frequent ending, if not all."""
     count, all_of_them = cell.endings.count(cell.ending), len(cell.endings)
     return "" if count == all_of_them else f" ({count} of {all_of_them} seeds)"
 
@@ -237,7 +237,7 @@ def median(values: np.ndarray, alone: bool = False) -> str:
 
 
 def error(values: np.ndarray, dataset: xr.Dataset, alone: bool = False) -> str:
-    """An alignment error, "rounding" where it is no more than that."""
+    """An alignment error, or "rounding" where it is only rounding."""
     eps = np.finfo(dataset.attrs.get("dtype", "float64")).eps
     finite = values[np.isfinite(values)]
     return "rounding" if finite.size and np.median(finite) < 200 * eps**2 else median(values, alone)

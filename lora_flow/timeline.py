@@ -1,4 +1,4 @@
-"""When a run passes from one phase to the next, as arXiv 2503.06982 has them: align, grow, converge, stop."""
+"""The times at which a run passes from one phase of arXiv 2503.06982 to the next: align, grow, converge, stop."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _saddles(loss: xr.DataArray, initial: xr.DataArray, floor: xr.DataArray) -> 
 
 
 def saddles(loss: np.ndarray, times: np.ndarray, initial: float, floor: float) -> list[tuple[float, float]]:
-    """The times between which one run's loss, `initial` at t = 0, is on a saddle, as `phases` has it."""
+    """The intervals in which one run's loss, `initial` at t = 0, is on a saddle, as defined in `phases`."""
     rates = np.nan_to_num(rates_of_fall(loss, times, floor), nan=0.0)
     before, after = np.maximum.accumulate(rates), np.maximum.accumulate(rates[::-1])[::-1]
     slow = np.concatenate([[False], rates < SLOW * np.minimum(before, after), [False]])

@@ -1,4 +1,4 @@
-"""Settings files: read with one line for whatever is wrong with them."""
+"""Settings files, read with one line for anything wrong in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a stored run is the one that a plan describes: its values may be gone on with only then."""
+"""Whether a stored run is the one that a plan describes; only then may the run be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_settings(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) 
 
 
 def check_attrs(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises unless it was planned alike, of the same problem, by the same versions on the same platform."""
+    """Raises unless the run has the same plan and problem, by the same versions on the same platform."""
     for name in (*_WHERE, *_HOW):
         _same(path, name, then.get(name), now[name])
     must = f"be the one that '{path}' was started with, to resume it"

@@ -63,7 +63,7 @@ def answer(words: list[str]) -> int:
 
 
 def _is_of_output(error: OSError) -> bool:
-    """Whether it was standard output that could not be written."""
+    """Whether standard output could not be written."""
     if isinstance(error, BrokenPipeError):
         return True
     try:
@@ -74,7 +74,7 @@ def _is_of_output(error: OSError) -> bool:
 
 
 def _of_system(error: OSError, out: str) -> str:
-    """What the operating system refused, with the path that it is about."""
+    """The line for a refusal of the operating system, with the path."""
     path = error.filename if isinstance(error.filename, str | bytes) else out
     must = _MUST.get(error.errno or 0, "be usable")
     return f"'{os.fsdecode(path)}' must {must}, got {error.strerror or error}{_and_stored()}"

@@ -1,4 +1,4 @@
-"""What is printed reaches any terminal, log or pipe: characters that it cannot carry are put into ASCII."""
+"""Output for any terminal, log or pipe: characters that it cannot carry are put into ASCII."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ ABOUT = "The gradient flow of LoRA adapters, accurate over 26 decades of loss."
 
 @runtime_checkable
 class Command(Protocol):
-    """What can be run: a frozen dataclass whose fields are flags, in the module of its name."""
+    """A command: a frozen dataclass whose fields are flags, in the module of its name."""
 
     def run(self) -> int:
         """Does it, and returns the exit status."""

@@ -144,7 +144,7 @@ def solve_runs(
 
 
 def stored(out: str) -> Settings:
-    """What a run folder was started with."""
+    """The settings that a run folder was started with."""
     from lora_flow.store import read_settings
 
     return from_table(read_settings(out), f"{out}/settings.toml")

@@ -1,4 +1,4 @@
-"""How the values of flags are read: numbers and names, several of them with spaces or commas between, and ranges."""
+"""The values of flags: numbers and names, several of them separated by spaces or commas, and ranges."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def integer(text: str) -> int:
 
 
 def number(text: str, what: str = "a number") -> float:
-    """Whatever Python reads as a float; that it is positive or finite is for others to ask."""
+    """Anything that Python reads as a float; others check that it is positive or finite."""
     try:
         return float(text)
     except ValueError:

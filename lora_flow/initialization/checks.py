@@ -1,4 +1,4 @@
-"""What every initialisation checks, and what it asks of a problem."""
+"""The checks of every initialisation, and the needs of a problem."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_twice(rank: int, layers: Layers, scheme: str) -> None:
 
 
 def check_reaches_task(rank: int, problems: Sequence[Problem], scheme: str) -> None:
-    """For schemes that start along all that must be learned."""
+    """For schemes that start along the whole task."""
     (needed, of), problem = max(((task_rank(one), one) for one in problems), key=lambda found: found[0][0])
     largest = min(min(shape) for shape in problem.layers)
     room = "" if needed <= largest else f", for which the smallest layer dimension, {largest}, leaves no room"
@@ -57,7 +57,7 @@ def check_reaches_task(rank: int, problems: Sequence[Problem], scheme: str) -> N
 
 
 def check_drawn(name: str, drawn: Any, layers: Layers, rank: int) -> Adapters:
-    """What an initialisation of one's own returned, as adapters; raises unless that is what it is."""
+    """The result of a user's own initialisation, as adapters; raises unless it is that."""
     init, pairs = f"init '{name}'", []
     several = isinstance(drawn, (tuple, list)) and not isinstance(drawn, Adapter) and len(drawn) == len(layers)
     require(several, init, f"return one Adapter(a, b) for each of {len(layers)} layers", kind(drawn))

@@ -1,10 +1,11 @@
-"""Directions that a matrix leaves open, chosen the same way everywhere, where a decomposition takes them from rounding.
+"""Directions that a matrix leaves open, chosen the same way everywhere, where a decomposition returns rounding.
 
-Singular vectors of a value that comes once are determined up to a sign, of a value that comes several times up to a
-rotation, and of the value 0 the matrix says no more than what they are orthogonal to. What LAPACK returns there differs
-between machines and between programs, and a start that uses it would make runs differ. The choice here is by the
-coordinate axes: within the space that is open, the projection of the first axis of which at least half as much lies in
-it as of any other; then the same in what is left. Of a value that comes once that is its vector, with a positive sign.
+The singular vector of a simple value is determined up to a sign, those of a multiple value up to a rotation, and for
+the value 0 the matrix only says what the vectors are orthogonal to. LAPACK's choice differs between machines and
+between programs, and a start with this choice would make runs differ. Here the coordinate axes choose. The first vector
+is the projection of an axis on the open space: the first axis with at least half as much in this space as any other.
+The next vectors come in the same way from the remaining space. For a simple value the result is its vector, with a
+positive sign.
 """
 
 from __future__ import annotations
