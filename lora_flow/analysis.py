@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_flow.adapter import Adapters
+from lora_flow.adapter import Adapters, as_adapters
 from lora_flow.compiling import compiled
 from lora_flow.flows import Flow, as_flow
 from lora_flow.formulas import keeps_loss
@@ -38,16 +38,17 @@ def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") ->
     - `loss_signal`, `loss_rest`: the loss split into 1/2 ||U^T E V||_F^2, with U and V the singular vectors of the
       shift, and the rest (equation 79).
 
-    **Raises:** `InputError` for a problem that has changed since it was solved, and for a bad flow.
+    **Raises:** `InputError` for a problem that has changed since it was solved, and for a bad flow or adapters.
     """
     check_problem(problem)
+    driven, adapters = as_flow(flow), as_adapters("adapters", adapters, problem.layers)
     lead = adapters[0].a.shape[:-2]
     flat = [np.asarray(leaf).reshape(-1, *leaf.shape[-2:]) for leaf in jax.tree.leaves(adapters)]
     reached = np.all([np.isfinite(leaf).all(axis=(-2, -1)) for leaf in flat], axis=0)
     kept = [np.where(reached[:, None, None], leaf, 0.0) for leaf in flat]
     finite: Any = jax.tree.unflatten(jax.tree.structure(adapters), kept)  # of NumPy's arrays
     directions = on_host(directions_of(problem))
-    named = _of_the_flow(problem, as_flow(flow), finite, directions) | _alignment(finite, directions)
+    named = _of_the_flow(problem, driven, finite, directions) | _alignment(finite, directions)
     if isinstance(problem, Offset) and keeps_loss(problem.problem, Factorization):
         joined = _of_the_update(problem.problem, on_host(_joined(problem, finite)))
         count = min(*problem.problem.shift.shape, 2 * adapters[0].rank)

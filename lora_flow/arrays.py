@@ -7,11 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
-from lora_flow.checks import InputError, require
+from lora_flow.checks import InputError, concrete, kind, listed, require
 
 AnyArray = Any  # whatever `numbers` takes
+
+
+def require_key(key: Any) -> None:
+    """Raise unless it is one key of `jax.random`, of either kind."""
+    new = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
+    old = isinstance(key, (jax.Array, np.ndarray)) and key.dtype == np.uint32 and key.ndim == 1
+    require(new or old, "key", "be one random key, as jax.random.key(0) makes it", kind(key))
 
 
 def numbers(name: str, value: Any, what: str = "hold real numbers") -> np.ndarray | Array:
@@ -27,10 +34,10 @@ def numbers(name: str, value: Any, what: str = "hold real numbers") -> np.ndarra
     if isinstance(value, np.ma.MaskedArray):
         require(not np.ma.getmaskarray(value).any(), name, what, "an array with masked entries")
     array = value if isinstance(value, jax.Array) else _as_numpy(name, value, what)
-    kind = array.dtype
-    require(not jnp.issubdtype(kind, jnp.complexfloating), name, what, "complex ones")
-    real = any(jnp.issubdtype(kind, one) for one in (jnp.integer, jnp.floating)) and kind.kind != "m"
-    require(real, name, what, type(value).__name__ if array.ndim == 0 else f"entries of type {kind}")
+    dtype = array.dtype
+    require(not jnp.issubdtype(dtype, jnp.complexfloating), name, what, "complex ones")
+    real = any(jnp.issubdtype(dtype, one) for one in (jnp.integer, jnp.floating)) and dtype.kind != "m"
+    require(real, name, what, type(value).__name__ if array.ndim == 0 else f"entries of type {dtype}")
     return array
 
 
@@ -49,11 +56,25 @@ def real_array(name: str, value: Any, what: str = "hold real numbers") -> Array:
     return jnp.asarray(converted)
 
 
+def as_labels(labels: AnyArray, classes: int) -> Int[Array, " count"]:
+    """Labels of classes, as losses take them; a fraction, or a class that is not there, would count as another one.
+
+    **Raises:** `InputError` unless they are a vector of integers from 0 to below `classes`, none of them masked.
+    """
+    must = f"be integers from 0 to {classes - 1}"
+    array = numbers("labels", labels, must)
+    whole = array.ndim == 1 and (jnp.issubdtype(array.dtype, jnp.integer) or array.size == 0)
+    require(whole, "labels", must, f"{array.dtype} of shape {array.shape}")
+    known = concrete(array)
+    inside = known is None or known.size == 0 or (known.min() >= 0 and known.max() < classes)
+    require(inside, "labels", must, None if known is None or not known.size else f"{known.min()} to {known.max()}")
+    return jnp.asarray(array, jnp.int32)
+
+
 def _as_numpy(name: str, value: Any, what: str) -> np.ndarray | Array:
     """A copy of its own."""
     try:
-        listed = jax.tree.leaves(value) if isinstance(value, (list, tuple)) else ()
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in listed):
+        if any(isinstance(one, jax.core.Tracer) for one in listed(value)):
             return jnp.asarray(value)
         array = np.array(_detached(value), copy=True, subok=False)
         return array.astype(array.dtype.newbyteorder("="), copy=False)

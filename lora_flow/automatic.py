@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from lora_flow.chebyshev import ChebyshevState, RungeKuttaChebyshev, beyond_rounding, rounding_of
+from lora_flow.checks import require_instance
 from lora_flow.control import StepError
 from lora_flow.derivatives import LoopKind
 from lora_flow.matrices import norm
@@ -89,6 +90,9 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
 
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar = QuarticInterpolation
+
+    def __check_init__(self) -> None:
+        require_instance("chebyshev", self.chebyshev, RungeKuttaChebyshev, "be a RungeKuttaChebyshev")
 
     def with_loops(self, kind: LoopKind) -> Automatic:
         return Automatic(self.chebyshev.with_loops(kind))

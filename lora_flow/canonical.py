@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import require
+from lora_flow.checks import require_integer
 from lora_flow.matrices import Diagonal, Matrix, gram_schmidt, norm_on_host
 from lora_flow.problem import Factorization, Layers, check_factorization, matrix_rank
 
@@ -82,7 +82,7 @@ def canonical(problem: Factorization, *, rank: int) -> Canonical:
 
 def canonical_all(problems: Sequence[Factorization], *, rank: int) -> list[Canonical]:
     """Several problems of one shape in canonical coordinates of one shape, which can share a program."""
-    require(isinstance(rank, (int, np.integer)) and rank >= 1, "rank", "be an integer, at least 1", rank)
+    require_integer("rank", rank, "be at least 1", 1)
     for problem in problems:
         check_factorization(problem)
     turned = [_turn_aligned(problem) for problem in problems]

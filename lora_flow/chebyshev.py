@@ -15,6 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from lora_flow.checks import require_choice, require_flag, require_integer
 from lora_flow.control import StepError
 from lora_flow.derivatives import LoopKind
 from lora_flow.matrices import norm
@@ -75,8 +76,9 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
     interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation
 
     def __check_init__(self) -> None:
-        if self.max_stages < 2:
-            raise ValueError(f"max_stages must be at least 2, got {self.max_stages}")
+        require_integer("max_stages", self.max_stages, "be at least 2", 2)
+        require_choice("scan_kind", self.scan_kind, ("checkpointed", "lax", "bounded"))
+        require_flag("tell_rounding", self.tell_rounding)
 
     def with_loops(self, kind: LoopKind) -> RungeKuttaChebyshev:
         return dataclasses.replace(self, scan_kind=kind)

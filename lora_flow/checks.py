@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,14 +37,16 @@ def kind(value: Any) -> str:
     """The description of a wrong value, for the end of a message: numbers and text as they are written."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic)):
         return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         return f"shape {shape} of {getattr(value, 'dtype', type(value).__name__)}" if shape else f"{value}"
     return f"{value!r}" if isinstance(value, (list, tuple, range)) else f"a {type(value).__name__}"
 
 
-def require_number(name: str, value: Any, must: str, holds: Callable[[np.ndarray], Any] = lambda known: True) -> None:
-    """Raise unless `value` is one finite real number, of Python, NumPy or JAX, for which `holds` does.
+def require_number(name: str, value: Any, must: str, where: Callable[[np.ndarray], Any] = lambda known: True) -> None:
+    """Raise unless `value` is one finite real number, of Python, NumPy or JAX, at which `where` holds.
 
     In the floating-point type in use, where it must neither overflow nor, if not zero itself, become zero. Of what JAX
     traces only the shape is known.
@@ -52,7 +56,7 @@ def require_number(name: str, value: Any, must: str, holds: Callable[[np.ndarray
         require(np.shape(value) == (), name, must, kind(value))
         return
     one = known.shape == () and known.dtype != object
-    require(one and np.isfinite(known) and holds(known), name, must, kind(value))
+    require(one and np.isfinite(known) and where(known), name, must, kind(value))
 
 
 def require_integer(name: str, value: Any, must: str, least: int | float, most: int | float = np.inf) -> None:
@@ -60,6 +64,23 @@ def require_integer(name: str, value: Any, must: str, least: int | float, most: 
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     require(whole, name, "be an integer", kind(value))
     require(least <= value <= most, name, must, value)
+
+
+def require_flag(name: str, value: Any) -> None:
+    """Raise unless `value` is a truth value: what only counts as one is another argument in its place."""
+    require(isinstance(value, (bool, np.bool_)), name, "be True or False", kind(value))
+
+
+def require_instance(name: str, value: Any, wanted: type, must: str) -> None:
+    """Raise unless `value` is an object of that class, which the class itself is not."""
+    require(isinstance(value, wanted), name, must, kind(value))
+
+
+def as_path(name: str, value: Any) -> Path:
+    """The path that text or a path-like object stands for; no bytes."""
+    must = "be the path of a file or a folder"
+    require(isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str), name, must, kind(value))
+    return Path(value)
 
 
 def require_increasing(name: str, values: np.ndarray, most: Any, end: str) -> None:
@@ -74,12 +95,11 @@ def require_increasing(name: str, values: np.ndarray, most: Any, end: str) -> No
 
 def as_real(value: Any) -> np.ndarray | None:
     """Real numbers as an array of the floating-point type in use; None of what JAX traces, objects of anything else."""
-    import jax
     import jax.numpy as jnp
 
     nothing = np.empty((), object)
     try:
-        if any(concrete(leaf) is None for leaf in jax.tree.leaves(value)):
+        if any(concrete(one) is None for one in listed(value)):
             return None
         known = np.asarray(value)
     except (TypeError, ValueError, RuntimeError):  # ragged lists, and what other libraries raise
@@ -88,6 +108,15 @@ def as_real(value: Any) -> np.ndarray | None:
         return nothing
     with np.errstate(over="ignore", under="ignore"):
         return known.astype(jnp.result_type(float))
+
+
+def listed(value: Any) -> Iterator[Any]:
+    """What lists and tuples hold, however deep, or the value itself."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            yield from listed(one)
+    else:
+        yield value
 
 
 def require_choice(name: str, value: Any, choices: Iterable[str], otherwise: str = "") -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from lora_flow.checks import kind, require, require_instance, require_number
 from lora_flow.matrices import norm
 
 GROWTH = 0.1  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong
@@ -87,6 +88,13 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     atol: float = 1e-16
     norm: Norm = optimistix.rms_norm
     pid: diffrax.PIDController = diffrax.PIDController(rtol=1.0, atol=0.0, pcoeff=0.4, icoeff=0.3)
+
+    def __check_init__(self) -> None:
+        require_number("rtol", self.rtol, "lie between 0 and 1", lambda known: 0 < known < 1)
+        require_number("atol", self.atol, "be at least 0", lambda known: known >= 0)
+        for name in ("relative_residual", "growth_bound", "factors", "norm"):
+            require(callable(getattr(self, name)), name, "be a function", kind(getattr(self, name)))
+        require_instance("pid", self.pid, diffrax.PIDController, "be a PIDController of diffrax, made")
 
     def wrap(self, direction: Any) -> ResidualController:
         return self

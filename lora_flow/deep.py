@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
 from lora_flow.arrays import AnyArray
-from lora_flow.checks import require
+from lora_flow.checks import kind, require
 from lora_flow.matrices import as_matrix, check_task, dense, frobenius_norm
 from lora_flow.problem import Layers
 
@@ -34,7 +34,8 @@ class DeepLinear(eqx.Module):
     of_products = True
 
     def __init__(self, weights: Sequence[AnyArray], shift: AnyArray | None = None, target: AnyArray | None = None):
-        weights = tuple(weights)
+        several = isinstance(weights, (list, tuple)) or getattr(weights, "ndim", 0) == 3
+        require(several, "weights", "be a list of matrices, W_1 first", kind(weights))
         require(len(weights) > 0, "weights", "hold at least one matrix", "none")
         self.weights = tuple(dense(as_matrix(f"weights[{i}]", weight)) for i, weight in enumerate(weights))
         for i, (before, after) in enumerate(zip(self.weights, self.weights[1:], strict=False), start=1):

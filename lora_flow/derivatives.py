@@ -10,7 +10,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lora_flow.checks import InputError, require
+from lora_flow.checks import InputError, require, require_instance
 
 LoopKind = Literal["checkpointed", "lax", "bounded"]  # as equinox names them
 Mode = Literal["reverse", "forward", "forward again"]
@@ -31,6 +31,7 @@ ONLY_FORWARD = (
 def as_adjoint(adjoint: diffrax.AbstractAdjoint | None) -> diffrax.AbstractAdjoint:
     """The adjoint, or the default. Raises for those that see no more than where a run ends."""
     adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
+    require_instance("adjoint", adjoint, diffrax.AbstractAdjoint, "be an adjoint of diffrax, made, as DirectAdjoint()")
     along = not isinstance(adjoint, (diffrax.BacksolveAdjoint, diffrax.ImplicitAdjoint))
     require(along, "adjoint", "differentiate what is saved along the way", type(adjoint).__name__)
     return adjoint

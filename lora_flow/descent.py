@@ -16,21 +16,22 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from lora_flow.adapter import Adapter, Adapters
+from lora_flow.adapter import Adapter, Adapters, as_start
 from lora_flow.checks import (
     InputError,
     as_real,
-    concrete,
     kind,
     one_line,
     require,
     require_choice,
+    require_flag,
     require_increasing,
     require_integer,
+    require_number,
 )
 from lora_flow.compiling import compiled
 from lora_flow.derivatives import LoopKind, as_adjoint, guard_inputs, guard_outputs, loop_kind
-from lora_flow.flow import STATUS, Trajectory, check_adapters, finite, observed, prepend, velocity, where
+from lora_flow.flow import STATUS, Trajectory, finite, observed, prepend, velocity, where
 from lora_flow.flows import Flow, Plain, as_flow
 from lora_flow.formulas import formula
 from lora_flow.matrices import norm
@@ -77,7 +78,8 @@ class MuKlabjan(StepRule):
     smoothness: Float[Array, ""] | None
 
     def __init__(self, smoothness: float | Array | None = None):
-        require(smoothness is None or _is_positive(smoothness), "smoothness", "be a positive number", smoothness)
+        if smoothness is not None:
+            require_number("smoothness", smoothness, "be a positive number", lambda known: known > 0)
         self.smoothness = None if smoothness is None else jnp.asarray(smoothness, float)
 
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
@@ -162,7 +164,8 @@ def descend(
     check_problem(problem)
     require_integer("steps", steps, "be at least 1", 1)
     require_choice("order", order, ORDERS)
-    adapters = check_adapters(problem, adapters)
+    require_flag("save_adapters", save_adapters)
+    adapters = as_start("adapters", adapters, problem.layers)
     iterations = _iterations(int(steps), saves)
     driven = as_flow(flow)
     driven.check_start(adapters)
@@ -189,18 +192,10 @@ def _as_step(step: Any) -> Any:
             known = size.shape == () and jnp.issubdtype(size.dtype, jnp.floating)
         except Exception:  # whatever it does with a number
             known = False
-        require(known, "step", f"{must}: a schedule makes one number of an iteration", step)
+        require(known, "step", f"{must}: a schedule makes one number of an iteration", kind(step))
         return step
-    require(_is_positive(step), "step", must, step)
+    require_number("step", step, must, lambda known: known > 0)
     return jnp.asarray(step, float)
-
-
-def _is_positive(value: Any) -> bool:
-    known = concrete(value)
-    if known is None:
-        return True
-    real = np.issubdtype(known.dtype, np.integer) or np.issubdtype(known.dtype, np.floating)
-    return bool(real and known.ndim == 0 and np.isfinite(known) and known > 0)
 
 
 def _iterations(steps: int, saves: int | ArrayLike | Sequence[int]) -> np.ndarray:

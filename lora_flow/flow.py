@@ -14,18 +14,18 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from lora_flow.adapter import Adapter, Adapters, zero_adapters
-from lora_flow.arrays import real_array
+from lora_flow.adapter import Adapter, Adapters, as_start, zero_adapters
 from lora_flow.automatic import Automatic
 from lora_flow.chebyshev import RungeKuttaChebyshev
 from lora_flow.checks import (
     PrecisionWarning,
     as_real,
-    concrete,
     kind,
     require,
     require_choice,
+    require_flag,
     require_increasing,
+    require_instance,
     require_integer,
     require_number,
 )
@@ -144,7 +144,7 @@ def solve(
     """
     check_problem(problem)
     times = save_times(t1, saves)
-    adapters = check_adapters(problem, adapters)
+    adapters = as_start("adapters", adapters, problem.layers)
     driven = as_flow(flow)
     driven.check_start(adapters)
     how = integrator(
@@ -222,11 +222,15 @@ def integrator(
 ) -> Integrator:
     """Checks the arguments of `solve` of the same names and fills in the defaults."""
     require_integer("max_steps", max_steps, "be at least 1", 1)
+    require_flag("save_adapters", save_adapters)
     require_number("rtol", rtol, "lie between 0 and 1", lambda tolerance: 0 < tolerance < 1)
     if dt0 is not None:
         require_number("dt0", dt0, "be positive", lambda first: first > 0)
+    if stepsize_controller is not None:
+        must = "be a controller of diffrax, made, as PIDController(rtol=1e-6, atol=1e-9)"
+        require_instance("stepsize_controller", stepsize_controller, diffrax.AbstractStepSizeController, must)
     plain = isinstance(flow, Plain)
-    if isinstance(solver, str):
+    if not isinstance(solver, diffrax.AbstractSolver):
         solver = _named(solver, own_control=stepsize_controller is None, plain=plain)
     if isinstance(solver, RungeKuttaChebyshev | Automatic):
         require(plain, "solver", "be of another kind than RKC for a flow that is not plain", "RKC")
@@ -254,7 +258,7 @@ def integrator(
     )
 
 
-def _named(name: str, own_control: bool, plain: bool) -> diffrax.AbstractSolver:
+def _named(name: Any, own_control: bool, plain: bool) -> diffrax.AbstractSolver:
     require_choice("solver", name, SOLVERS, "or a diffrax solver")
     if name == "RKC":
         return RungeKuttaChebyshev(tell_rounding=own_control)
@@ -452,29 +456,3 @@ def where(reached: Array, saved: Any, otherwise: Any) -> Any:
 def prepend(first: Any, rest: Any) -> Any:
     """PyTrees over time, with the values at the start in front."""
     return jax.tree.map(lambda x, leaf: jnp.concatenate([x[None], leaf]), first, rest)
-
-
-def check_adapters(problem: Problem, adapters: Sequence[Adapter]) -> Adapters:
-    layers = problem.layers
-    must = f"hold one Adapter for each of {len(layers)} layers"
-    several = isinstance(adapters, (tuple, list)) and not isinstance(adapters, Adapter)
-    got = "an Adapter by itself, not in a tuple" if isinstance(adapters, Adapter) else kind(adapters)
-    require(several, "adapters", f"be a tuple and {must}", got)
-    for index, one in enumerate(adapters):
-        pair = isinstance(one, (tuple, list)) and len(one) == 2
-        require(pair, f"adapters[{index}]", "be an Adapter(a, b)", kind(one))
-    require(len(adapters) == len(layers), "adapters", must, len(adapters))
-    checked = tuple(
-        Adapter(real_array(f"adapters[{i}].a", a), real_array(f"adapters[{i}].b", b))
-        for i, (a, b) in enumerate(adapters)
-    )
-    for index, (adapter, (n_out, n_in)) in enumerate(zip(checked, layers, strict=True)):
-        rank = adapter.a.shape[0] if adapter.a.ndim else 0
-        require(rank >= 1, f"adapters[{index}]", "have a rank of at least 1", rank)
-        for name, factor, shape in (("a", adapter.a, (rank, n_in)), ("b", adapter.b, (n_out, rank))):
-            where = f"adapters[{index}].{name}"
-            require(factor.shape == shape, where, f"have shape {shape}", factor.shape)
-            values = concrete(factor)
-            finite = values is None or np.all(np.isfinite(values))
-            require(finite, where, "be finite", "entries that are NaN or infinite")
-    return checked

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import InputError, concrete, require
+from lora_flow.checks import InputError, concrete, kind, require, require_number
 from lora_flow.matrices import solve_gram
 
 
@@ -207,11 +207,15 @@ class Chain(Flow):
     """One flow after another, in the order given, as in `optax.chain`.
 
     With an optimiser of optax, learning rates (`LoRAPlus`) must come last, because they act after the optimiser.
+
+    **Raises:** `InputError` for what is no flow.
     """
 
     flows: tuple[Flow, ...]
 
     def __init__(self, *flows: Flow):
+        for flow in flows:
+            require(isinstance(flow, Flow), "flows", "be Flows, made, as ScaledGD(0.1)", kind(flow))
         self.flows = flows
 
     def __str__(self) -> str:
@@ -261,7 +265,7 @@ FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in (Plain, LoR
 def as_flow(flow: Any) -> Flow:
     """The flow itself, or the flow of that name."""
     must = "be a Flow, or the name of one, as in 'lora-plus:16'"
-    require(isinstance(flow, Flow | str), "flow", must, type(flow).__name__)
+    require(isinstance(flow, Flow | str), "flow", must, kind(flow))
     return parse_flow(flow) if isinstance(flow, str) else flow
 
 
@@ -321,9 +325,6 @@ def _not_negative(name: str, value: Any) -> Array:
     return _number(name, value, "be at least 0", lambda known: known >= 0)
 
 
-def _number(name: str, value: Any, must: str, holds: Callable[[np.ndarray], Any]) -> Array:
-    known = concrete(value)
-    real = known is None or np.issubdtype(known.dtype, np.integer) or np.issubdtype(known.dtype, np.floating)
-    require(real and np.ndim(value) == 0, name, "be a number", repr(value))
-    require(known is None or (np.isfinite(known) and holds(known)), name, must, value)
+def _number(name: str, value: Any, must: str, where: Callable[[np.ndarray], Any]) -> Array:
+    require_number(name, value, must, where)
     return jnp.asarray(value, float)

@@ -29,7 +29,7 @@ from lora_flow.initialization import (
     initialize,
 )
 from lora_flow.labels import LANE_DIMS, check_labels
-from lora_flow.problem import Problem, check_padding
+from lora_flow.problem import Problem, check_padding, require_problem
 from lora_flow.sizes import LARGEST
 from lora_flow.stale import check_problem
 
@@ -51,8 +51,7 @@ class Problems:
         else:
             problems = problem if isinstance(problem, Problems) else cls((problem,))
         for member in problems.members:
-            must = "have layers and loss(adapters), or be a mapping from labels to such problems"
-            require(isinstance(member, Problem), "problem", must, type(member).__name__)
+            require_problem(member, ", or be a mapping from labels to such problems")
             check_problem(member)
         problems.check()
         return problems

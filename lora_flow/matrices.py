@@ -12,7 +12,7 @@ from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float
 
 from lora_flow.arrays import AnyArray, numbers, real_array
-from lora_flow.checks import concrete, require
+from lora_flow.checks import concrete, kind, require
 
 WIDEST = 8  # singular vectors of one value that are taken together
 NEGLIGIBLE = 64  # eps of what it was made from, up to which a product of matrices is rounding
@@ -32,8 +32,9 @@ class Diagonal(eqx.Module):
     __array_ufunc__ = None  # NumPy leaves `array @ diagonal` to `__rmatmul__`
 
     def __init__(self, values: AnyArray, shape: tuple[int, int]):
-        whole = len(shape) == 2 and all(isinstance(size, (int, np.integer)) and size >= 0 for size in shape)
-        require(whole, "shape", "be two whole numbers", shape)
+        pair = isinstance(shape, (tuple, list)) and len(shape) == 2
+        whole = pair and all(isinstance(one, (int, np.integer)) and one is not True and one >= 0 for one in shape)
+        require(whole, "shape", "be two whole numbers", kind(shape))
         self.shape = int(shape[0]), int(shape[1])
         self.values, room = numbers("values", values), min(self.shape)  # NumPy's stay so: nothing is compiled for them
         fits = self.values.ndim == 1 and len(self.values) <= room

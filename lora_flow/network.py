@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
 from lora_flow.arrays import AnyArray
-from lora_flow.checks import concrete, require, require_number
+from lora_flow.checks import concrete, require, require_integer, require_number
 from lora_flow.matrices import (
     Diagonal,
     as_matrix,
@@ -173,7 +173,8 @@ def _row_space(x: Array, rank: int | None, tolerance: float | None) -> Float[Arr
     """An orthonormal basis of the row space; None where the columns are independent."""
     n, most, known = x.shape[1], min(x.shape), concrete(x)
     require(rank is not None or known is not None, "rank", "be given where the inputs are traced", rank)
-    require(rank is None or 1 <= rank <= most, "rank", f"be from 1 to {most}", rank)
-    if rank is None:
+    if rank is not None:
+        require_integer("rank", rank, f"be from 1 to {most}", 1, most)
+    else:
         rank = matrix_rank(singular_values(x), x.shape, tolerance)
     return None if rank == n else jnp.linalg.svd(x, full_matrices=False)[2][:rank].T

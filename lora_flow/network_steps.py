@@ -11,11 +11,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lora_flow.adapter import Adapters
-from lora_flow.checks import concrete, require, require_choice
+from lora_flow.checks import require, require_choice, require_flag, require_number
 from lora_flow.descent import StepRule, check_plain
 from lora_flow.flows import Flow
 from lora_flow.formulas import keeps_loss
@@ -123,8 +122,7 @@ class DuStep(NetworkRule):
     epsilon: float | Array = 1e-3
 
     def __check_init__(self) -> None:
-        known = concrete(self.epsilon)
-        require(known is None or known > 0, "epsilon", "be positive", self.epsilon)
+        require_number("epsilon", self.epsilon, "be positive", lambda known: known > 0)
 
     def size(self, state: Any, problem: Any, adapters: Adapters, iteration: Int[Array, ""]) -> Float[Array, ""]:
         _, y, w1, w2 = problem.network(adapters)
@@ -153,8 +151,8 @@ class GrowingStep(NetworkRule):
     def __check_init__(self) -> None:
         for name, value in (("fraction", self.fraction), ("c", self.c)):
             _check_between(name, value)
-        known = concrete(self.d)
-        require(known is None or 1 < known < np.inf, "d", "be above 1", self.d)
+        require_number("d", self.d, "be above 1", lambda known: known > 1)
+        require_flag("by_bound", self.by_bound)
 
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
         super().check(problem, flow, order)
@@ -187,8 +185,7 @@ class Backtracking(StepRule):
     constant: float | Array = 0.5
 
     def __check_init__(self) -> None:
-        first = concrete(self.first)
-        require(first is None or 0 < first < np.inf, "first", "be positive and finite", self.first)
+        require_number("first", self.first, "be positive and finite", lambda known: known > 0)
         for name, value in (("factor", self.factor), ("constant", self.constant)):
             _check_between(name, value)
 
@@ -203,11 +200,9 @@ class Backtracking(StepRule):
 
 
 def _check_between(name: str, value: Any) -> None:
-    known = concrete(value)
-    require(known is None or 0 < known < 1, name, "lie between 0 and 1", value)
+    require_number(name, value, "lie between 0 and 1", lambda known: 0 < known < 1)
 
 
 def _check_constants(c1: Any, c2: Any) -> None:
     _check_between("c1", c1)
-    known = concrete(c2)
-    require(known is None or 1 < known < np.inf, "c2", "be above 1", c2)
+    require_number("c2", c2, "be above 1", lambda known: known > 1)

@@ -8,11 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.adapter import Adapter, Adapters
-from lora_flow.arrays import real_array
-from lora_flow.checks import require
+from lora_flow.adapter import Adapter, Adapters, as_start
 from lora_flow.matrices import Matrix
-from lora_flow.problem import Layers, Problem, linearised_task, own_observables, scaling_of, vector_field
+from lora_flow.problem import (
+    Layers,
+    Problem,
+    linearised_task,
+    own_observables,
+    require_problem,
+    scaling_of,
+    vector_field,
+)
 
 
 class Offset(eqx.Module):
@@ -23,19 +29,16 @@ class Offset(eqx.Module):
 
     **Arguments:** the `problem`, and the `start` to subtract. `sweep` makes the offset by itself for the
     initialisations that need one.
+
+    **Raises:** `InputError` for what is no problem, and for adapters that are not finite or not of its layers.
     """
 
     problem: Problem
     start: Adapters
 
     def __init__(self, problem: Problem, start: Adapters):
-        self.problem = problem
-        self.start = tuple(
-            Adapter(real_array(f"start[{i}].a", a), real_array(f"start[{i}].b", b)) for i, (a, b) in enumerate(start)
-        )
-        shapes = [(*b.shape[-2:-1], *a.shape[-1:]) for a, b in self.start]
-        must = f"hold one Adapter for each of the layers {list(problem.layers)}"
-        require(shapes == [tuple(shape) for shape in problem.layers], "start", must, f"adapters of {shapes}")
+        require_problem(problem)
+        self.problem, self.start = problem, as_start("start", start, problem.layers)
 
     @property
     def scaling(self) -> Array:

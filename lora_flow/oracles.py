@@ -23,7 +23,9 @@ from jaxtyping import Array, ArrayLike, Float
 
 from lora_flow import modes
 from lora_flow.adapter import Adapter
-from lora_flow.checks import concrete, require
+from lora_flow.arrays import real_array
+from lora_flow.checks import concrete, require, require_number
+from lora_flow.matrices import as_matrix, dense
 from lora_flow.riccati import count_substeps, riccati_gram
 
 __all__ = [
@@ -67,7 +69,7 @@ def riccati(target: ArrayLike, w1: ArrayLike, w2: ArrayLike, t: ArrayLike, *, st
     **Raises:** `InputError` for shapes that do not match, for weights that are not lambda-balanced, for times that are
     negative or not finite, and for a bad number of sub-steps.
     """
-    y, w1, w2, t = _matrix("target", target), _matrix("w1", w1), _matrix("w2", w2), jnp.asarray(t, float)
+    y, w1, w2, t = _matrix("target", target), _matrix("w1", w1), _matrix("w2", w2), real_array("t", t)
     (m, n), h = y.shape, len(w1)
     require(w1.shape[1] == n, "w1", f"have {n} columns", f"shape {w1.shape}")
     require(w2.shape == (m, h), "w2", f"have shape {(m, h)}", w2.shape)
@@ -102,12 +104,12 @@ def single_layer(
     **Raises:** `InputError` for rows that are not orthogonal and of equal length, for a scaling that is not positive,
     and as `riccati` does.
     """
-    y, a, s, t = _matrix("shift", shift), _matrix("a", a), jnp.asarray(scaling, float), jnp.asarray(t, float)
+    y, a, s, t = _matrix("shift", shift), _matrix("a", a), real_array("scaling", scaling), real_array("t", t)
+    require_number("scaling", s, "be positive", lambda known: known > 0)
     require(a.shape[1] == y.shape[1], "a", f"have {y.shape[1]} columns", f"shape {a.shape}")
     rate = None
     if known := _concrete(y, a, s):
         goal, rows, scale = known
-        require(scale > 0, "scaling", "be positive", scaling)
         square = _multiple_of_identity(rows @ rows.T, np.sum(rows**2), "a", "have orthogonal rows of equal length")
         rate = float(scale * np.hypot(scale * square / 2, np.linalg.norm(goal, 2)))  # ||F||_2 s^2
     return _single_layer(y, a, s, t, count_substeps(rate, t, steps))
@@ -150,7 +152,8 @@ def scalar(y: ArrayLike, u0: ArrayLike, v0: ArrayLike, t: ArrayLike) -> tuple[Ar
     Accuracy: 1e-13 of u and v relative to their norm, for either sign of y, and at all times, down to 1e-140 on the
     way into the saddle u = v = 0. At y = d = 0 the second derivatives are wrong.
     """
-    return modes.imbalanced_mode(*(jnp.asarray(value, float) for value in (y, u0, v0, t)))
+    given = {"y": y, "u0": u0, "v0": v0, "t": t}
+    return modes.imbalanced_mode(*(real_array(name, value) for name, value in given.items()))
 
 
 def spectral(
@@ -168,7 +171,7 @@ def spectral(
     **Raises:** `InputError` for shapes that do not match, and for singular vectors that are not orthonormal.
     """
     left, right = _matrix("left", left), _matrix("right", right)
-    sigma, b0, a0 = (jnp.asarray(value, float) for value in (sigma, b0, a0))
+    sigma, b0, a0 = real_array("sigma", sigma), real_array("b0", b0), real_array("a0", a0)
     require(sigma.ndim == 1, "sigma", "be a vector", f"shape {sigma.shape}")
     k = len(sigma)
     for name, rows, vectors in (("left", left.T, "columns"), ("right", right, "rows")):
@@ -177,7 +180,7 @@ def spectral(
             _require_zero(known[0] @ known[0].T - np.eye(k), 1.0, name, f"have orthonormal {vectors}")
     for name, start in (("b0", b0), ("a0", a0)):
         require(start.shape == (k,), name, f"have shape {(k,)}", start.shape)
-    b, a = scalar(sigma, b0, a0, jnp.asarray(t, float)[..., None])
+    b, a = scalar(sigma, b0, a0, real_array("t", t)[..., None])
     return Adapter(jnp.einsum("...k,kn->...kn", a, right), jnp.einsum("mk,...k->...mk", left, b))
 
 
@@ -192,7 +195,7 @@ def symmetric(target: ArrayLike, u: ArrayLike, t: ArrayLike, *, steps: int | Non
 
     **Raises:** `InputError` for a target that is not symmetric, for shapes that do not match, and as `riccati` does.
     """
-    y, u, t = _matrix("target", target), _matrix("u", u), jnp.asarray(t, float)
+    y, u, t = _matrix("target", target), _matrix("u", u), real_array("t", t)
     require(y.shape[0] == y.shape[1], "target", "be a square matrix", f"shape {y.shape}")
     require(len(u) == len(y), "u", f"have {len(y)} rows", f"shape {u.shape}")
     rate = None
@@ -219,9 +222,10 @@ def symmetric_mode(s: ArrayLike, p0: ArrayLike, t: ArrayLike) -> Array:
 
     **Raises:** `InputError` for a negative p0.
     """
+    s, p0, t = real_array("s", s), real_array("p0", p0), real_array("t", t)
     start = concrete(p0)
     require(start is None or np.all(start >= 0), "p0", "be at least 0", p0)
-    return modes.symmetric_mode(*(jnp.asarray(value, float) for value in (s, p0, t)))
+    return modes.symmetric_mode(s, p0, t)
 
 
 def schur_complement(s0: ArrayLike, l2: ArrayLike, t: ArrayLike) -> Float[Array, "*times k k"]:
@@ -238,7 +242,7 @@ def schur_complement(s0: ArrayLike, l2: ArrayLike, t: ArrayLike) -> Float[Array,
     **Raises:** `InputError` for shapes that do not match, for an s0 that is not symmetric and positive semi-definite,
     and for a negative value of L2.
     """
-    s0, l2 = _matrix("s0", s0), jnp.asarray(l2, float)
+    s0, l2, t = _matrix("s0", s0), real_array("l2", l2), real_array("t", t)
     require(l2.ndim == 1, "l2", "be a vector", f"shape {l2.shape}")
     require(s0.shape == (len(l2), len(l2)), "s0", f"have shape {(len(l2), len(l2))}", s0.shape)
     start, damping = concrete(s0), concrete(l2)
@@ -248,7 +252,7 @@ def schur_complement(s0: ArrayLike, l2: ArrayLike, t: ArrayLike) -> Float[Array,
         positive = values[0] >= -ROUNDING * jnp.finfo(float).eps * values[-1]
         require(positive, "s0", "be positive semi-definite", f"an eigenvalue of {values[0]:.2g}")
     require(damping is None or np.all(damping >= 0), "l2", "be at least 0", l2)
-    return _schur_complement(s0, l2, jnp.asarray(t, float))
+    return _schur_complement(s0, l2, t)
 
 
 @jax.jit
@@ -265,9 +269,7 @@ def _schur_complement(s0: Array, l2: Array, t: Array) -> Array:
 
 
 def _matrix(name: str, value: ArrayLike) -> Array:
-    matrix = jnp.asarray(value, float)
-    require(matrix.ndim == 2 and matrix.size, name, "be a matrix, not empty", f"shape {matrix.shape}")
-    return matrix
+    return dense(as_matrix(name, value))
 
 
 def _concrete(*values: Array) -> list[np.ndarray] | None:

@@ -22,7 +22,7 @@ from lora_flow.adapter import Adapters, zero_adapters
 from lora_flow.analysis import analyse
 from lora_flow.batch import draw, lane_sharding, round_solver
 from lora_flow.canonical import Canonical, canonical_all
-from lora_flow.checks import require
+from lora_flow.checks import require, require_flag, require_integer
 from lora_flow.compiling import compiled
 from lora_flow.flow import Integrator, integrator, save_times
 from lora_flow.flows import Flow, as_flow
@@ -320,9 +320,10 @@ def plan_sweep(
     """Checks the arguments of `sweep`, all of them before anything is solved."""
     problems = Problems.of(problem)
     grid = Grid.of(problems, init=init, side=side, alpha=alpha, rank=rank, seeds=seeds)
-    require(batch_size >= 1, "batch_size", "be at least 1", batch_size)
+    require_integer("batch_size", batch_size, "be at least 1", 1)
+    require_flag("details", details)
     here = jax.local_device_count()
-    require(0 <= devices <= here, "devices", f"lie between 0, for all, and {here}, the number of devices", devices)
+    require_integer("devices", devices, f"lie between 0, for all, and {here}, the number of devices", 0, here)
     devices = devices or here
     times = np.asarray(save_times(t1, saves))
     how = integrator(

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.checks import require
+from lora_flow.arrays import require_key
+from lora_flow.checks import kind, require, require_integer, require_number
 from lora_flow.flow import RTOL, STATUS, solve
-from lora_flow.initialization import initialize
+from lora_flow.initialization import check_alpha, find_scheme, initialize
 from lora_flow.network import LinearNetwork
 from lora_flow.problem import Factorization
 from lora_flow.targets import PAPER_SPECTRUM, Component, aligned_problem
@@ -47,12 +48,13 @@ def network_problem(
 
     **Raises:** `InputError` where an argument is out of its range.
     """
+    require_key(key)
     for name, size in (("m", m), ("n", n)):
-        require(size >= 1, name, "be at least 1", size)
-    require(samples >= 0, "samples", "be at least 0, for infinitely many", samples)
-    require(0 <= input_rank <= n, "input_rank", f"lie between 0, for all, and {n}, the number of inputs", input_rank)
-    require(np.isfinite(input_kappa) and input_kappa >= 1, "input_kappa", "be at least 1", input_kappa)
-    require(np.isfinite(target_noise) and target_noise >= 0, "target_noise", "be at least 0", target_noise)
+        require_integer(name, size, "be at least 1", 1)
+    require_integer("samples", samples, "be at least 0, for infinitely many", 0)
+    require_integer("input_rank", input_rank, f"lie between 0, for all, and {n}, the number of inputs", 0, n)
+    require_number("input_kappa", input_kappa, "be at least 1", lambda known: known >= 1)
+    require_number("target_noise", target_noise, "be at least 0", lambda known: known >= 0)
     rank = input_rank or n
 
     keys = jax.random.split(key, 4)
@@ -106,6 +108,10 @@ def pretrained_problem(
 
     **Raises:** `InputError` where an argument is out of its range, and where the pretraining does not converge in time.
     """
+    require(isinstance(init, str), "init", "be the name of an initialisation", kind(init))
+    find_scheme(init)
+    check_alpha(alpha)
+    require_number("pretraining_t1", pretraining_t1, "be positive and finite", lambda end: end > 0)
     aligned = aligned_problem(key, m=m, n=n, h=h, shift_scale=shift_scale, component=component, spectrum=spectrum)
     network = LinearNetwork((aligned.w2 @ aligned.w1).T)
     start = initialize(init, jax.random.fold_in(key, 3), network, rank=h, alpha=alpha, side="A")

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lora_flow.adapter import Adapter, Adapters, pad, zero_adapters
+from lora_flow.adapter import Adapter, Adapters, check_layers, pad, zero_adapters
 from lora_flow.arrays import AnyArray
-from lora_flow.checks import require
+from lora_flow.checks import kind, require
 from lora_flow.formulas import formula, keeps_all, keeps_loss
 from lora_flow.matrices import (
     Diagonal,
@@ -52,6 +52,13 @@ class Problem(Protocol):
     def layers(self) -> Layers: ...
 
     def loss(self, adapters: Adapters) -> Array: ...
+
+
+def require_problem(problem: Any, otherwise: str = "") -> None:
+    """Raises for what is no problem; the message says what else would do."""
+    fits = isinstance(problem, Problem) and not isinstance(problem, type)
+    require(fits, "problem", f"have layers and loss(adapters){otherwise}", kind(problem))
+    check_layers("problem.layers", problem.layers)
 
 
 class Factorization(eqx.Module):
@@ -254,7 +261,8 @@ def spectrum_text(sigma: Sequence[float] | np.ndarray, name: str = "shift") -> s
 
 def check_factorization(problem: Any) -> None:
     """Raises for what no other factorisation can stand in for: a subclass that changes or adds something."""
-    require(keeps_all(problem, Factorization), "problem", "be a Factorization as it is", type(problem).__name__)
+    got = type(problem).__name__ if isinstance(problem, Problem) and not isinstance(problem, type) else kind(problem)
+    require(keeps_all(problem, Factorization), "problem", "be a Factorization as it is", got)
 
 
 def check_padding(problem: Problem, ranks: Sequence[int]) -> None:
@@ -315,7 +323,10 @@ def linearised_task(problem: Problem) -> tuple[Matrix, ...]:
     the gradient with respect to the layer's weight, since B A = 0 changes no layer.
 
     **Returns:** one `(out, in)` matrix for each layer.
+
+    **Raises:** `InputError` for what is no problem.
     """
+    require_problem(problem)
     own = formula(problem, "linearised_task")
     if own is not None:
         return own()

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.checks import require, require_choice
+from lora_flow.arrays import require_key
+from lora_flow.checks import require, require_choice, require_integer, require_number
 from lora_flow.single import ACTIVATIONS, Regression, SingleLayer
-from lora_flow.targets import turned
+from lora_flow.targets import require_angle, turned
 
 
 def regression_problem(
@@ -40,15 +41,16 @@ def regression_problem(
 
     **Raises:** `InputError` where an argument is out of its range.
     """
+    require_key(key)
     for name, size in (("m", m), ("n", n), ("target_rank", target_rank)):
-        require(size >= 1, name, "be at least 1", size)
+        require_integer(name, size, "be at least 1", 1)
+    require_angle(angle)
     room = min(m, n) // (1 if angle == 0 else 2)
     half = "" if angle == 0 else ", half the smallest dimension, for a shift that is turned"
     require(target_rank <= room, "target_rank", f"be at most {room}{half}", target_rank)
     for name, ratio in (("kappa", kappa), ("input_kappa", input_kappa)):
-        require(np.isfinite(ratio) and ratio >= 1, name, "be at least 1", ratio)
-    require(0 <= angle <= 90, "angle", "lie between 0 and 90 degrees", angle)
-    require(samples >= 0, "samples", "be at least 0, for infinitely many", samples)
+        require_number(name, ratio, "be at least 1", lambda known: known >= 1)
+    require_integer("samples", samples, "be at least 0, for infinitely many", 0)
     require_choice("activation", activation, ACTIVATIONS)
     require(samples > 0 or activation == "linear", "samples", f"be at least 1 with activation {activation}", samples)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lora_flow.checks import concrete, require
+from lora_flow.checks import concrete, require, require_integer
 
 REACH = 4.0  # of one sub-step, in units of 1/||F||_2: growing modes swamp the others' digits beyond it
 SLACK = 1e-5  # for the rounding of rates and times, in single precision too
@@ -27,12 +27,8 @@ def count_substeps(rate: float | None, t: Array, steps: int | None) -> int:
     if times is not None and times.size:
         first, last = float(np.min(times)), float(np.max(times))
         require(first >= 0 and last < np.inf, "t", "be finite and at least 0", f"{first:g} ... {last:g}")
-    require(
-        steps is None or (isinstance(steps, (int, np.integer)) and steps >= 1),
-        "steps",
-        "be an integer, at least 1",
-        steps,
-    )
+    if steps is not None:
+        require_integer("steps", steps, "be at least 1", 1)
     if rate is None or times is None:
         require(steps is not None, "steps", "be given where values are traced (by jit, vmap or grad)", steps)
         return int(steps)  # type: ignore[arg-type]

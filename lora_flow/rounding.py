@@ -8,11 +8,11 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
-from lora_flow.adapter import Adapters, zero_adapters
+from lora_flow.adapter import Adapters, as_start, zero_adapters
 from lora_flow.control import ROUNDING_FLOOR
 from lora_flow.formulas import formula, keeps_loss
 from lora_flow.offset import Offset
-from lora_flow.problem import Problem
+from lora_flow.problem import Problem, require_problem
 
 ROUNDING = 2 * ROUNDING_FLOOR  # in eps of the relative residual
 
@@ -37,7 +37,11 @@ def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
     `rounding_floor(adapters)`.
 
     **Returns:** a scalar, in the loss's units; derivatives take it for a constant.
+
+    **Raises:** `InputError` for what is no problem, and for what are no adapters of its layers.
     """
+    require_problem(problem)
+    adapters = as_start("adapters", adapters, problem.layers)
     own = formula(problem, "rounding_floor")
     if own is not None:
         return own(adapters)

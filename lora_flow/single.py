@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.arrays import AnyArray, numbers, real_array
-from lora_flow.checks import concrete, require, require_choice
+from lora_flow.arrays import AnyArray, as_labels, real_array
+from lora_flow.checks import require, require_choice, require_number
 from lora_flow.control import ROUNDING_FLOOR
 from lora_flow.matrices import as_matrix, check_task, dense, frobenius_norm, singular_values, spectral_norm
 from lora_flow.problem import Layers, matrix_rank, spectrum_text
@@ -220,13 +220,9 @@ class SoftmaxRegression(AdaptedLayer):
     def __init__(self, inputs: AnyArray, labels: AnyArray, weight: AnyArray, scaling: Any = 1.0):
         self.weight, self.scaling = dense(as_matrix("weight", weight)), _scaling(scaling)
         classes, features = self.weight.shape
-        self.inputs, self.labels = _inputs(inputs, features), jnp.asarray(numbers("labels", labels, "be integers"))
-        fits = self.labels.shape == self.inputs.shape[:1] and jnp.issubdtype(self.labels.dtype, jnp.integer)
-        must = f"be {len(self.inputs)} integers, one a sample"
-        require(fits, "labels", must, f"shape {self.labels.shape} of {self.labels.dtype}")
-        known = concrete(self.labels)
-        inside = known is None or (known.min() >= 0 and known.max() < classes)
-        require(inside, "labels", f"lie between 0 and {classes - 1}, the last class", known)
+        self.inputs, self.labels = _inputs(inputs, features), as_labels(labels, classes)
+        samples, count = len(self.inputs), len(self.labels)
+        require(count == samples, "labels", f"be {samples}, one a sample", count)
 
     @property
     def layers(self) -> Layers:
@@ -295,9 +291,7 @@ def _inputs(value: AnyArray, width: int) -> Array:
 
 def _scaling(value: Any) -> Array:
     scaling = real_array("scaling", value, "be one number")
-    require(scaling.ndim == 0, "scaling", "be one number", f"shape {scaling.shape}")
-    known = concrete(scaling)
-    require(known is None or (np.isfinite(known) and known > 0), "scaling", "be positive and finite", value)
+    require_number("scaling", scaling, "be positive and finite", lambda known: known > 0)
     return scaling
 
 

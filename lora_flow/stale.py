@@ -16,7 +16,7 @@ import numpy as np
 from jax.core import Tracer
 
 from lora_flow.checks import InputError, require
-from lora_flow.problem import Problem
+from lora_flow.problem import Problem, require_problem
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))  # which are told apart by their value
 DEEPEST, MOST = 12, 10_000  # what is farther from the problem, or beyond so many things, is not looked at
@@ -33,6 +33,7 @@ def check_problem(problem: Problem) -> None:
     numbers. So the arrays and numbers that the object holds are compared with those that it, or an equal object, held
     at first. The loss is not called. Later additions, a cache for instance, are no change.
     """
+    require_problem(problem)
     opaque = jax.tree.leaves(eqx.filter(problem, eqx.is_array, inverse=True))
     try:
         hash(tuple(opaque))

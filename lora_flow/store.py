@@ -25,7 +25,7 @@ import tomli_w
 import xarray as xr
 
 from lora_flow import checksums
-from lora_flow.checks import InputError, require
+from lora_flow.checks import InputError, as_path, require, require_flag
 from lora_flow.checksums import LANES, Damaged, lane_chunks, lane_sums, listed
 from lora_flow.labels import PENDING, portable_attrs
 from lora_flow.plan import Plan, Values
@@ -154,7 +154,9 @@ def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
     **Raises:** `InputError` where the folder is missing, is no run folder, has no results yet, or its run is damaged or
     not finished.
     """
-    return steady(path, lambda: _load_run(Path(path), partial))
+    require_flag("partial", partial)
+    found = as_path("the run folder", path)
+    return steady(found, lambda: _load_run(found, partial))
 
 
 def steady(path: str | Path, read: Callable[[], Read]) -> Read:

@@ -9,6 +9,7 @@ import diffrax
 import xarray as xr
 from jaxtyping import ArrayLike
 
+from lora_flow.checks import require_flag
 from lora_flow.flow import MAX_STEPS, RTOL
 from lora_flow.flows import Flow
 from lora_flow.grid import Problems
@@ -65,6 +66,7 @@ def sweep(
 
     **Raises:** `InputError` for bad arguments. A lane that fails has a status, and raises nothing.
     """
+    require_flag("progress", progress)
     plan = plan_sweep(
         problem,
         init=init,

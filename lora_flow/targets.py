@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.arrays import real_array
+from lora_flow.arrays import real_array, require_key
 from lora_flow.checks import (
     InputError,
+    as_path,
     as_real,
     kind,
     one_line,
@@ -71,6 +72,7 @@ def aligned_problem(
 
     **Raises:** `InputError` where an argument is out of its range.
     """
+    require_key(key)
     for name, size in (("m", m), ("n", n), ("h", h)):
         require_integer(name, size, "be at least 1", 1)
     require_number("delta_w", delta_w, "be positive", lambda ratio: ratio > 0)
@@ -136,7 +138,7 @@ def digits_problem(h: int = 64) -> Factorization:
     """
     from sklearn.datasets import load_digits
 
-    require(h >= 4, "h", "be at least 4, the rank of the pretrained map", h)
+    require_integer("h", h, "be at least 4, the rank of the pretrained map", 4)
     pixels, digit = load_digits(return_X_y=True)
     images = _whiten(pixels)
     classes = np.eye(10)[digit]
@@ -163,7 +165,8 @@ def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factoriza
     **Raises:** `InputError` unless 0 <= angle <= 90 and twice the shift's rank is at most min(m, n).
     """
     check_factorization(problem)
-    require(0 <= angle <= 90, "angle", "lie between 0 and 90 degrees", angle)
+    require_key(key)
+    require_angle(angle)
     if angle == 0:
         return problem
     u, sigma, vt = np.linalg.svd(np.asarray(problem.shift), full_matrices=False)
@@ -172,6 +175,10 @@ def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factoriza
     require(k <= room, "angle", f"be 0 for a shift of rank above {room}, which fills its space", f"{angle:g}, rank {k}")
     left, right = (turned(x, one, angle) for x, one in zip((u[:, :k], vt[:k].T), jax.random.split(key), strict=True))
     return Factorization(problem.w1, problem.w2, left * sigma[:k] @ right.T)
+
+
+def require_angle(angle: Any) -> None:
+    require_number("angle", angle, "lie between 0 and 90 degrees", lambda known: 0 <= known <= 90)
 
 
 def turned(basis: np.ndarray, key: Array, angle: float) -> np.ndarray:
@@ -195,7 +202,8 @@ def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
     **Raises:** `InputError` unless noise is finite and at least 0.
     """
     check_factorization(problem)
-    require(np.isfinite(noise) and noise >= 0, "noise", "be at least 0", noise)
+    require_key(key)
+    require_number("noise", noise, "be at least 0", lambda known: known >= 0)
     if noise == 0:
         return problem
     keys = jax.random.split(key)
@@ -217,7 +225,7 @@ def load_problem(path: str | Path) -> Factorization:
     **Raises:** `InputError` for a file that is missing, cannot be read, or lacks an array, and for arrays that
     `Factorization` refuses.
     """
-    path = Path(path)
+    path = as_path("problem", path)
     require(path.suffix in (".npz", ".safetensors"), "problem", "be an .npz or .safetensors file", f"'{path}'")
     require(path.is_file(), "problem", "be a file that exists", f"'{path}'")
     try:
@@ -232,17 +240,19 @@ def load_problem(path: str | Path) -> Factorization:
 
 
 def _component_indices(component: Component | Sequence[Component], k: int) -> list[int]:
-    listed = [component] if isinstance(component, (int, str)) else list(component)
+    arrays = (np.ndarray, np.generic, jax.Array)
+    given: Any = np.asarray(component).tolist() if isinstance(component, arrays) else component
+    listed = list(given) if isinstance(given, (list, tuple, range)) else [given]
     require(len(listed) > 0, "component", "name at least one component", component)
 
-    def index(one: Component) -> int:
+    def index(one: Any) -> int:
         if isinstance(one, str) and one.lstrip("-").isdigit():
             one = int(one)
-        if isinstance(one, str):
+        if not isinstance(one, (int, np.integer)) or isinstance(one, bool):
             require_choice("component", one, ("top", "bottom"), "or an index")
             return 0 if one == "top" else k - 1
         require(-k <= one < k, "component", f"be an index below {k}, the number of components", one)
-        return one % k
+        return int(one) % k
 
     indices = [index(one) for one in listed]
     require(len(set(indices)) == len(indices), "component", "name each component once", component)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lora_flow.checks import require
+from lora_flow.checks import as_real, kind, require, require_instance
 from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.levels import initial_losses
 from lora_flow.rounding import rounding_floors
@@ -17,6 +17,8 @@ SLOW = 0.1  # of a drop's fastest rate: less is the slow tail after it, or a sad
 DROPPED = 0.99  # of the loss at the start: a saddle comes after a drop,
 LEVEL = np.e  # has a loss that falls by less than this factor,
 ABOVE_END = 10.0  # and ends at less than one part in this
+
+OVER_TIME = ("norm_along", "norm_across", "overlap_")  # of either layer, which phases are read off
 
 _ABOUT = {
     "t_align": "end of early alignment",
@@ -57,15 +59,11 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
 
     **Returns:** an `xarray.Dataset` of these variables over the dataset's dims without `time`.
 
-    **Raises:** `InputError` for a dataset without the singular values that the thresholds are made of.
+    **Raises:** `InputError` for what is no dataset over time, and for one without the singular values that the
+    thresholds are made of.
     """
-    require("sigma_w1" in dataset.coords, "dataset", "be of a factorisation, for phases", "another problem's")
-    gain, ratio = leading_gain(dataset)
-    gains = theory.Gains(dataset["sigma"], ratio * gain, gain)
-    threshold = theory.t1_threshold(gains).where(1 - ratio > 1e-9)  # with equal gains no layer is selected
-    t1 = crossing(leading(dataset, "overlap_1", "overlap_2"), threshold)
-    if "init" in dataset.coords:
-        t1 = t1.where(~_offset(dataset["init"]))
+    _check_dataset(dataset)
+    t1, gains = end_of_alignment(dataset), _gains(dataset)
     predicted, plain = theory.t1_slides(gains, dataset["alpha"]), dataset.attrs.get("flow", "plain") == "plain"
     floor = rounding_floors(dataset)
     spans = xr.Dataset(
@@ -89,10 +87,33 @@ def leading(dataset: xr.Dataset, first: str, second: str) -> xr.DataArray:
     return xr.where(dataset["sigma_w1"] > dataset["sigma_w2"], dataset[second], dataset[first])
 
 
-def alignment_time(dataset: xr.Dataset) -> xr.DataArray:
+def alignment_time(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
     """`t_align` of `phases`, also of problems that have no other phases."""
     along, across = (leading(dataset, f"norm_{name}1", f"norm_{name}2") for name in ("along", "across"))
-    return crossing(along / across, xr.ones_like(along.isel(time=0, drop=True)))
+    return crossing(along / across, xr.ones_like(along.isel(time=0, drop=True)), before)
+
+
+def end_of_alignment(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
+    """`t1` as `phases` has it, with `before` in place of NaN where it was over before the first save."""
+    gains = _gains(dataset)
+    selected = 1 - gains.d > 1e-9  # with equal gains no layer is
+    t1 = crossing(leading(dataset, "overlap_1", "overlap_2"), theory.t1_threshold(gains).where(selected), before)
+    return t1.where(~_offset(dataset["init"])) if "init" in dataset.coords else t1
+
+
+def _gains(dataset: xr.Dataset) -> theory.Gains:
+    gain, ratio = leading_gain(dataset)
+    return theory.Gains(dataset["sigma"], ratio * gain, gain)
+
+
+def _check_dataset(dataset: Any) -> None:
+    require_instance("dataset", dataset, xr.Dataset, "be an xarray.Dataset, as sweep returns it")
+    over_time = "time" in dataset.dims and "time" in dataset.coords
+    require(over_time, "dataset", "have its dimension time, for phases", f"dims {list(map(str, dataset.dims))}")
+    require("sigma_w1" in dataset.coords, "dataset", "be of a factorisation, for phases", "another problem's")
+    needed = {"loss", "sigma", "sigma_w2", "alpha", *(f"{name}{i}" for name in OVER_TIME for i in (1, 2))}
+    missing = sorted(needed - set(map(str, dataset.variables)))
+    require(not missing, "dataset", "have all of its variables, for phases", f"one without {', '.join(missing)}")
 
 
 def _offset(init: xr.DataArray) -> xr.DataArray:
@@ -136,13 +157,34 @@ def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
     of the pretrained weights, `problem.loss(zero_adapters(problem.layers, rank=1))`.
 
     **Returns:** an `xarray.DataArray` over the loss's dims without `time`.
+
+    **Raises:** `InputError` for a loss that is not over `time`, and for a level that is negative or no number.
     """
+    must = "be a number that is not negative, or an xarray.DataArray without time"
+    if isinstance(level, xr.DataArray):
+        require("time" not in level.dims, "level", must, f"dims {list(map(str, level.dims))}")
+    else:
+        known = as_real(level)
+        number = known is not None and known.shape == () and known.dtype != object and not known < 0
+        require(number, "level", must, kind(level))
+    require_instance("loss", loss, xr.DataArray, "be an xarray.DataArray, as dataset['loss'] is")
+    over_time = "time" in loss.dims and "time" in loss.coords
+    require(over_time, "loss", "have its dimension time", f"dims {list(map(str, loss.dims))}")
+    return fall_to(loss, level)
+
+
+def fall_to(loss: xr.DataArray, level: float | xr.DataArray, before: float = np.nan) -> xr.DataArray:
+    """`time_to`, with `before` in place of NaN where the loss was there before the first save."""
+    least = np.finfo(float).tiny
     level = xr.zeros_like(loss.isel(time=0, drop=True)) + level
-    return crossing(1 / loss.clip(min=np.finfo(float).tiny), 1 / level)
+    return crossing(1 / loss.clip(min=least), 1 / level.clip(min=least), before)
 
 
-def crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
-    """The first time at which the values reach the threshold; infinite or NaN as in `phases`."""
+def crossing(values: xr.DataArray, threshold: xr.DataArray, before: float = np.nan) -> xr.DataArray:
+    """The first time at which the values reach the threshold; infinite or NaN as in `phases`.
+
+    `before` where that was before the first save.
+    """
     saved = values["time"].values
 
     def first(row: np.ndarray, level: float) -> float:
@@ -151,12 +193,12 @@ def crossing(values: xr.DataArray, threshold: xr.DataArray) -> xr.DataArray:
             return np.nan if np.isnan(level) or np.isnan(row[-1]) else np.inf
         i = above[0]
         if i == 0:
-            return 0.0 if saved[0] == 0 else np.nan
-        before, after = row[i - 1], row[i]
-        if before > 0 and np.isfinite(after):
-            share = np.log(level / before) / np.log(after / before)
+            return 0.0 if saved[0] == 0 else before
+        low, high = row[i - 1], row[i]
+        if low > 0 and np.isfinite(high):
+            share = np.log(level / low) / np.log(high / low)
         else:
-            share = (level - before) / (after - before)
+            share = (level - low) / (high - low)
         return float(saved[i - 1] + share * (saved[i] - saved[i - 1]))
 
     return _for_each_lane(first, values, threshold)

@@ -28,7 +28,7 @@ from lora_flow import (
     canonical,
     load_problem,
 )
-from lora_flow.flow import check_adapters
+from lora_flow.adapter import as_start
 
 M = np.asarray([[1.0, -2.0, 3.0], [0.0, 4.0, 5.0], [6.0, 1.0, -7.0]])  # exact in every type here
 EYE = np.eye(3)
@@ -50,8 +50,8 @@ CONSTRUCTORS = {
     "LinearNetwork targets": lambda x: LinearNetwork(x).solution,
     "LinearNetwork inputs": lambda x: LinearNetwork(EYE, x).features,
     "Diagonal values": lambda x: Diagonal(x[0], (3, 3)).values,
-    "adapters[0].a": lambda x: check_adapters(SingleLayer(EYE), (Adapter(x, EYE),))[0].a,
-    "adapters[0].b": lambda x: check_adapters(SingleLayer(EYE), (Adapter(EYE, x),))[0].b,
+    "adapters[0].a": lambda x: as_start("adapters", (Adapter(x, EYE),), ((3, 3),))[0].a,
+    "adapters[0].b": lambda x: as_start("adapters", (Adapter(EYE, x),), ((3, 3),))[0].b,
     "Offset start[0].a": lambda x: Offset(SingleLayer(EYE), (Adapter(x, EYE),)).start[0].a,
 }
 
@@ -149,9 +149,9 @@ def test_things_that_are_no_arrays_are_refused(value):
 
 
 def test_labels_and_scalings_are_numbers_too():
-    with pytest.raises(InputError, match="labels must be integers, got entries of type timedelta64"):
+    with pytest.raises(InputError, match="labels must be integers from 0 to 2, got entries of type timedelta64"):
         SoftmaxRegression(EYE, np.asarray([0, 1, 2], "m8[s]"), EYE)
-    with pytest.raises(InputError, match="labels must be integers, got entries of type bool"):
+    with pytest.raises(InputError, match="labels must be integers from 0 to 2, got entries of type bool"):
         SoftmaxRegression(EYE, np.asarray([True, False, True]), EYE)
     with pytest.raises(InputError, match="scaling must be one number, got bool"):
         SingleLayer(EYE, scaling=True)

@@ -209,7 +209,7 @@ def test_the_top_pair_of_a_diagonal_has_its_sign():
 
 
 def test_a_rank_of_nothing_is_refused():
-    with pytest.raises(InputError, match="rank must be an integer, at least 1, got 0"):
+    with pytest.raises(InputError, match="rank must be at least 1, got 0"):
         canonical(aligned_problem(KEY), rank=0)
 
 

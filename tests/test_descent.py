@@ -509,9 +509,9 @@ def test_reverse_mode_with_respect_to_step_adapters_and_problem():
         ({"steps": 2.5}, "steps must be an integer, got 2.5"),
         ({"step": -0.1}, "step must be a positive number, a schedule, a StepRule or an optimiser of optax, got -0.1"),
         ({"step": np.nan}, "step must be a positive number, .*, got nan"),
-        ({"step": "fast"}, "step must be a positive number, .*, got fast"),
-        ({"step": MuKlabjan}, "step must be a positive number, .*, got <class 'lora_flow.descent.MuKlabjan'>"),
-        ({"step": jnp.ones(2)}, r"step must be a positive number, .*, got \[1. 1.\]"),
+        ({"step": "fast"}, "step must be a positive number, .*, got 'fast'"),
+        ({"step": MuKlabjan}, "step must be a positive number, .*, got the class MuKlabjan"),
+        ({"step": jnp.ones(2)}, r"step must be a positive number, .*, got shape \(2,\) of float64"),
         (
             {"order": "b first"},
             r"order must be 'simultaneous', 'A first' or 'B first', got 'b first' \(did you mean 'B",
@@ -533,7 +533,7 @@ def test_reverse_mode_with_respect_to_step_adapters_and_problem():
         ),
         ({"flow": "sacled"}, "flow must be 'plain', .*, got 'sacled'"),
         ({"flow": "scaled"}, "damping must be positive where a factor's rank is below 2, .*, got 0 with A_1 of rank 0"),
-        ({"adapters": ()}, "adapters must hold one Adapter for each of 1 layers, got 0"),
+        ({"adapters": ()}, "adapters must be a tuple and hold one Adapter for each of 1 layers, got"),
     ],
 )
 def test_bad_arguments_get_one_line(arguments, message, monkeypatch):

@@ -447,8 +447,11 @@ class TestSaveTimes:
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ({"solver": diffrax.Euler()}, "solver must estimate its error, or come with stepsize_controller=.*got Euler"),
         ({"problem": Unhashable()}, "problem must be a PyTree, .* got an unhashable Unhashable"),
-        ({"adapters": zero_adapters(((100, 10), (10, 100)), 0)}, "adapters.0. must have a rank of at least 1, got 0"),
-        ({"adapters": ()}, "adapters must hold one Adapter for each of 2 layers, got 0"),
+        (
+            {"adapters": ((np.ones((0, 10)), np.ones((100, 0))),) * 2},
+            "adapters.0. must have a rank of at least 1, got 0",
+        ),
+        ({"adapters": ()}, "adapters must be a tuple and hold one Adapter for each of 2 layers, got"),
         ({"adapters": None}, "adapters must be a tuple and hold one Adapter for each of 2 layers, got None"),
         ({"adapters": {"a": 1}}, "adapters must be a tuple and hold one Adapter for each of 2 layers, got a dict"),
         ({"adapters": (one for one in ())}, "adapters must be a tuple and .* of 2 layers, got a generator"),

@@ -402,7 +402,7 @@ class TestNames:
             (lambda: LoRAPlus(0.0), "ratio must be positive, got 0.0"),
             (lambda: LoRAPro(np.inf), "damping must be at least 0, got inf"),
             (lambda: ShrinkA(-0.1), "rate must be at least 0, got -0.1"),
-            (lambda: ScaledGD(jnp.ones(2)), "damping must be a number, got Array"),
+            (lambda: ScaledGD(jnp.ones(2)), "damping must be at least 0, got shape"),
         ],
     )
     def test_bad_ones_get_one_line(self, make, message):

@@ -179,7 +179,7 @@ GOOD = {
         (SingleLayer, {"shift": np.nan * ONES}, "shift must be finite, got 6 entries that are NaN or infinite"),
         (SingleLayer, {"scaling": -1.0}, "scaling must be positive and finite, got -1.0"),
         (SingleLayer, {"scaling": np.inf}, "scaling must be positive and finite, got inf"),
-        (SingleLayer, {"scaling": jnp.ones(2)}, "scaling must be one number, got shape (2,)"),
+        (SingleLayer, {"scaling": jnp.ones(2)}, "scaling must be positive and finite, got shape (2,) of float64"),
         (SingleLayer, {"weight": ONES.T}, "weight must have the shift's shape (2, 3), got (3, 2)"),
         (Regression, {"inputs": ONES.T}, "inputs must have 3 columns, as the weight has, got shape (3, 2)"),
         (Regression, {"inputs": np.inf * ONES}, "inputs must be finite, got 6 entries that are NaN or infinite"),
@@ -198,18 +198,18 @@ GOOD = {
         (
             SoftmaxRegression,
             {"labels": np.array([0])},
-            "labels must be 2 integers, one a sample, got shape (1,) of int64",
+            "labels must be 2, one a sample, got 1",
         ),
         (
             SoftmaxRegression,
             {"labels": np.array([0.0, 1.0])},
-            "labels must be 2 integers, one a sample, got shape (2,) of float64",
+            "labels must be integers from 0 to 1, got float64 of shape (2,)",
         ),
-        (SoftmaxRegression, {"labels": np.array([0, 2])}, "labels must lie between 0 and 1, the last class, got [0 2]"),
+        (SoftmaxRegression, {"labels": np.array([0, 2])}, "labels must be integers from 0 to 1, got 0 to 2"),
         (
             SoftmaxRegression,
             {"labels": np.array([-1, 0])},
-            "labels must lie between 0 and 1, the last class, got [-1 0]",
+            "labels must be integers from 0 to 1, got -1 to 0",
         ),
     ],
 )

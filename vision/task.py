@@ -13,8 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from lora_flow import Adapter, Adapters, zero_adapters
-from lora_flow.arrays import AnyArray, numbers
-from lora_flow.checks import concrete, require
+from lora_flow.arrays import AnyArray, as_labels, numbers
+from lora_flow.checks import require
 from lora_flow.problem import Layers
 from lora_flow.single import cross_entropy, cross_entropy_floor
 from vision.lora import attach, linear_layers
@@ -153,17 +153,3 @@ class NetworkTask(Classification):
                 place = place.setdefault(part, {})
             place[name] = {"a": nnx.LoRAParam(adapter.a), "b": nnx.LoRAParam(adapter.b)}
         return nnx.merge(self.graph, nnx.State(state), self.frozen)
-
-
-def as_labels(labels: AnyArray, classes: int) -> Int[Array, " count"]:
-    """Labels as the tasks take them; a fraction, or a class that is not there, would count as another one unseen.
-
-    **Raises:** `InputError` unless they are integers from 0 to below `classes`, none of them masked.
-    """
-    must = f"be integers from 0 to {classes - 1}"
-    labels = numbers("labels", labels, must)
-    known = concrete(labels)
-    if known is not None and known.size:
-        require(known.dtype.kind in "iu" and known.ndim == 1, "labels", must, f"{known.dtype} of shape {known.shape}")
-        require(known.min() >= 0 and known.max() < classes, "labels", must, f"{known.min()} to {known.max()}")
-    return jnp.asarray(labels, jnp.int32)

@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.arrays import require_key
 from lora_flow.checks import as_real, concrete, kind, require, require_integer, require_number
 from lora_flow.matrices import dense
-from lora_flow.problem import Layers, Problem, task_rank
+from lora_flow.problem import Layers, Problem, require_problem, task_rank
 
 
 def check_rank(rank: Any, layers: Layers, bounded: bool = True) -> None:
@@ -31,8 +32,10 @@ def check_alpha(alpha: Any) -> None:
     require_number("alpha", alpha, "be positive and finite", lambda scale: scale > 0)
 
 
-def check(problem: Problem, rank: Any, alpha: Any, any_width: bool = False) -> None:
+def check(key: Any, problem: Problem, rank: Any, alpha: Any, any_width: bool = False) -> None:
     """`any_width` says that the scheme is defined for any rank, where the problem allows it."""
+    require_key(key)
+    require_problem(problem)
     check_rank(rank, problem.layers, bounded=not (any_width and allows_any_width(problem)))
     check_alpha(alpha)
 

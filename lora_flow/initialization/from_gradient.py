@@ -28,9 +28,10 @@ def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
     **Raises:** `InputError` unless the rank is at least that of every layer's task (of the shift, where the problem has
     one), or for a bad rank or alpha.
     """
-    check(problem, rank, alpha)
+    check(key, problem, rank, alpha)
     if is_concrete(problem):
-        check_reaches_task(rank, [problem], "spectral_init")
+        with jax.ensure_compile_time_eval():  # for the rest may be traced
+            check_reaches_task(rank, [problem], "spectral_init")
 
     def draw(layer_key: Array, task: Matrix) -> Adapter:
         scale = alpha * jax.random.normal(layer_key, (rank, 1))
@@ -52,7 +53,7 @@ def lora_one_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 
     **Raises:** `InputError` for a bad rank or alpha.
     """
-    return _balanced(problem, rank, alpha, relative=True)
+    return _balanced(key, problem, rank, alpha, relative=True)
 
 
 def lora_one_theory_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
@@ -67,7 +68,7 @@ def lora_one_theory_init(key: Array, problem: Problem, *, rank: int, alpha: floa
 
     **Raises:** `InputError` for a bad rank or alpha.
     """
-    return _balanced(problem, rank, alpha, relative=False)
+    return _balanced(key, problem, rank, alpha, relative=False)
 
 
 def lora_ga_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
@@ -86,7 +87,7 @@ def lora_ga_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arra
     """
     return tuple(
         Adapter(alpha * len(u) ** 0.25 * vt, alpha * len(u) ** 0.25 * u)
-        for u, _, vt in _twice(problem, rank, alpha, "lora-ga")
+        for u, _, vt in _twice(key, problem, rank, alpha, "lora-ga")
     )
 
 
@@ -104,7 +105,7 @@ def lora_ga_peft_init(key: Array, problem: Problem, *, rank: int, alpha: float |
     """
     return tuple(
         Adapter(alpha * vt, alpha * len(u) ** 0.25 * u * s[None])
-        for u, s, vt in _twice(problem, rank, alpha, "lora-ga-peft")
+        for u, s, vt in _twice(key, problem, rank, alpha, "lora-ga-peft")
     )
 
 
@@ -119,7 +120,7 @@ def gora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) 
 
     **Raises:** `InputError` for a bad rank or alpha.
     """
-    check(problem, rank, alpha)
+    check(key, problem, rank, alpha)
 
     def draw(layer_key: Array, descent: Matrix) -> Adapter:
         bound = 1 / jnp.sqrt(descent.shape[1])
@@ -131,8 +132,8 @@ def gora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) 
     return tuple(map(draw, keys, _descents(problem)))
 
 
-def _balanced(problem: Problem, rank: int, alpha: float | Array, relative: bool) -> Adapters:
-    check(problem, rank, alpha)
+def _balanced(key: Array, problem: Problem, rank: int, alpha: float | Array, relative: bool) -> Adapters:
+    check(key, problem, rank, alpha)
 
     def split(descent: Matrix) -> Adapter:
         u, s, vt = triplets(descent, rank)
@@ -142,9 +143,11 @@ def _balanced(problem: Problem, rank: int, alpha: float | Array, relative: bool)
     return tuple(map(split, _descents(problem)))
 
 
-def _twice(problem: Problem, rank: int, alpha: float | Array, scheme: str) -> Iterator[tuple[Array, Array, Array]]:
+def _twice(
+    key: Array, problem: Problem, rank: int, alpha: float | Array, scheme: str
+) -> Iterator[tuple[Array, Array, Array]]:
     """(U_{r+1:2r}, S_{r+1:2r}, V_{1:r}^T) of each layer."""
-    check(problem, rank, alpha)
+    check(key, problem, rank, alpha)
     check_twice(rank, problem.layers, scheme)
     for descent in _descents(problem):
         u, s, vt = triplets(descent, 2 * rank)

@@ -24,7 +24,7 @@ def eva_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -
     **Raises:** `InputError` for a problem that does not know its layers' inputs or has white ones, or a bad rank or
     alpha.
     """
-    check(problem, rank, alpha)
+    check(key, problem, rank, alpha)
 
     def directions(inputs: Array, n_out: int) -> Adapter:
         samples = len(inputs)

@@ -26,7 +26,7 @@ def pissa_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
     **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
     """
-    return _triplets(problem, rank, alpha, "pissa", smallest=False)
+    return _triplets(key, problem, rank, alpha, "pissa", smallest=False)
 
 
 def milora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
@@ -36,7 +36,7 @@ def milora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array
 
     **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
     """
-    return _triplets(problem, rank, alpha, "milora", smallest=True)
+    return _triplets(key, problem, rank, alpha, "milora", smallest=True)
 
 
 def olora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
@@ -50,7 +50,7 @@ def olora_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
     **Raises:** `InputError` for a problem that does not know its weights, or a bad rank or alpha.
     """
-    check(problem, rank, alpha)
+    check(key, problem, rank, alpha)
 
     def split(weight: Array) -> Adapter:
         q = frame_of(weight, rank)
@@ -71,7 +71,7 @@ def loram_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
     **Raises:** `InputError` for rank 1, where Q is 0, for a problem that does not know its weights, or a bad alpha.
     """
-    check(problem, rank, alpha)
+    check(key, problem, rank, alpha)
     require(rank >= 2, "rank", "be at least 2 for loram, whose size is log(rank)", rank)
 
     def split(weight: Array) -> Adapter:
@@ -83,8 +83,8 @@ def loram_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
     return tuple(map(split, pretrained_weights(problem, "loram")))
 
 
-def _triplets(problem: Problem, rank: int, alpha: float | Array, scheme: str, smallest: bool) -> Adapters:
-    check(problem, rank, alpha)
+def _triplets(key: Array, problem: Problem, rank: int, alpha: float | Array, scheme: str, smallest: bool) -> Adapters:
+    check(key, problem, rank, alpha)
     scaling = scaling_of(problem)
 
     def split(weight: Array) -> Adapter:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import concrete, require
+from lora_flow.checks import require_number
 from lora_flow.initialization.checks import check, layer_inputs
 from lora_flow.initialization.directions import triplets
 from lora_flow.matrices import Matrix, root
@@ -32,8 +32,8 @@ def gaussian_both_init(
 
     **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` may be any), alpha or ratio.
     """
-    check(problem, rank, alpha, any_width=True)
-    _check_positive("ratio", ratio)
+    check(key, problem, rank, alpha, any_width=True)
+    require_number("ratio", ratio, "be positive and finite", lambda known: known > 0)
     return _both(key, problem.layers, rank, alpha * jnp.sqrt(ratio), alpha / jnp.sqrt(ratio))
 
 
@@ -50,9 +50,8 @@ def gaussian_wide_init(
 
     **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` may be any) or alpha, or p below 0.
     """
-    check(problem, rank, alpha, any_width=True)
-    known = concrete(p)
-    require(known is None or (known >= 0 and known < jnp.inf), "p", "be at least 0", p)
+    check(key, problem, rank, alpha, any_width=True)
+    require_number("p", p, "be at least 0", lambda known: known >= 0)
     scale = alpha * rank ** -jnp.asarray(p, float)
     return _both(key, problem.layers, rank, scale, scale)
 
@@ -67,7 +66,7 @@ def balanced_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
 
     **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` may be any) or alpha.
     """
-    check(problem, rank, alpha, any_width=True)
+    check(key, problem, rank, alpha, any_width=True)
 
     def split(layer_key: Array, adapter: Adapter) -> Adapter:
         k = min(rank, adapter.b.shape[0], adapter.a.shape[1])
@@ -94,8 +93,8 @@ def spectral_both_init(
 
     **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` may be any), alpha or ratio.
     """
-    check(problem, rank, alpha, any_width=True)
-    _check_positive("ratio", ratio)
+    check(key, problem, rank, alpha, any_width=True)
+    require_number("ratio", ratio, "be positive and finite", lambda known: known > 0)
 
     def along(layer_key: Array, task: Matrix) -> Adapter:
         k = min(rank, *task.shape)
@@ -119,7 +118,7 @@ def invariant_init(key: Array, problem: Problem, *, rank: int, alpha: float | Ar
     **Raises:** `InputError` for a problem that does not know its inputs, or has white ones, for a bad rank (that of a
     `LinearNetwork` may be any) or alpha.
     """
-    check(problem, rank, alpha, any_width=True)
+    check(key, problem, rank, alpha, any_width=True)
 
     def bend(inputs: Array, adapter: Adapter) -> Adapter:
         _, s, vt = jnp.linalg.svd(inputs, full_matrices=False)
@@ -151,8 +150,3 @@ def _both(key: Array, layers: Layers, rank: int, size_a: float | Array, size_b: 
 
 def _frame(key: Array, rows: int, columns: int) -> Array:
     return jnp.linalg.qr(jax.random.normal(key, (rows, columns)))[0]
-
-
-def _check_positive(name: str, value: float | Array) -> None:
-    known = concrete(value)
-    require(known is None or (known > 0 and known < jnp.inf), name, "be positive and finite", value)

@@ -28,7 +28,7 @@ def gaussian_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
     alpha > 0 and side is "A" or "B".
     """
     require_choice("side", side, SIDES)
-    check(problem, rank, alpha, any_width=True)
+    check(key, problem, rank, alpha, any_width=True)
 
     def draw(layer_key: Array, n_out: int, n_in: int) -> Adapter:
         if side == "A":
@@ -49,7 +49,7 @@ def orthogonal_init(key: Array, problem: Problem, *, rank: int, alpha: float | A
 
     **Raises:** `InputError` for an odd rank, or a bad rank or alpha.
     """
-    check(problem, rank, alpha, any_width=True)
+    check(key, problem, rank, alpha, any_width=True)
     require(rank % 2 == 0, "rank", "be even for orthogonal", rank)
 
     def draw(layer_key: Array, n_out: int, n_in: int) -> Adapter:

@@ -159,7 +159,7 @@ def initialize(init: Init, key: Array, problem: Problem, *, rank: int, alpha: fl
     if scheme.name.partition(":")[0] in INITIALIZATIONS:
         return scheme.init(key, problem, rank=rank, alpha=alpha, **how)
     require_choice("side", side, SIDES)
-    check(problem, rank, alpha, any_width=True)
+    check(key, problem, rank, alpha, any_width=True)
     try:
         drawn = scheme.init(key, problem, rank=rank, alpha=alpha, **how)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
