@@ -12,11 +12,12 @@ import xarray as xr
 from lora_flow.levels import AT_ROUNDING, initial_losses
 from lora_flow.report import cells
 from lora_flow.rounding import rounding_floors
-from lora_flow.timeline import alignment_time, leading, phases, time_to
+from lora_flow.timeline import alignment_time, end_of_alignment, fall_to, leading
 
 NEAR = 10**0.1  # the best alignment counts as reached within a tenth of a decade of it
 TENTH = 0.1  # the last part of the time, by which a loss is told to fall or not
 STILL = 0.01  # decades in that part, below which a loss is level
+BEFORE = -np.inf  # a time before the first save: earlier than all that can be told
 FAST = (1e-3, 1e-1, 0.5)  # of the loss at the start: the levels by which the fastest is told, the first that is reached
 LOWEST, LEVEL, FALLING, RISING = "lowest possible", "level", "still falling", "rising"
 
@@ -26,9 +27,11 @@ class Cell:
     """The lanes of one initialisation, side, alpha and rank on one problem: arrays over the seeds that finished.
 
     - `best`, `best_at`, `error`: the least 1 - cos, when it is first near it, and its value at the last time.
-    - `t_align`, `t1`: ends of the first two phases; NaN where one is not reached or not defined.
+    - `t_align`, `t1`: ends of the first two phases; infinite where one is not reached, NaN where it is not defined.
     - `loss`: at the last time; `rate`: decades by which it falls there per unit of time.
-    - `endings`: for each seed one of the words above. `reached`: when the loss came to rounding, NaN where not.
+    - `endings`: for each seed one of the words above. `reached`: when the loss came to rounding, infinite where not.
+
+    Times are minus infinity, `BEFORE`, where the first save is later.
     """
 
     where: Mapping[str, Any]
@@ -54,12 +57,14 @@ def answers(dataset: xr.Dataset) -> list[Cell]:
     error = leading(dataset, "alignment_error", "alignment_error_2")
     floor = rounding_floors(dataset)
     lowest = dataset.get("loss_floor", xr.full_like(floor, np.nan))
-    if "sigma_w1" in dataset.coords:
-        spans = phases(dataset)[["t_align", "t1"]]
-    else:
-        spans = xr.Dataset({"t_align": alignment_time(dataset), "t1": xr.full_like(floor, np.nan)})
-    aligns = spans["t_align"].where(error.notnull().any("time"))
-    spans = spans.assign(error=error, t_align=aligns, reached=time_to(dataset["loss"], floor))
+    spans = xr.Dataset(
+        {
+            "error": error,
+            "t_align": alignment_time(dataset, BEFORE).where(error.notnull().any("time")),
+            "t1": end_of_alignment(dataset, BEFORE) if "sigma_w1" in dataset.coords else xr.full_like(floor, np.nan),
+            "reached": fall_to(dataset["loss"], floor, BEFORE),
+        }
+    )
     known = dataset[["loss", "status"]].assign(spans).assign(floor=floor, lowest=lowest)
     return [_cell(where, one) for where, one in cells(known)]
 
@@ -154,9 +159,10 @@ def _best(dataset: xr.Dataset, problem: Mapping[str, Any], group: Sequence[Cell]
     level, share, fastest, time = None, np.nan, None, np.nan
     for tried in FAST:
         times = [
-            middle(time_to(one["loss"].sel(_without(cell.where, problem, one)), tried * start).values) for cell in group
+            middle(fall_to(one["loss"].sel(_without(cell.where, problem, one)), tried * start, BEFORE).values)
+            for cell in group
         ]
-        if np.isfinite(times).any():
+        if np.min(times) < np.inf:
             place = int(np.argmin(times))
             level, share, fastest, time = tried * start, tried, group[place], times[place]
             break
@@ -170,6 +176,6 @@ def _without(where: Mapping[str, Any], problem: Mapping[str, Any], one: xr.Datas
 
 
 def middle(values: np.ndarray) -> float:
-    """The median, in which a time that is not reached counts as late; infinite or NaN where there is none."""
+    """The median, in which a time that is not reached, or not defined, counts as late; infinite where there is none."""
     values = np.asarray(values, float)
     return float(np.median(np.where(np.isnan(values), np.inf, values))) if values.size else np.inf

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lora_flow.answers import FALLING, LEVEL, LOWEST, RISING, Best, Cell, answers, best, middle
+from lora_flow.answers import BEFORE, FALLING, LEVEL, LOWEST, RISING, Best, Cell, answers, best, middle
 from lora_flow.labels import layers_of
 from lora_flow.levels import AT_ROUNDING
 from lora_flow.report import Table, kind_of, show
@@ -45,22 +45,22 @@ def _in_a_line(dataset: xr.Dataset, cell: Cell) -> str:
         return "no lane has finished"
     parts = []
     if np.isfinite(cell.best).any():
-        t1 = f" (T1 = {time(cell.t1)})" if np.isfinite(cell.t1).any() else ""
+        t1 = f" (T1 {when(cell.t1, dataset, '= ')})" if np.any(cell.t1 < np.inf) else ""
         if np.nanmedian(cell.best) > APART:
             parts.append(f"does not align (1 - cos is at least {error(cell.best, dataset)})")
         else:
-            parts.append(f"aligns to 1 - cos = {error(cell.best, dataset)} by t = {time(cell.best_at)}{t1}")
-    return "; ".join([*parts, f"{_loss(cell)} at t = {dataset.attrs['t1']:g}{_and_then(cell)}"])
+            parts.append(f"aligns to 1 - cos = {error(cell.best, dataset)} by t = {time(cell.best_at, dataset)}{t1}")
+    return "; ".join([*parts, f"{_loss(cell)} at t = {dataset.attrs['t1']:g}{_and_then(dataset, cell)}"])
 
 
 def _loss(cell: Cell) -> str:
     return "loss at rounding" if cell.ending == AT_ROUNDING else f"loss {median(cell.loss)}"
 
 
-def _and_then(cell: Cell) -> str:
+def _and_then(dataset: xr.Dataset, cell: Cell) -> str:
     """The loss's ending, in words."""
     words = {
-        AT_ROUNDING: f", since t = {time(cell.reached)}",
+        AT_ROUNDING: f", since {when(cell.reached, dataset, 't = ')}",
         LOWEST: ", the lowest possible",
         LEVEL: f", level{_of_seeds(cell)}",
         FALLING: f", still falling by {_rate(cell)} decades per unit of time{_of_seeds(cell)}",
@@ -81,18 +81,15 @@ def _range_of_alignment(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
         return []
     least, most = aligned[0], aligned[-1]
     low, high = (error(cell.best, dataset, alone=True) for cell in (least, most))
-    lines = [
-        f"When it aligns: 1 - cos comes down to between {low} ({_name(dataset, least)}, by t = {time(least.best_at)}) "
-        f"and {high} ({_name(dataset, most)}, by t = {time(most.best_at)})."
-    ]
-    reach = sorted((cell for cell in done if np.isfinite(middle(cell.t1))), key=lambda cell: middle(cell.t1))
+    best_of, worst_of = (f"{_name(dataset, one)}, by t = {time(one.best_at, dataset)}" for one in (least, most))
+    lines = [f"When it aligns: 1 - cos comes down to between {low} ({best_of}) and {high} ({worst_of})."]
+    reach = sorted((cell for cell in done if middle(cell.t1) < np.inf), key=lambda cell: middle(cell.t1))
     if reach:
-        first, last = reach[0], reach[-1]
         of = "" if len(reach) == len(done) else f" of the {len(reach)} of {len(done)} cells where most seeds reach it"
-        lines.append(
-            f"T1{of} lies between {time(first.t1)} ({_name(dataset, first)}) and {time(last.t1)} "
-            f"({_name(dataset, last)})."
-        )
+        low, high = (f"{when(cell.t1, dataset, '')} ({_name(dataset, cell)})" for cell in (reach[0], reach[-1]))
+        early, all_early = (middle(cell.t1) == BEFORE for cell in (reach[0], reach[-1]))
+        span = f"comes {low}, the latest at {high}" if early else f"lies between {low} and {high}"
+        lines.append(f"T1{of} {f'comes before the first save, t = {_first_save(dataset)}' if all_early else span}.")
     return lines
 
 
@@ -117,15 +114,15 @@ def _best_lines(dataset: xr.Dataset, one: Best, cells_there: int) -> list[str]:
     lines = []
     if several and one.at_rounding:
         many = f"at rounding in {one.at_rounding} cells, first " if one.at_rounding > 1 else "at rounding "
-        lines.append(
-            f"lowest loss: {many}with {_name(dataset, one.lowest, one.problem)}, at t = {time(one.lowest.reached)}"
-        )
+        reached = when(one.lowest.reached, dataset, "at t = ")
+        lines.append(f"lowest loss: {many}with {_name(dataset, one.lowest, one.problem)}, {reached}")
     elif several:
         lines.append(f"lowest loss: {_name(dataset, one.lowest, one.problem)}, {median(one.lowest.loss)}")
     if one.fastest is not None and one.level is not None:
         who = f"{_name(dataset, one.fastest, one.problem)}, " if several else ""
         what = "fastest" if several else "speed"
-        lines.append(f"{what}: {who}at {one.share:g} of the first loss ({one.level:.3g}) at t = {one.time:.3g}")
+        there = when(np.array([one.time]), dataset, "at t = ")
+        lines.append(f"{what}: {who}at {one.share:g} of the first loss ({one.level:.3g}) {there}")
     else:
         lines.append("no start halves the loss" if several else "the loss is not halved")
     if several and one.aligned is not None:
@@ -144,8 +141,9 @@ def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
     rows = []
     timed = "sigma_w1" in dataset.coords
     for cell in found:
-        times = [time(cell.t_align, cell.seeds), *([time(cell.t1, cell.seeds)] if timed else [])]
-        shown = [error(cell.best, dataset), time(cell.best_at), error(cell.error, dataset), *times]
+        ends = [cell.t_align, *([cell.t1] if timed else [])]
+        times = [time(cell.best_at, dataset), *(time(end, dataset, cell.seeds) for end in ends)]
+        shown = [error(cell.best, dataset), times[0], error(cell.error, dataset), *times[1:]]
         rows.append([*_start(dataset, cell.where), *(shown if cell.endings else ["-"] * len(shown))])
     header = [*_dims(dataset), "least 1 - cos", "from t", "1 - cos at the end", "t_align", *(["T1"] if timed else [])]
     layer = _layer(dataset)
@@ -181,7 +179,7 @@ def _losses(dataset: xr.Dataset, found: Sequence[Cell]) -> Table:
             continue
         loss = "at rounding" if cell.ending == AT_ROUNDING else median(cell.loss)
         rate = _rate(cell) if cell.ending in (FALLING, RISING) else ""
-        since = f" since t = {time(cell.reached)}" if cell.ending == AT_ROUNDING else ""
+        since = f" since {when(cell.reached, dataset, 't = ')}" if cell.ending == AT_ROUNDING else ""
         rows.append([*_start(dataset, cell.where), loss, _endings(cell) + since, rate])
     header = [*_dims(dataset), f"loss at t = {dataset.attrs['t1']:g}", "then", "decades per unit of time"]
     floor = float(rounding_floors(dataset).median())
@@ -243,10 +241,25 @@ def error(values: np.ndarray, dataset: xr.Dataset, alone: bool = False) -> str:
     return "rounding" if finite.size and np.median(finite) < 200 * eps**2 else median(values, alone)
 
 
-def time(values: np.ndarray, seeds: int = 0) -> str:
-    """The median of the times that are reached, and how many seeds reach one if not all."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+def when(values: np.ndarray, dataset: xr.Dataset, after: str) -> str:
+    """The median of the times that are reached, after these words; or that it was before the first save."""
+    found = _median_time(values)
+    return f"before the first save, t = {_first_save(dataset)}" if found == BEFORE else f"{after}{found:.3g}"
+
+
+def time(values: np.ndarray, dataset: xr.Dataset, seeds: int = 0) -> str:
+    """The same for a table, "-" where none is reached, and how many seeds reach one if not all."""
+    found, reached = _median_time(values), int(np.sum(values < np.inf))
+    if not reached:
         return "-"
-    some = f" ({finite.size} of {seeds})" if 0 < finite.size < seeds else ""
-    return f"{np.median(finite):.3g}{some}"
+    some = f" ({reached} of {seeds})" if reached < seeds else ""
+    return f"{f'< {_first_save(dataset)}' if found == BEFORE else f'{found:.3g}'}{some}"
+
+
+def _median_time(values: np.ndarray) -> float:
+    reached = values[values < np.inf]
+    return float(np.median(reached)) if reached.size else np.nan
+
+
+def _first_save(dataset: xr.Dataset) -> str:
+    return f"{float(dataset['time'][0]):.3g}"

@@ -141,6 +141,27 @@ def test_a_line_for_each_of_few_cells():
     ]
 
 
+def test_what_was_over_before_a_late_first_save_is_told_so():
+    """Of exp(-7 t), at rounding from t = 8.55; the phases end at 2.30 and 2.41."""
+    late = made([falling(7), falling(6.9)], [flat(1e-8)] * 2).sel(time=slice(9.0, None))
+    first, second = answers(late)
+    assert (first.t_align[0], first.t1[0], first.reached[0]) == (-np.inf,) * 3
+    assert second.reached[0] == -np.inf
+    told, (alignment, _) = answered(late)
+    assert told[0] == (
+        "alpha 1: aligns to 1 - cos = 1e-08 by t = 9 (T1 before the first save, t = 9); loss at rounding at t = 10, "
+        "since before the first save, t = 9."
+    )
+    assert told[2] == (
+        "Lowest loss: at rounding in 2 cells, first with alpha 1, before the first save, t = 9; fastest: alpha 1, at "
+        "0.001 of the first loss (0.001) before the first save, t = 9; best aligned: alpha 1, 1e-08."
+    )
+    assert [row[4:] for row in alignment.rows] == [["< 9", "< 9"]] * 2
+    assert not np.isfinite(answers(made([falling(2)], [flat(1e-8)]).assign_coords(init=["pissa"]))[0].t1).any()
+    ranges, _ = answered(made([falling(7)] * 10, [flat(1e-8)] * 10).sel(time=slice(9.0, None)))
+    assert "T1 comes before the first save, t = 9." in ranges
+
+
 def test_ranges_for_many_cells():
     told, _ = answered(made([falling(k) for k in range(1, 11)], [flat(10.0**-k) for k in range(10)]))
     assert len(told) == 4
