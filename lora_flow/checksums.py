@@ -49,7 +49,7 @@ class Damaged(InputError):
 class Reading(NamedTuple):
     """A stored dataset, the names of its damaged parts, whose lanes have status NOT_RUN, and the notes.
 
-    `sums` are the `lane_sums` of the dataset as read; None for a group without checks.
+    `sums` are the `lane_sums` of the dataset as read; empty for a group without checks.
     """
 
     dataset: xr.Dataset

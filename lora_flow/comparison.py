@@ -99,7 +99,7 @@ def draw_inits(datasets: Datasets) -> dict[str, Figure]:
 
 
 def inits_dataset(*own: Init, settings: Settings = INITS, progress: bool = True) -> xr.Dataset:
-    """The dataset for `draw_inits({"": dataset})` and `inits_notes`, and of own initialisations."""
+    """The dataset of `figure inits` with own initialisations besides, for `draw_inits({"": dataset})` and its notes."""
     from lora_flow.settings import build_problems, sweep_arguments
     from lora_flow.sweeps import sweep
 

@@ -16,9 +16,9 @@ from vision.weights import SHIPPED, Pretrained, load_vit, parameters
 
 
 def checkpoint(settings: VisionSettings) -> Snapshot:
-    """Where the weights lie, fetched if need be, and the commit that they are of, "" for those that are not the hub's.
+    """The folder of the weights, fetched if need be, and their commit, "" for weights that are not the hub's.
 
-    **Raises:** `InputError` where there are no such weights, or a revision of what has none is asked for.
+    **Raises:** `InputError` where the weights do not exist, or where weights without revisions are asked for one.
     """
     if settings.weights != "shipped" and not Path(settings.weights).expanduser().is_dir() and is_name(settings.weights):
         return fetch(settings.weights, settings.revision)
@@ -34,10 +34,10 @@ def checkpoint(settings: VisionSettings) -> Snapshot:
 def base_model(settings: VisionSettings, folder: Path, classes: int) -> Pretrained:
     """The frozen model that carries the adapters, of the checkpoint in `folder`, with a new head for so many classes.
 
-    The head is zero where LoRA is on the head alone. Behind a zero head no other layer has a gradient: with others its
-    weights are drawn with standard deviation 0.02, always the same.
+    The head is zero where LoRA is on the head alone. Behind a zero head no other layer has a gradient, so with other
+    layers the head's weights are drawn with standard deviation 0.02, always the same.
 
-    **Raises:** `InputError` where the weights are not of the config that was asked for.
+    **Raises:** `InputError` where the weights do not have the config that was asked for.
     """
     dtype = jnp.bfloat16 if settings.precision == "bfloat16" else DTYPE
     weights = load_vit(folder, image_size=settings.image_size or None, classes=classes, dtype=dtype)

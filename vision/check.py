@@ -1,4 +1,4 @@
-"""The image check: loads model and data, trains every lane by every method, and stores what was measured."""
+"""The image check: loads model and data, trains every lane by every method, and stores the measurements."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FEATURES_AT_ONCE = 256  # images
 
 
 class Bench(NamedTuple):
-    """What all lanes share: the task, test data, the layers that carry LoRA, and their negative one-step gradients."""
+    """The data of all lanes: the task, test data, the layers that carry LoRA, their negative one-step gradients."""
 
     task: Classification
     test: tuple[Array, Array]
@@ -94,7 +94,7 @@ def build(settings: VisionSettings, folder: Path) -> tuple[Bench, dict[str, Any]
 
 
 def features_of(model: ViT, images: np.ndarray, ready: Callable[[np.ndarray], np.ndarray]) -> Array:
-    """What the head sees, `(count, width)`, for images that `ready` makes fit for the model, some at a time."""
+    """The head's inputs, `(count, width)`, for images that `ready` makes fit for the model, some at a time."""
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -109,7 +109,7 @@ def features_of(model: ViT, images: np.ndarray, ready: Callable[[np.ndarray], np
 
 
 def _bytes_an_image(config: ViTConfig) -> int:
-    """About what one image takes on its way through the network: itself, a block's activations and its attention."""
+    """The approximate memory of one image in the network: the image, a block's activations and its attention."""
     block = config.tokens * (8 * config.width + 2 * config.hidden + 2 * config.heads * config.tokens)
     return 4 * (config.image_size**2 * config.channels + block)
 
@@ -122,7 +122,7 @@ def _check_room(bench: Bench, settings: VisionSettings) -> None:
 
 
 def run(folder: VisionFolder, bench: Bench, progress: bool = True) -> None:
-    """Trains what is pending and stores each unit when it is done."""
+    """Trains the pending units and stores each when it is done."""
     settings, pending = folder.settings, folder.pending()
     with Progress(settings.steps * len(pending), "steps", shown=progress) as bar:
         for unit in pending:

@@ -26,9 +26,9 @@ QUANTITIES = {
 
 
 class Verdict(NamedTuple):
-    """`time` is the moment that a claim is about; None for a claim about all of them.
+    """A verdict on one claim. `time` is the moment that the claim is about; None for a claim about all times.
 
-    Where too few seeds or too short a time are behind it, the verdict is "undecided", and the statistic says so.
+    With too few seeds or too short a time the verdict is "undecided", and the statistic says why.
     """
 
     verdict: str
@@ -42,7 +42,7 @@ class Verdict(NamedTuple):
 
 
 def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """One for each claim, optimiser, start, rank and time; `report_steps` are the times."""
+    """One verdict for each claim, optimiser, start, rank and time; `report_steps` are the times."""
     found = [*_orderings(dataset), *_alignments(dataset), *_comparisons(dataset)]
     seeds = dataset.sizes["seed"]
     missing = f"{seeds} seed{'s' * (seeds > 1)}, needs {SEEDS}"
@@ -57,7 +57,7 @@ def report_steps(dataset: xr.Dataset) -> list[int]:
 
 
 def moment(dataset: xr.Dataset, optimizer: str, step: int) -> str:
-    """A time as people say it: of the flow T, of the others steps."""
+    """A time in words: T for the flow, steps for the others."""
     if optimizer == "flow":
         return f"T = {dataset.attrs['sgd_rate'] * step:g}"
     return f"{step} steps"
@@ -143,12 +143,12 @@ def _comparisons(dataset: xr.Dataset) -> Iterator[Verdict]:
 
 
 def _undecided(one: Verdict, missing: str) -> Verdict:
-    """The verdict taken back where something is missing for it."""
+    """The verdict, or "undecided" where something is missing for it."""
     return one._replace(verdict=UNDECIDED, statistic=f"{one.statistic}; {missing}") if missing else one
 
 
 def _early(compared: xr.Dataset, optimizer: str, inits: list[str], rank: int, step: int) -> str:
-    """Which runs have hardly learned anything so far, in words; "" for none. Before, an order is one of speed alone."""
+    """The runs that have hardly learned anything yet, in words; "" for none. Their order is only one of speed."""
     losses = compared["train_loss"].sel({"optimizer": optimizer, "init": inits, "rank": rank})
     left = (losses.sel(step=step) / losses.isel(step=0)).mean("seed").max("init")
     most = left.isel(alpha=int(left.fillna(0).argmax("alpha")))
@@ -159,7 +159,7 @@ def _early(compared: xr.Dataset, optimizer: str, inits: list[str], rank: int, st
 
 
 def _diverged(*cells: xr.DataArray) -> str:
-    """How many runs have a value that is not finite, in words; "" for none."""
+    """The number of runs with a value that is not finite, in words; "" for none."""
     lost = 0
     for cell in cells:
         bad = ~xr.apply_ufunc(np.isfinite, cell)

@@ -1,4 +1,4 @@
-"""What `lora-flow vision` does: check what it is told, train, draw, and say what holds."""
+"""The work of `lora-flow vision`: check the settings, train, draw, and give the verdicts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vision.settings import VisionSettings
 
 
 def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) -> int:
-    """Runs a check or goes on with it, and tells; what can be refused is refused before anything is written."""
+    """Runs or continues a check, and reports on it. Bad input is refused before anything is written."""
     settings.check()
     if resume:
         for name, value in dataclasses.asdict(stored_settings(out)).items():

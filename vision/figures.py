@@ -1,6 +1,6 @@
 """Pictures of an image check, in the layout of Figures 5, 6 and 7 of arXiv 2503.06982, and of the starts.
 
-Lines are medians over seeds, bands and bars reach from quartile to quartile, where the paper has means and deviations.
+Lines are medians over seeds, and bands and bars reach from quartile to quartile; the paper has means and deviations.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ SMALL = (FILES[0], INDEX, PROCESSOR)
 
 
 class Snapshot(NamedTuple):
-    """Where a checkpoint lies, and the commit that it is of."""
+    """The folder of a checkpoint, and its commit."""
 
     folder: Path
     commit: str
@@ -29,10 +29,10 @@ def is_name(weights: str) -> bool:
 
 
 def fetch(name: str, revision: str = "") -> Snapshot:
-    """A checkpoint of the hub at a commit, branch or tag, the newest unless given; downloaded unless it is there.
+    """A checkpoint of the hub at a commit, branch or tag, by default the newest; downloaded unless it is in the cache.
 
-    What it is and how long it is are seen before its weights are downloaded; files that are there are held to the
-    checksums of the hub again, which are their names in its cache.
+    The kind and the length of the files are checked before the weights are downloaded. Files in the cache are checked
+    again against the hub's checksums, which are their names there.
 
     **Raises:** `InputError` where huggingface_hub is not installed, the hub cannot be reached, the model is no ViT, or
     a file is damaged.

@@ -1,4 +1,4 @@
-"""What a folder or a file is that cannot be read, by what it looks like: for the one line that refuses it."""
+"""The recognised kinds of folders and files that cannot be read, for the one line that refuses them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ DATA = {  # of other layouts, by the ends of their files' names
 
 
 def no_dataset(folder: Path) -> str:
-    """What a folder without a data set's IDX or binary files holds, in words; "" for nothing that is known."""
+    """The contents of a folder without a data set's IDX or binary files, in words; "" for unknown contents."""
     for path in sorted(folder.iterdir()):
         if path.name in ("cifar-10-python.tar.gz", "cifar-10-batches-py"):
             return f"'{path.name}', which is pickled; take the binary version, cifar-10-binary.tar.gz"
@@ -57,7 +57,7 @@ def no_dataset(folder: Path) -> str:
 
 
 def no_checkpoint(folder: Path, wanted: tuple[str, ...]) -> str:
-    """What a folder without the files that are wanted holds, in words."""
+    """The contents of a folder without the needed files, in words."""
     missing = next(folder / name for name in wanted if not (folder / name).is_file())
     if not folder.is_dir():
         return f"the file '{folder}'" if folder.is_file() else f"no {missing}"
@@ -70,7 +70,7 @@ def no_checkpoint(folder: Path, wanted: tuple[str, ...]) -> str:
 
 
 def other_model(config: Mapping[str, Any]) -> str:
-    """What kind of model a config describes that is no ViT, in words."""
+    """The kind of model, other than a ViT, that a config describes, in words."""
     kind = config.get("model_type")
     if kind is None and "architecture" in config:
         return f"timm's {config['architecture']}, whose layers have other names"
@@ -83,7 +83,7 @@ def unused(name: str) -> bool:
 
 
 def other_array(name: str) -> str:
-    """What an array says about its model, in words."""
+    """The kind of model that an array belongs to, in words."""
     last = name.rsplit(".", 1)[-1]
     if "distillation" in name or name.startswith("cls_classifier"):
         return f"{name}: a distilled DeiT, whose logits are the mean of two heads"

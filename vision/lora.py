@@ -1,4 +1,4 @@
-"""LoRA on the linear layers of a model: which, how they start, and how they are carried, merged and taken off.
+"""LoRA on the linear layers of a model: the choice of layers, and attaching, merging and removing the adapters.
 
 A layer's weight is W, of shape `(out, in)` as in the papers, the transpose of Flax's kernel. A layer's path is that of
 its module: `head`, `blocks/0/attention/query`, `blocks/0/mlp/up`. A pattern is a regular expression that matches the
@@ -65,9 +65,9 @@ class LoRALinear(nnx.Module):
 def low_rank_product(
     x: Float[Array, "*batch in"], a: Float[Array, "rank in"], b: Float[Array, "out rank"]
 ) -> Float[Array, "*batch out"]:
-    """B A x. Its derivative takes products the way round in which no large matrix is turned.
+    """B A x. Its derivative takes products in the order that transposes no large matrix.
 
-    Otherwise XLA turns the cotangent for B's gradient on CPU, and computes all that it came from once more for that.
+    Otherwise XLA on CPU transposes the cotangent for B's gradient, and computes everything behind it once more.
     """
     return (x @ a.T) @ b.T
 
@@ -103,6 +103,8 @@ def linear_layers(model: nnx.Module) -> dict[str, nnx.Linear]:
 def choose(model: nnx.Module, specs: Iterable[Spec]) -> dict[str, Spec]:
     """The layers that carry LoRA, each with the first of the specs that it matches.
 
+    **Returns:** path -> `Spec`, in the order of `linear_layers`.
+
     **Raises:** `InputError` for a spec that matches no layer, a bad pattern, or a rank above a layer's dimensions.
     """
     layers, specs = linear_layers(model), tuple(specs)
@@ -135,7 +137,10 @@ def attach(model: nnx.Module, adapters: Mapping[str, Adapter], scaling: float | 
 
 
 def detach(model: nnx.Module) -> dict[str, Adapter]:
-    """Takes all adapters off, in place, and returns them; kernels stay as they are, merged or not."""
+    """Removes all adapters, in place; kernels stay as they are, merged or not.
+
+    **Returns:** path -> `Adapter`, A of shape `(rank, in)` and B of shape `(out, rank)`.
+    """
     adapters = adapters_of(model)
     for path in adapters:
         parent, name = _parent(model, path)
@@ -151,7 +156,7 @@ def merge(model: nnx.Module) -> None:
 
 
 def unmerge(model: nnx.Module) -> None:
-    """Takes merged adapters out of their kernels again, in place, to rounding."""
+    """Subtracts merged adapters from their kernels again, in place, up to rounding."""
     for layer in _carriers(model).values():
         require(layer.merged, "model", "have merged adapters", "ones that are not")
         layer.fold(-1)

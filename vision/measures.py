@@ -1,4 +1,4 @@
-"""What the image check reads off: loss and accuracy on both sets, and each layer's alignment and norms."""
+"""The measurements of the image check: loss and accuracy on both sets, and each layer's alignment and norms."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def targets(task: tuple[Array, ...], rank: int) -> tuple[Float[Array, "stacked {
 def misalignment(adapter: Adapter, target: Float[Array, "stacked rank"]) -> Float[Array, ""]:
     """(1/sqrt(2r)) ||U U^T - T T^T||_F with U the left singular vectors of [B; A^T] and T the `target`.
 
-    Equation 215 of arXiv 2503.06982. Both have r orthonormal columns, so it is sqrt(1 - ||U^T T||_F^2/r); and only the
-    span of U counts, which needs no singular vectors.
+    Equation 215 of arXiv 2503.06982. Both have r orthonormal columns, so the measure is sqrt(1 - ||U^T T||_F^2/r). Only
+    the span of U counts, which needs no singular vectors.
+
+    **Returns:** a scalar between 0, aligned, and 1.
     """
     basis, _ = gram_schmidt(adapter.stacked)
     overlap = jnp.sum((basis.T @ target.astype(basis.dtype)) ** 2) / adapter.rank

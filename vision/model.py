@@ -90,7 +90,7 @@ class ViT(nnx.Module):
         return self.head(self.features(images)).astype(DTYPE)
 
     def features(self, images: Float[Array, "batch size size channels"]) -> Float[Array, "batch width"]:
-        """The class token behind the last normalisation: what the head sees."""
+        """The class token behind the last normalisation, the head's input."""
         x = self.embedding(images)
         for block in self.blocks:
             x = block(x)

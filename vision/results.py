@@ -36,7 +36,7 @@ DONE, DIVERGED = 1, 2  # not 0, which is what an array reads where a part of it 
 
 
 class Unit(NamedTuple):
-    """What is trained by one call: all alphas, and of the head alone all seeds, of one method, start and rank."""
+    """The lanes that one call trains: all alphas (and for the head alone all seeds) of one method, start and rank."""
 
     optimizer: str
     init: str
@@ -50,7 +50,7 @@ class Unit(NamedTuple):
 
 
 def units(settings: VisionSettings) -> list[Unit]:
-    """In the order in which they are run."""
+    """The units in the order in which they run."""
     every = tuple(range(settings.seeds))
     groups = [every] if settings.layers == HEAD else [(seed,) for seed in every]
     return [Unit(*each) for each in itertools.product(settings.optimizer, settings.init, settings.rank, groups)]
@@ -177,7 +177,7 @@ def is_vision(path: Path) -> bool:
 
 
 def stored_settings(path: Path) -> VisionSettings:
-    """What a run was started with.
+    """The settings that a run was started with.
 
     **Raises:** `InputError` where the folder does not exist or holds no image check.
     """
@@ -190,9 +190,9 @@ def stored_settings(path: Path) -> VisionSettings:
 
 
 def load_vision(path: str | Path) -> xr.Dataset:
-    """The results of a finished image check: dimensions `optimizer, init, alpha, rank, seed, step`.
+    """The results of a finished image check; every number is checked against its checksum.
 
-    Every number of it is checked against its checksum.
+    **Returns:** an `xarray.Dataset` with dimensions `optimizer, init, alpha, rank, seed, step`.
 
     **Raises:** `InputError` where the folder is missing, is no image check, is damaged, or the check is not finished.
     """
@@ -219,7 +219,9 @@ def _load_vision(path: Path) -> xr.Dataset:
 def load_adapters(
     path: str | Path, *, optimizer: str, init: str, alpha: float, rank: int, seed: int
 ) -> dict[str, Adapter]:
-    """The final adapters of one lane of a run, by the paths of their layers.
+    """The final adapters of one lane of a run.
+
+    **Returns:** path -> `Adapter`, A of shape `(rank, in)` and B of shape `(out, rank)`.
 
     **Raises:** `InputError` where the run has no such lane.
     """
@@ -251,7 +253,7 @@ def _check_same(path: Path, then: Any, now: Mapping[str, Any]) -> None:
 
 
 def _read_adapters(path: Path, unit: Unit) -> dict[str, np.ndarray]:
-    """A unit's arrays, which are as they were written; of older runs, as they are."""
+    """A unit's arrays, checked against their digests; those of older runs unchecked."""
     contents = open_tensors(path)
     arrays = {name: tensor.read(finite=False) for name, tensor in contents.tensors.items()}
     written = contents.metadata.get(SHA256)
@@ -282,7 +284,7 @@ def _digest(unit: Unit, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _made(path: Path) -> list[str]:
-    """What the run at `path` has made beside its settings and results, as names below the folder."""
+    """The names, below the folder, that the run at `path` has made beside its settings and results."""
     if not (path / SETTINGS).is_file():
         return []
     names = [unit.name for unit in units(stored_settings(path))]
@@ -299,7 +301,7 @@ def _make(path: Path, settings: VisionSettings, measures: Mapping[str, str], att
 
 
 def _remake(path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> None:
-    """Makes the results anew around what is stored of lanes; what of that is damaged shows when it is read."""
+    """Makes the results anew around the stored lanes; damage of these shows when they are read."""
     with replacing(path) as new:
         _make(new / RESULTS, settings, measures, attrs)
         if (path / RESULTS).is_dir():

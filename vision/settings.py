@@ -67,7 +67,7 @@ class VisionSettings:
     """Precision of the network: single, or bfloat16 (mixed: weights in single precision). The flow is in double."""
 
     def check(self) -> None:
-        """**Raises:** `InputError` for what can be seen to be wrong without the data and the weights."""
+        """**Raises:** `InputError` for settings that are wrong whatever the data and the weights are."""
         require_choice("data", self.data, DATA)
         require_choice("precision", self.precision, PRECISIONS)
         require_choice("config", self.config, ("", *CONFIGS))
@@ -95,7 +95,7 @@ class VisionSettings:
         require(alone, "optimizer", f"be sgd or adam where layers is not {HEAD!r}", ", ".join(self.optimizer))
 
     def _check_room(self) -> None:
-        """What grows with numbers alone: the results, and minibatches that are drawn beforehand."""
+        """Checks the memory of results and of minibatches that are drawn beforehand, which grow with numbers alone."""
         together = len(self.alphas) * (self.seeds if self.layers == HEAD else 1)
         lanes = len(self.optimizer) * len(self.init) * len(self.rank) * len(self.alphas) * self.seeds
         require_memory("seeds and steps", f"{self.seeds} and {self.steps}", 8.0 * 8 * lanes * (32 + self.steps // 100))

@@ -1,4 +1,4 @@
-"""Where the datasets' files come from: a folder, a package of the system, or a download held to its checksum."""
+"""The sources of the datasets' files: a folder, a package of the system, or a download checked by its checksum."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def fetch(download: Download, path: Path) -> None:
 def _cached(name: str) -> dict[str, Stored]:
     """The files out of the cache, where the downloads are kept as they came; verified each time, fetched if need be.
 
-    By one process at a time: another waits for what this one fetches, and then reads it.
+    One process at a time fetches: another waits for the files, and then reads them.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lora_flow" / "data" / name
     found: dict[str, Stored] = {}
@@ -190,7 +190,7 @@ def _require_secure(url: str) -> None:
 
 
 class _SecureRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a server's redirections as far as they are as safe as the address that was asked for."""
+    """Follows a server's redirections only to addresses as safe as the one that was asked for."""
 
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
         if not newurl.startswith(SCHEMES):

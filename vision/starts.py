@@ -1,4 +1,4 @@
-"""How the adapters of a classifier start: the simulator's own initialisations, applied to each layer."""
+"""The starts of a classifier's adapters: the simulator's own initialisations, applied to each layer."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def start(name: str, key: Array, task: tuple[Array, ...], *, rank: int, alpha: f
     layer by layer, to the root mean square of the norm ||[B; A^T]||_F of `gaussian-A` with that alpha,
     `alpha sqrt(rank in)`: starts of different schemes then differ in their directions and not in their size. Where the
     gradient has more directions than the rank, `spectral` takes the first ones.
+
+    **Returns:** one `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
     """
     require_choice("init", name, STARTS)
     scheme = STARTS[name]

@@ -49,7 +49,7 @@ class Classification(eqx.Module):
         return cross_entropy(logits, labels), jnp.mean(logits.argmax(-1) == labels)
 
     def rounding_floor(self, adapters: Adapters) -> Float[Array, ""]:
-        """Of the coarsest type that anything is computed in."""
+        """The floor of the coarsest type that anything is computed in."""
         kinds = {leaf.dtype for leaf in jax.tree.leaves(eqx.filter((self, adapters), eqx.is_inexact_array))}
         return cross_entropy_floor(max(kinds, key=lambda dtype: float(jnp.finfo(dtype).eps)))
 

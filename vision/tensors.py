@@ -1,4 +1,4 @@
-"""Safetensors and JSON files of others: nothing is read, or made room for, beyond what a file declares and may hold."""
+"""Safetensors and JSON files of others: nothing is read or allocated beyond the declared and permitted size."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class Tensor(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a safetensors file holds, by name, and its metadata."""
+    """The tensors of a safetensors file, by name, and its metadata."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
 
 
 def open_tensors(path: Path) -> Contents:
-    """What a safetensors file declares; its header only is read, and the file is as long as that says.
+    """The tensors that a safetensors file declares; only the header is read, and the file's length must agree with it.
 
     **Raises:** `InputError` for a file that is not whole.
     """

@@ -28,7 +28,7 @@ DIGESTS = "lora-flow-sha256.json"  # in each of them
 
 
 class Lanes(NamedTuple):
-    """Where training stands: PyTrees whose arrays have a leading axis of lanes."""
+    """The state of training: PyTrees whose arrays have a leading axis of lanes."""
 
     adapters: Adapters
     optimizer: Any
@@ -46,13 +46,14 @@ def train(
     folder: Path | None = None,
     stepped: Callable[[int], None] = lambda count: None,
 ) -> tuple[Adapters, dict[str, np.ndarray]]:
-    """Trains every lane and returns its final adapters and what `look` saw after each number of steps in `saves`.
+    """Trains every lane, and measures it by `look` after each number of steps in `saves`.
 
-    A step follows the gradient of the loss over all data, or where there are `batches`, indices of data for each lane
-    and step, over those. `look(task, adapters, shared)` is for one lane, `shared` any PyTree; its values come back as
-    `(lanes, saves)`. With a `folder`, checkpoints are kept there, and the newest that is whole is gone on from: the
-    result is the same, bit by bit. What of them is damaged is removed, and said. `stepped` hears how many steps were
-    done.
+    A step follows the gradient of the loss over all data, or over the `batches`, indices of data for each lane and
+    step. `look(task, adapters, shared)` is for one lane, `shared` any PyTree. With a `folder`, checkpoints are kept
+    there, and training continues from the newest whole one: the result is the same, bit by bit. Damaged checkpoints are
+    removed, with a message. `stepped` is called with the number of steps done.
+
+    **Returns:** the final adapters, with a leading axis of lanes, and the values of `look`, `(lanes, saves)`.
 
     **Raises:** `InputError` unless `saves` are increasing integers from 0.
     """

@@ -69,9 +69,11 @@ def load_vit(
     """The model of a folder in Hugging Face's layout, such as a copy of google/vit-base-patch16-224.
 
     Its arrays are in `model.safetensors`, or in the files that `model.safetensors.index.json` names; in any floating-
-    point format. A ViT without biases of queries, keys and values gets zeros for them, which are the same function. A
+    point format. A ViT without biases of queries, keys and values gets zero biases, which give the same function. A
     DeiT without a distillation token is a ViT. Positions are interpolated where `image_size` differs from the
-    checkpoint's. With `classes` the head is new, for so many classes, and zero; without, it is the checkpoint's.
+    checkpoint's. With `classes` the head is new, for that many classes, and zero; without, it is the checkpoint's.
+
+    **Returns:** a `Pretrained`: the `ViT`, and the mean and standard deviation of its images.
 
     **Raises:** `InputError` where a file is missing or damaged, an array is missing, of another shape, not finite or
     none of a ViT's, or the model would not fit into memory.
@@ -108,7 +110,7 @@ def save_vit(
 ) -> None:
     """Writes a folder that `load_vit` and `transformers.ViTForImageClassification.from_pretrained` read.
 
-    All of its files take the places of old ones, or none.
+    Either all of its files replace the old ones, or none.
     """
     folder, config = Path(folder).expanduser(), model.config
     weights = parameters(model)

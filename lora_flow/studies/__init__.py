@@ -1,4 +1,4 @@
-"""Named figures that are not sweeps of the flow: experiments with gradient descent, and what follows pretraining."""
+"""Named figures that are not sweeps of the flow: experiments with gradient descent and with pretraining."""
 
 from lora_flow.studies.folder import begin_study as begin_study
 from lora_flow.studies.folder import check_study_folder as check_study_folder

@@ -1,8 +1,8 @@
 """Constant and adaptive steps for linear networks: Figures 1 and 2 of Xu et al. 2023 (AISTATS).
 
 The draws are those of the authors' code, which differs from the text: X is orthogonal, the solution has entries
-N(0, 1/n), and W1 = rho U_0, W2 = V_0/rho with rho^2 = (sigma + sqrt(sigma^2 + 4))/2. These draws
-reproduce the values of alpha_0/beta_0 in the titles of Figure 2.
+N(0, 1/n), and W1 = rho U_0, W2 = V_0/rho with rho^2 = (sigma + sqrt(sigma^2 + 4))/2. These draws reproduce the
+values of alpha_0/beta_0 in the titles of Figure 2.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _rules(experiment: str, problem: LinearNetwork) -> dict[str, StepRule]:
 def _descend(
     problem: LinearNetwork, start: Adapters, rule: StepRule, name: str, settings: Settings
 ) -> dict[str, Array | float]:
-    """At every iteration: the loss, the step, the step without the cap, and the loss that is proven."""
+    """At every iteration: the loss, the step, the step without the cap, and the proven bound of the loss."""
     done = descend(problem, start, steps=STEPS, step=rule, saves=STEPS + 1, save_adapters=True)
     loss, step = done.observables["loss"], done.observables["step_size"]
     if name in ("Arora", "Du"):
@@ -138,7 +138,7 @@ def _descend(
 def _rate(
     name: str, problem: LinearNetwork, adapters: Adapters, start: theory.Constants, loss: Array, settings: Settings
 ) -> theory.RateBound:
-    """The bound of the next ratio of losses that a rule's convergence is proven with."""
+    """The bound of the next ratio of losses from which a rule's convergence follows."""
     if name == "rho":
         return theory.rate(*problem.network(adapters))
     if name == "rhohat":
@@ -264,7 +264,7 @@ def _findings(dataset: xr.Dataset) -> str:
 
 
 def rounding(dataset: xr.Dataset) -> xr.DataArray:
-    """Losses below 1e-16 L_0, where a residual is rounding, are not held against bounds."""
+    """The loss, 1e-16 L_0, below which a residual is rounding and no bound is tested."""
     return 1e-16 * dataset["loss"].isel(iteration=0)
 
 

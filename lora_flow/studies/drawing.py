@@ -1,4 +1,4 @@
-"""What the pictures of studies have in common."""
+"""The common parts of the pictures of studies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def letters(axes: Any) -> None:
 
 
 def keys(styles: Mapping[str, Mapping[str, Any]], labels: Mapping[str, str]) -> list[Line2D]:
-    """What a legend shows of styles by name."""
+    """The handles of a legend for styles by name."""
     from matplotlib.lines import Line2D
 
     return [Line2D([], [], label=labels[name], **{**style, "markevery": None}) for name, style in styles.items()]

@@ -38,7 +38,7 @@ def begin_study(path: str | Path, name: str, seeds: int) -> None:
 
 
 def store_study(path: str | Path, name: str, seeds: int, dataset: xr.Dataset) -> None:
-    """Puts results and settings in the place of what is there, once they are whole. Hold the folder's lock."""
+    """Replaces the folder's results and settings once the new ones are whole. Hold the folder's lock."""
     with replacing(Path(path), drawn(Path(path))) as new:
         checksums.create(new / RESULTS, dataset)
         write_atomically(new / SETTINGS, _settings(name, seeds))

@@ -105,7 +105,7 @@ def _rules(first_step: Array) -> dict[str, StepRule | Array]:
 
 
 class _Start(NamedTuple):
-    """Of Theorem E.1: eta_0 and rhobar_0, a1/a2 and the rate that the schedule goes to. Of B: eta_max."""
+    """eta_0, rhobar_0, a1/a2 and the schedule's limit rate of Theorem E.1; eta_max of Xu et al. 2023."""
 
     first_step: Array
     rhobar: Array
@@ -315,6 +315,6 @@ def _goal(one: xr.Dataset) -> float:
 
 
 def _iterations(loss: xr.DataArray) -> float:
-    """How many it takes to be solved, median over seeds; infinite where it is not."""
+    """The number of iterations until solved, median over seeds; infinite where a run is not solved."""
     solved = loss <= SOLVED * loss.isel(iteration=0)
     return float(xr.where(solved.any("iteration"), solved.argmax("iteration"), np.inf).median("seed"))

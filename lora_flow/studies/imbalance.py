@@ -42,7 +42,7 @@ Network = tuple[Any, Any, Any, Any]  # X, Y, W1, W2
 
 
 class Sizes(NamedTuple):
-    """Of both experiments."""
+    """The sizes of both experiments."""
 
     samples: int = 100
     inputs: int = 400
@@ -89,9 +89,9 @@ def _starts(seed: int, sizes: Sizes) -> dict[str, Network]:
 def _balanced(product: Float[Array, "r m"]) -> tuple[Array, Array]:
     """The control of Min et al. 2021, Lam = 0: U_1 = P (P^T P)^{-1/4} Q^T and V = (P^T P)^{1/4} Q^T for the product P.
 
-    The frame Q only turns the hidden layer: without it the layer is as wide as P has columns. Balanced are the weights
-    that the loss depends on. `balanced_init` balances U with V, of which U_2 is a part that never moves; where there is
-    one, Lam = -U_2^T U_2.
+    The frame Q only turns the hidden layer; without Q the layer is as wide as P has columns. The weights that the loss
+    depends on are balanced. `balanced_init` balances all of U with V; a non-empty part U_2 of U never moves, and then
+    Lam = -U_2^T U_2.
     """
     u, s, vt = jnp.linalg.svd(jnp.asarray(product), full_matrices=False)
     return u * jnp.sqrt(s)[None], jnp.sqrt(s)[:, None] * vt
@@ -133,9 +133,9 @@ def _follow(network: Network, unit: float = 1.0) -> dict[str, Any]:
 
 @compiled(quickly=True)
 def _solve(problem: LinearNetwork, start: Adapters, end: Any, times: Any) -> tuple[Array, Adapters, Adapters | None]:
-    """Status, end and history; compiled as a whole, so that observables, which nobody asks for, cost nothing.
+    """Status, end and history; compiled as a whole, so that the unused observables cost nothing.
 
-    By Tsit5, as nothing here is stiff: "auto" would be compiled for far longer than it runs.
+    The solver is Tsit5, because nothing here is stiff; "auto" would compile for far longer than it runs.
     """
     how: Any = {"solver": "Tsit5", "rtol": 1e-6, "adjoint": diffrax.ForwardMode(), "save_adapters": True}
     solved = solve(problem, start, t1=end, saves=times, **how)
@@ -143,7 +143,7 @@ def _solve(problem: LinearNetwork, start: Adapters, end: Any, times: Any) -> tup
 
 
 def _narrowed(x: Any, y: Any, w1: Any, w2: Any) -> flow.Reduced:
-    """What of a network its flow moves, with r + m hidden directions whatever its width."""
+    """The part of a network that its flow moves, with r + m hidden directions for any width."""
     seen = flow.reduce(x, y, w1, w2)
     ((a, b),) = pad(narrow((Adapter(seen.u1.T, seen.w2.T),)), sum(seen.y.shape))
     return flow.reduce(seen.x, seen.y, a.T, b.T)
@@ -296,13 +296,13 @@ def _row(one: xr.Dataset, prefix: str) -> list[str]:
 
 
 def _number(values: xr.DataArray) -> str:
-    """The median, with zero for what is rounding of rates of order 1."""
+    """The median, with zero for the rounding of rates of order 1."""
     middle = float(values.median())
     return f"{middle if abs(middle) > 1e-9 else 0:.3g}"
 
 
 def _seen(dataset: xr.Dataset) -> str:
-    """How often the bounds hold, and where Theorem 3 says more than Theorem 1."""
+    """A sentence on how often the bounds hold, and where Theorem 3 says more than Theorem 1."""
     counts = {prefix: violations(dataset, prefix) for prefix in ("", "width_")}
     broken, steps = (sum(count[i] for count in counts.values()) for i in (0, 1))
     drift = max(float(dataset[f"{prefix}drift"].max()) for prefix in counts)
@@ -317,13 +317,13 @@ def _seen(dataset: xr.Dataset) -> str:
 
 
 def _with_margin(dataset: xr.Dataset, dim: str, prefix: str) -> list[Any]:
-    """Where Theorem 3 says more than Theorem 1."""
+    """The starts for which Theorem 3 says more than Theorem 1."""
     more = dataset[f"{prefix}theorem3"] > dataset[f"{prefix}theorem1"] * (1 + SLACK) + SLACK
     return dataset[dim].values[more.any("seed")].tolist()
 
 
 def violations(dataset: xr.Dataset, prefix: str = "") -> tuple[int, int]:
-    """At how many recorded times one of the three bounds fails, but for the solver's error, and how many there are."""
+    """The number of recorded times at which one of the bounds fails by more than the solver's error, and of all."""
     time, loss, rate = (dataset[f"{prefix}{name}"] for name in ("time", "loss", "rate"))
     fails = dataset[f"{prefix}proposition1"] > rate * (1 + SLACK)
     for theorem in ("theorem1", "theorem3"):

@@ -35,7 +35,7 @@ COMPARED = tuple(np.geomspace(0.2, 5.0, 21))  # values of delta_w of drawn probl
 
 
 class Pretrained(NamedTuple):
-    """A network on its way, and what it hands over; arrays over (ratio, seed)."""
+    """A network during pretraining, and its trained weights; arrays over (ratio, seed)."""
 
     trajectory: Trajectory
     gains: np.ndarray  # (ratio, seed, time, layer)
@@ -44,7 +44,7 @@ class Pretrained(NamedTuple):
 
 
 def pretraining(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
-    """Pretraining by gradient flow from nine ratios of the weights' sizes, then LoRA on what it leaves."""
+    """Pretraining by gradient flow from nine ratios of the weights' sizes, then LoRA on the pretrained weights."""
     aligned = aligned_problem(jax.random.key(0), m=SIZE, n=SIZE, h=WIDTH, shift_scale=SHIFT)
     stages = iter(progress(["pretraining", "fine-tuning", "drawn problems"]))
     next(stages)
@@ -121,7 +121,7 @@ def _fine_tune(problems: dict[Any, Factorization], seeds: int) -> xr.Dataset:
 
 
 def _share(tuned: xr.Dataset) -> xr.DataArray:
-    """Of the end's ||B1 A1|| + ||B2 A2||, what is the first's."""
+    """The share of ||B1 A1|| in ||B1 A1|| + ||B2 A2|| at the end."""
     first, second = (tuned[f"norm_b{i}a{i}"].isel(time=-1) for i in (1, 2))
     return first / (first + second)
 

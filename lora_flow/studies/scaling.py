@@ -1,8 +1,8 @@
 """How LoRA's output multiplier should grow with the rank: gradient descent and Adam on one layer (arXiv 2606.12883).
 
 The adapters start as PEFT's do, A random with a fixed size and B = 0, and the layer computes `W + (lora_alpha/r) B A`.
-Of all the values of `lora_alpha` the best is the one with the lowest loss on average over a fixed number of steps: the
-last loss alone would say how a step of constant size rattles at the end.
+The best `lora_alpha` has the lowest loss on average over a fixed number of steps: the last loss alone would measure how
+a step of constant size rattles at the end.
 """
 
 from __future__ import annotations

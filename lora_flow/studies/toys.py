@@ -36,7 +36,7 @@ PUBLISHED_DIP = {1e-3: 0.20, 1e-4: 0.16}
 
 
 def alignment(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
-    """How A turns to the gradient: angle and risk over the iterations, for several scales, sampled and white inputs."""
+    """The turn of A to the gradient: angle and risk over the iterations, several scales, sampled and white inputs."""
     iterations = np.arange(0, ALIGNMENT_STEPS + 1, 20)
     shape = len(INPUTS), len(VARIANCES), seeds, len(iterations)
     angle, risk, plateau = np.empty(shape), np.empty(shape), np.empty((len(INPUTS), seeds))
@@ -230,7 +230,7 @@ def _descents(problem: Any, starts: list[Adapters], steps: int, step: float, sav
 
 
 def _rounding(dataset: xr.Dataset) -> xr.DataArray:
-    """The rounding floor of the risks; of results that do not hold it, from the largest of them."""
+    """The rounding floor of the risks; from the largest risk where the results do not have the floor."""
     if "rounding_floor" in dataset:
         return dataset["rounding_floor"]
     return rounding_floors(dataset["risk"].rename(iteration="time").max("flow").to_dataset(name="loss"))

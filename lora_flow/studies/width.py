@@ -39,7 +39,7 @@ PUBLISHED_UP_TO = 2000  # of Figure 4 of Xu et al. 2025
 
 
 class Sizes(NamedTuple):
-    """Of both experiments."""
+    """The sizes of both experiments."""
 
     samples: int = 100
     inputs: int = 400
@@ -105,10 +105,10 @@ def _ends(seed: int, sizes: Sizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _distance(problem: LinearNetwork, seen: LinearNetwork, start: Adapters) -> float:
-    """||U V^T - X^+ Y|| of one output where the flow ends.
+    """||U V^T - X^+ Y|| of one output at the end of the flow.
 
-    Only U_1 and V move, within the hidden directions that they span at the start: the flow of what is `seen` of the
-    problem is solved in a frame of these, and U_2 is looked at in it at the end.
+    Only U_1 and V move, within the hidden directions that they span at the start. So the flow of the `seen` part of the
+    problem is solved in a frame of these directions, and U_2 is added in this frame at the end.
     """
     (((whole, _),), (_, _, u1, w2)) = start, problem.network(start)
     frame, inside = jnp.linalg.qr(jnp.concatenate([u1.T, w2], axis=1))
@@ -122,7 +122,7 @@ def _distance(problem: LinearNetwork, seen: LinearNetwork, start: Adapters) -> f
 
 @compiled(quickly=True)
 def _solve(problem: LinearNetwork, start: Adapters) -> tuple[Array, Adapters]:
-    """Status and end, by Tsit5, as nothing here is stiff."""
+    """Status and end, by Tsit5, because nothing here is stiff."""
     solved = solve(problem, start, t1=END, saves=2, solver="Tsit5", rtol=1e-6, adjoint=diffrax.ForwardMode())
     return solved.status, solved.adapters
 
@@ -210,7 +210,7 @@ def _draw_over_widths(ax: Any, values: xr.DataArray, dim: str, colour: Any, labe
 
 
 def _room(ax: Any, values: xr.DataArray, below: float, above: float) -> None:
-    """Space for what is written below and above the values, and ticks without powers of ten."""
+    """Space for the text below and above the values, and ticks without powers of ten."""
     low, high = float(values.min()) / below, float(values.max()) * above
     ticks = [tick for tick in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if low <= tick <= high]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -1,1 +1,1 @@
-"""What theory says: formulas, the runs that they are held against, and the verdicts."""
+"""Theory: formulas, the runs that they are tested against, and the verdicts."""

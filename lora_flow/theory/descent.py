@@ -20,7 +20,7 @@ def step_size(smoothness: Value, norm: Value, slope: Value) -> Value:
 
 
 def descent_lemma(smoothness: Value, norm: Value, slope: Value, moved: Value) -> Value:
-    """J(V + D) - J(V) - <grad J(V), D> is at most this, with `moved` = ||D|| (Lemma 3.3)."""
+    """The bound of J(V + D) - J(V) - <grad J(V), D>, with `moved` = ||D|| (Lemma 3.3)."""
     powers = moved**2 * norm**2 + moved**3 * norm + moved**4 / 4
     return np.sqrt(2) * smoothness * powers + slope * moved**2
 
@@ -46,7 +46,7 @@ def stationarity_bound(excess: Value, total: Value) -> Value:
 def growth(smoothness: Value, norm: Value, excess: Value) -> tuple[Value, Value]:
     """c0 and c1 such that 1/eta_t <= c0 + c1 (eta_0 + ... + eta_{t-1}); `norm` is ||V_0||, `excess` J_0 - l*.
 
-    For V has moved by sqrt(4 (J_0 - l*) sum eta) at most.
+    The reason: V has moved by at most sqrt(4 (J_0 - l*) sum eta).
     """
     c0 = 1 + 4 * np.sqrt(2) * smoothness * (2 * norm**2 + np.sqrt(2 * smoothness * excess))
     return c0, 32 * np.sqrt(2) * smoothness * excess
@@ -58,7 +58,7 @@ def least_total(c0: Value, c1: Value, steps: Value) -> Value:
 
 
 def sharper_total(c0: Value, c1: Value, steps: Value) -> Value:
-    """It is even at least (sqrt(c0^2 + 2 c1 T) - c0)/c1, which gives O(1/sqrt(T))."""
+    """The sum of the step sizes is even at least (sqrt(c0^2 + 2 c1 T) - c0)/c1, which gives O(1/sqrt(T))."""
     return (np.sqrt(c0**2 + 2 * c1 * steps) - c0) / c1
 
 
@@ -71,5 +71,5 @@ def without_scaling(scaling: Value, alpha: Value, step: Value) -> tuple[Value, V
 
 
 def without_scaling_adam(scaling: Value, alpha: Value, step: Value) -> tuple[Value, Value]:
-    """The same for Adam with epsilon 0, whose steps do not know how large the gradient is."""
+    """The same for Adam with epsilon 0, whose steps do not depend on the size of the gradient."""
     return np.sqrt(scaling) * alpha, np.sqrt(scaling) * step

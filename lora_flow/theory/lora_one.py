@@ -1,6 +1,6 @@
-r"""What is known of one adapted layer, `1/2 ||(shift - B A) X^T||^2`: LoRA-One (Zhang et al., arXiv 2502.01235v3).
+r"""The theory of one adapted layer, `1/2 ||(shift - B A) X^T||^2`: LoRA-One (Zhang et al. 2025, arXiv 2502.01235v3).
 
-This library's convention, `W + B A`: the paper's W, A, B are the transposes of ours, its Delta is `shift^T`. Formulas
+The convention is `W + B A`: LoRA-One's W, A, B are the transposes of those here, and its Delta is `shift^T`. Formulas
 without a number were derived for this project. Matrices are NumPy arrays, with any leading axes where a formula has
 only products and norms.
 """
@@ -40,7 +40,7 @@ def sine(rows: np.ndarray, others: np.ndarray) -> Value:
 def linear_phase(shift: np.ndarray, a: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A(t) and B(t) while they are small, over times, from B = 0.
 
-    With shift = U S V^T, what A has along V grows by cosh(S t), what it has across stays, and B(t) = U sinh(S t) V^T
+    With shift = U S V^T, the part of A along V grows by cosh(S t), the part across V stays, and B(t) = U sinh(S t) V^T
     A(0)^T.
     """
     u, s, vt = np.linalg.svd(shift, full_matrices=False)
@@ -49,7 +49,7 @@ def linear_phase(shift: np.ndarray, a: np.ndarray, times: np.ndarray) -> tuple[n
 
 
 def misalignment(shift: np.ndarray, a: np.ndarray, rank: int) -> float:
-    """c sqrt(d) of `alignment_time`: twice how much of A(0) is across V for each unit along its last direction."""
+    """c sqrt(d) of `alignment_time`: twice the part of A(0) across V, relative to the part along V's last direction."""
     vt = top_rows(shift, rank)
     across = a.T - vt.T @ (vt @ a.T)
     return 2 * float(np.linalg.norm((across @ np.linalg.pinv(vt @ a.T))[:, -1]))
@@ -64,7 +64,7 @@ def alignment_time(misaligned: Value, smallest: Value, theta: Value) -> Value:
 
 
 def sampling_angle(d: Value, samples: Value) -> Value:
-    """About the angle between the row spaces of `shift` and of `shift X^T X/N`: sqrt(d/N)."""
+    """The approximate angle between the row spaces of `shift` and of `shift X^T X/N`: sqrt(d/N)."""
     return np.sqrt(d / samples)
 
 
@@ -102,7 +102,7 @@ def rank_floor(shift: np.ndarray, frozen: np.ndarray, rank: int) -> float:
 def two_layer_loss(c: Gains, gamma: Value) -> Value:
     """L/L(0) when both layers of an aligned problem start from gamma times their own gradient.
 
-    Each adds its correction, and the product of the two is the cross term.
+    Each layer adds its correction, and the product of the two corrections is the cross term.
     """
     return (1 - gamma * (c.s1**2 + c.s2**2) - gamma**2 * c.sigma * c.s1 * c.s2) ** 2
 
@@ -116,25 +116,25 @@ def two_layer_gamma(c: Gains) -> Value:
 
 
 def relu_bound(eta: Value, steps: Value) -> Value:
-    """||B A - shift||_F after that many preconditioned steps, over what it was: at most (1 - eta/4)^t (Theorem 4.2)."""
+    """||B A - shift||_F after that many preconditioned steps, over its start: at most (1 - eta/4)^t (Theorem 4.2)."""
     return (1 - eta / 4) ** steps
 
 
 def relu_factor(eta: Value) -> Value:
-    """What each of these steps leaves in the end, of a component on one side only: the gradient has half of it."""
+    """The factor by which each of these steps finally shrinks a one-sided component: the gradient has half of it."""
     return 1 - eta / 2
 
 
 def preconditioned_rate(sides: int) -> float:
-    """At which the components of E = shift - B A decay that lie in the factors' spaces on so many sides.
+    """The decay rate of the components of E = shift - B A that lie in the factors' spaces on that many sides.
 
-    From dE/dt = -(P_B E + E P_A), whatever the shift's singular values are.
+    From dE/dt = -(P_B E + E P_A), for any singular values of the shift.
     """
     return float(sides)
 
 
 def plain_rate(sigma_i: Value, sigma_j: Value) -> Value:
-    """At which component (i, j) of E decays near a balanced optimum: dE/dt = -(B B^T E + E A^T A)."""
+    """The decay rate of component (i, j) of E near a balanced optimum: dE/dt = -(B B^T E + E A^T A)."""
     return sigma_i + sigma_j
 
 

@@ -1,4 +1,4 @@
-"""Theory drawn over the runs that it was held against."""
+"""Theory drawn over the runs that it is tested against."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ HEADING = "What theory predicts"
 def predictions(dataset: xr.Dataset) -> str | Table:
     """Predicted and measured T1 and alignment floors of every cell that theory is about, or a sentence on why not.
 
-    Theory is for the plain flow of factorisations with aligned shifts of rank one, from starts that alpha makes small;
-    the floor for side "B" and W1 the weight of smaller gain, once the loss has fallen by six decades.
+    Theory is for the plain flow of factorisations with aligned shifts of rank one, from starts that alpha makes small.
+    The floor is for side "B" where W1 has the smaller gain, once the loss has fallen by six decades.
     """
     if reason := _not_about(dataset):
         return f"## {HEADING}\n\nTheory's T1 and alignment floor are not for this run: {reason}."
@@ -53,7 +53,7 @@ def predictions(dataset: xr.Dataset) -> str | Table:
 
 
 def _not_about(dataset: xr.Dataset) -> str:
-    """Why theory says nothing of any cell, "" where it does."""
+    """The reason why theory predicts nothing for any cell; "" where it predicts something."""
     if "sigma_w1" not in dataset.coords:
         return f"they are of a factorisation of two layers with a shift, and this is {kind_of(dataset)}"
     if (flow := dataset.attrs.get("flow", "plain")) != "plain":
