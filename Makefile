@@ -30,7 +30,7 @@ test-long: .venv/dev .venv/vision  ## run the tests that take longest, which `ma
 	$(BIN)/python -m pytest -n $(WORKERS) --dist load -m long
 
 test-interop: .venv/dev .venv/vision .venv/interop  ## run the tests against PyTorch's transformers and peft
-	$(BIN)/python -m pytest tests/test_initialization_interop.py tests/test_descent_interop.py \
+	$(BIN)/python -m pytest tests/initialization/test_initialization_interop.py tests/dynamics/test_descend_interop.py \
 		tests/vision/test_interop.py
 
 lint: .venv/dev .venv/vision  ## check style and types

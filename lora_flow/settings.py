@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from lora_flow.checks import InputError, PrecisionWarning, require, require_choice
 from lora_flow.flags import Aligned, Network, Pretrained, Regression, Runs, Solving, Times, Trained
-from lora_flow.sizes import check_sizes
+from lora_flow.sweeps.sizes import check_sizes
 
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-    from lora_flow.grid import Problems
-    from lora_flow.plan import Plan
-    from lora_flow.problem import Factorization, Problem
+    from lora_flow.problems.base import Factorization, Problem
+    from lora_flow.sweeps.grid import Problems
+    from lora_flow.sweeps.plan import Plan
 
 PRECISIONS = ("double", "single")
 
@@ -101,7 +101,7 @@ def build_problems(settings: Settings) -> Problems:
     """The problems that the settings name: one, or one for each combination of the flags that take several values."""
     import jax
 
-    from lora_flow.grid import Problems
+    from lora_flow.sweeps.grid import Problems
 
     _check_flags(settings)
     axes = {name: getattr(settings, name) for name in PROBLEM_AXES}
@@ -129,9 +129,9 @@ def _check_flags(settings: Settings) -> None:
 def _problem(settings: Settings, axes: Mapping[str, Any], key: Array) -> Problem:
     import jax
 
-    from lora_flow.pretraining import network_problem
-    from lora_flow.regression import regression_problem
-    from lora_flow.targets import misaligned, noisy
+    from lora_flow.recipes.network import network_problem
+    from lora_flow.recipes.one_layer import regression_problem
+    from lora_flow.recipes.targets import misaligned, noisy
 
     if settings.problem == "network":
         return network_problem(
@@ -160,7 +160,8 @@ def _problem(settings: Settings, axes: Mapping[str, Any], key: Array) -> Problem
 
 
 def _factorization(settings: Settings, axes: Mapping[str, Any], key: Array) -> Factorization:
-    from lora_flow import pretraining, targets
+    from lora_flow.recipes import network as pretraining
+    from lora_flow.recipes import targets
 
     if settings.problem == "digits":
         return targets.digits_problem()
@@ -195,7 +196,7 @@ def _check_pretraining(init: str) -> None:
 
 def sweep_arguments(settings: Settings) -> dict[str, Any]:
     """What `sweep` is told of these settings, besides the problems."""
-    from lora_flow.flow import save_times
+    from lora_flow.dynamics.solve import save_times
 
     names = ("init", "side", "alpha", "rank", "seeds", "t1", "flow", "solver", "rtol", "max_steps")
     told = {name: getattr(settings, name) for name in (*names, "batch_size", "devices", "details")}
@@ -204,7 +205,7 @@ def sweep_arguments(settings: Settings) -> dict[str, Any]:
 
 def build_plan(settings: Settings) -> Plan:
     """The checked plan of a sweep; in single precision a tolerance it cannot carry is an error, not a warning."""
-    from lora_flow.plan import plan_sweep
+    from lora_flow.sweeps.plan import plan_sweep
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecisionWarning)

@@ -279,7 +279,7 @@ def test_files_that_do_not_fit_are_refused_before_they_are_read(tmp_path):
     path = npz(tmp_path / "a.npz", **GOOD_FILE | {"w1": bomb})
     assert path.stat().st_size < 200_000
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lora_flow.memory.free", lambda: 1e8)
+        patch.setattr("lora_flow.runtime.memory.free", lambda: 1e8)
         patch.setattr("numpy.lib.format.read_array", lambda *_, **__: pytest.fail("was read"))
         must = "must be small enough for the 100 MB of memory that are free, got arrays of 98 MB, which takes 294 MB"
         with pytest.raises(InputError, match=must):

@@ -19,8 +19,8 @@ from jaxtyping import Array
 
 from lora_flow import Adapters, solve
 from lora_flow.checks import require
-from lora_flow.memory import require_memory
-from lora_flow.progress import Progress
+from lora_flow.runtime.memory import require_memory
+from lora_flow.runtime.progress import Progress
 from vision.base import base_model
 from vision.config import ViTConfig
 from vision.data import epochs, load_dataset, prepare

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from lora_flow.checks import require
-from lora_flow.checksums import listed
-from lora_flow.interrupts import whole
-from lora_flow.report import table
+from lora_flow.results.report import table
+from lora_flow.runtime.interrupts import whole
 from lora_flow.settings import Settings, start_jax
-from lora_flow.storage import locked, write_atomically
+from lora_flow.storage.checksums import listed
+from lora_flow.storage.folder import locked, write_atomically
 from vision.results import VisionFolder, check_free, load_vision, stored_settings, units
 from vision.settings import VisionSettings
 
@@ -53,7 +53,7 @@ def tell(out: Path) -> int:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from lora_flow.figures import save
+    from lora_flow.figures.over_time import save
     from vision.claims import moment, report_steps, verdicts
     from vision.figures import draw
 

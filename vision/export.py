@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_flow.checks import require
-from lora_flow.storage import locked, replacing
+from lora_flow.storage.folder import locked, replacing
 from vision.base import base_model, checkpoint
 from vision.peft import export_peft
 from vision.results import load_adapters, load_vision, stored_settings

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_flow.bands import band, quartiles
-from lora_flow.figures import BLUE, GREEN, ORANGE, STYLE
+from lora_flow.figures.bands import band, quartiles
+from lora_flow.figures.over_time import BLUE, GREEN, ORANGE, STYLE
 from vision.claims import LABELS, STARTS, report_steps
 
 PURPLE = "#CC79A7"

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from lora_flow.checks import InputError, require
-from lora_flow.memory import require_memory
+from lora_flow.runtime.memory import require_memory
 
 _RECORD = 1 + 3 * 32 * 32  # bytes of one CIFAR-10 image with its label
 _MOST_RECORDS = 60_000  # in one file: all of the data set

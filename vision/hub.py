@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lora_flow.checks import InputError, require
-from lora_flow.memory import require_memory
+from lora_flow.runtime.memory import require_memory
 from vision.checkpoint import ARRAYS, FILES, INDEX, PROCESSOR, require_vit, shards
 from vision.tensors import read_json
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_flow import Adapter, Adapters
-from lora_flow.matrices import gram_schmidt, singular_triplets
+from lora_flow.algebra.matrices import gram_schmidt, singular_triplets
 from vision.task import Classification
 
 MEASURES = {

@@ -17,13 +17,14 @@ import tomli_w
 import xarray as xr
 from safetensors.numpy import save
 
-from lora_flow import Adapter, checksums
+from lora_flow import Adapter
 from lora_flow.checks import InputError, require
-from lora_flow.checksums import LANES, Damaged, Reading, lane_sums, listed
-from lora_flow.labels import PENDING, portable_attrs
-from lora_flow.storage import RUN_ID, check_run, mend, replacing, write_atomically
-from lora_flow.store import RESULTS, SETTINGS, is_vacant, read_settings, steady
-from lora_flow.unchanged import check_arrays
+from lora_flow.storage import checksums
+from lora_flow.storage.checksums import LANES, Damaged, Reading, lane_sums, listed
+from lora_flow.storage.folder import RUN_ID, check_run, mend, replacing, write_atomically
+from lora_flow.storage.unchanged import check_arrays
+from lora_flow.sweeps.labels import PENDING, portable_attrs
+from lora_flow.sweeps.run import RESULTS, SETTINGS, is_vacant, read_settings, steady
 from vision.settings import HEAD, VisionSettings, from_table
 from vision.tensors import open_tensors
 
@@ -63,7 +64,8 @@ def saved_steps(steps: int) -> np.ndarray:
 
 
 class VisionFolder:
-    """One run's folder while it is written; whoever makes or resumes it holds its lock, `lora_flow.storage.locked`."""
+    """One run's folder while it is written; whoever makes or resumes it holds its lock,
+    `lora_flow.storage.folder.locked`."""
 
     def __init__(self, path: Path, settings: VisionSettings, reading: Reading, restored: Sequence[str] = ()):
         self.path, self.settings = path, settings

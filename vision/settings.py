@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_flow.checks import require, require_choice
-from lora_flow.memory import require_memory
+from lora_flow.runtime.memory import require_memory
 from vision.config import CONFIGS
 
 OPTIMIZERS = ("flow", "sgd", "adam")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from urllib.error import HTTPError
 
 from lora_flow.checks import InputError, require
-from lora_flow.progress import Progress
-from lora_flow.storage import appearing, locked
+from lora_flow.runtime.progress import Progress
+from lora_flow.storage.folder import appearing, locked
 from vision import looks
 from vision.files import Stored, unpack
 

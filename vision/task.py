@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 from lora_flow import Adapter, Adapters, zero_adapters
 from lora_flow.arrays import AnyArray, as_labels, numbers
 from lora_flow.checks import require
-from lora_flow.problem import Layers
-from lora_flow.single import cross_entropy, cross_entropy_floor
+from lora_flow.problems.base import Layers
+from lora_flow.problems.one_layer import cross_entropy, cross_entropy_floor
 from vision.lora import attach, linear_layers
 from vision.model import ViT
 

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from safetensors.numpy import save_file
 
 from lora_flow.checks import InputError, require
-from lora_flow.memory import require_memory
-from lora_flow.storage import locked, replacing
+from lora_flow.runtime.memory import require_memory
+from lora_flow.storage.folder import locked, replacing
 from vision import looks
 from vision.checkpoint import ARRAYS, FILES, INDEX, KEYS, PROCESSOR, config_of, declared, normalisation
 from vision.config import ViTConfig

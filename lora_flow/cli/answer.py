@@ -7,9 +7,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from lora_flow import interrupts
 from lora_flow.checks import InputError
 from lora_flow.cli.output import any_text, complain, hush
+from lora_flow.runtime import interrupts
 
 if TYPE_CHECKING:
     from lora_flow.cli.parse import Command

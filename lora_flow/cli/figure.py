@@ -10,7 +10,7 @@ import tyro
 
 from lora_flow.checks import require, require_choice
 from lora_flow.cli.sweep import solve_runs
-from lora_flow.interrupts import whole
+from lora_flow.runtime.interrupts import whole
 from lora_flow.settings import Settings, start_jax
 
 MOST_DRAWS = 10_000  # of an experiment that runs as a whole
@@ -60,9 +60,9 @@ class Figure:
     """Replace the folder's runs if the folder has some."""
 
     def run(self) -> int:
-        from lora_flow.experiments import EXPERIMENTS
-        from lora_flow.store import check_parts, is_started
-        from lora_flow.studies import STUDIES
+        from lora_flow.experiments.studies import STUDIES
+        from lora_flow.experiments.table import EXPERIMENTS
+        from lora_flow.sweeps.run import check_parts, is_started
 
         require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
         require_choice("figure", self.name, [*EXPERIMENTS, *STUDIES])
@@ -80,9 +80,10 @@ class Figure:
 
     def _study(self) -> int:
         from lora_flow.cli.plot import draw_study
-        from lora_flow.progress import each
-        from lora_flow.storage import locked
-        from lora_flow.studies import STUDIES, begin_study, check_study_folder, store_study
+        from lora_flow.experiments.folder import begin_study, check_study_folder, store_study
+        from lora_flow.experiments.studies import STUDIES
+        from lora_flow.runtime.progress import each
+        from lora_flow.storage.folder import locked
 
         study = STUDIES[self.name]
         seeds = study.seeds if self.seeds is None else self.seeds

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from lora_flow import interrupts
+from lora_flow.runtime import interrupts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from lora_flow.checks import require, require_choice
-from lora_flow.storage import locked_if_free, write_atomically
+from lora_flow.storage.folder import locked_if_free, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Plot:
             from vision.command import tell
 
             return tell(Path(self.out))
-        from lora_flow.studies import study_of
+        from lora_flow.experiments.folder import study_of
 
         name = study_of(self.out)
         return draw_study(self.out, name) if name else draw(self.out, partial=True)
@@ -47,12 +47,12 @@ def draw(out: str, partial: bool = False) -> int:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from lora_flow.experiments import EXPERIMENTS
-    from lora_flow.figures import save_figures, save_with_numbers
-    from lora_flow.report import about, failed, final_values, report, unfinished, warnings
-    from lora_flow.store import load_figure
-    from lora_flow.summary import answered
-    from lora_flow.theory.predictions import predictions
+    from lora_flow.experiments.table import EXPERIMENTS
+    from lora_flow.figures.over_time import save_figures, save_with_numbers
+    from lora_flow.results.predictions import predictions
+    from lora_flow.results.report import about, failed, final_values, report, unfinished, warnings
+    from lora_flow.results.summary import answered
+    from lora_flow.sweeps.run import load_figure
 
     name, datasets = load_figure(out, partial)
     state = unfinished(datasets.values())
@@ -96,8 +96,9 @@ def draw_study(out: str, name: str) -> int:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    from lora_flow.figures import save_with_numbers
-    from lora_flow.studies import STUDIES, load_study
+    from lora_flow.experiments.folder import load_study
+    from lora_flow.experiments.studies import STUDIES
+    from lora_flow.figures.over_time import save_with_numbers
 
     require_choice(f"the study in '{out}'", name, STUDIES)
     study, dataset = STUDIES[name], load_study(out)

@@ -13,9 +13,9 @@ import tyro
 
 from lora_flow import flags
 from lora_flow.checks import require
-from lora_flow.interrupts import whole
+from lora_flow.runtime.interrupts import whole
 from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
-from lora_flow.toml import read_toml
+from lora_flow.storage.toml import read_toml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def solve_runs(
     runs once they are interrupted.
     """
     from lora_flow.cli.plot import draw
-    from lora_flow.store import check_free, is_started, kept_problem, open_runs, run
+    from lora_flow.sweeps.run import check_free, is_started, kept_problem, open_runs, run
 
     planned = {}
     for name, settings in runs.items():
@@ -145,7 +145,7 @@ def solve_runs(
 
 def stored(out: str) -> Settings:
     """The settings that a run folder was started with."""
-    from lora_flow.store import read_settings
+    from lora_flow.sweeps.run import read_settings
 
     return from_table(read_settings(out), f"{out}/settings.toml")
 

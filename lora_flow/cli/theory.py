@@ -10,7 +10,7 @@ import tyro
 
 from lora_flow.checks import require
 from lora_flow.settings import Settings, start_jax
-from lora_flow.storage import is_generated, locked, write_atomically
+from lora_flow.storage.folder import is_generated, locked, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Theory:
         import matplotlib as mpl
 
         mpl.use("Agg")
-        from lora_flow.figures import save_with_numbers
-        from lora_flow.theory.check import HEADER, check, markdown, terminal_line, write_csv
-        from lora_flow.theory.evidence import Evidence
-        from lora_flow.theory.pictures import draw
+        from lora_flow.claims.check import HEADER, check, markdown, terminal_line, write_csv
+        from lora_flow.claims.lora_runs import Evidence
+        from lora_flow.claims.pictures import draw
+        from lora_flow.figures.over_time import save_with_numbers
 
         evidence, lines = Evidence(self.seeds), []
         print(HEADER, flush=True)

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from lora_flow.algebra.matrices import Diagonal, Matrix, norm, positive, singular_triplets, tie
 from lora_flow.initialization.checks import above_rounding
-from lora_flow.matrices import Diagonal, Matrix, norm, positive, singular_triplets, tie
 
 Columns = Float[Array, "size count"]
 Triplets = tuple[Columns, Float[Array, " count"], Float[Array, "count columns"]]

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.algebra.matrices import Matrix, dense, positive, root
 from lora_flow.initialization.checks import check, check_reaches_task, check_twice, is_concrete
 from lora_flow.initialization.directions import triplets
-from lora_flow.matrices import Matrix, dense, positive, root
-from lora_flow.problem import Problem, linearised_task, scaling_of
+from lora_flow.problems.base import Problem, linearised_task, scaling_of
 
 
 def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:

@@ -9,7 +9,7 @@ from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, layer_inputs
 from lora_flow.initialization.directions import triplets
-from lora_flow.problem import Problem
+from lora_flow.problems.base import Problem
 
 
 def eva_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:

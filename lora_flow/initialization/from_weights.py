@@ -7,11 +7,11 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.algebra.matrices import norm, root
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, pretrained_weights
 from lora_flow.initialization.directions import frame_of, triplets
-from lora_flow.matrices import norm, root
-from lora_flow.problem import Problem, scaling_of
+from lora_flow.problems.base import Problem, scaling_of
 
 
 def pissa_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.algebra.matrices import Matrix, root
 from lora_flow.checks import require_number
 from lora_flow.initialization.checks import check, layer_inputs
 from lora_flow.initialization.directions import triplets
-from lora_flow.matrices import Matrix, root
-from lora_flow.problem import Layers, Problem, linearised_task
+from lora_flow.problems.base import Layers, Problem, linearised_task
 
 DEFAULT_P = 0.5
 

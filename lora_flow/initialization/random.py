@@ -9,7 +9,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.checks import require, require_choice
 from lora_flow.initialization.checks import check
-from lora_flow.problem import Problem
+from lora_flow.problems.base import Problem
 
 SIDES = ("A", "B")
 

@@ -31,7 +31,7 @@ from lora_flow.initialization.of_networks import (
     spectral_both_init,
 )
 from lora_flow.initialization.random import SIDES, gaussian_init, orthogonal_init
-from lora_flow.problem import Problem
+from lora_flow.problems.base import Problem
 
 
 class Scheme(NamedTuple):

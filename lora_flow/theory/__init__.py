@@ -1,1 +1,1 @@
-"""Theory: formulas, the runs that they are tested against, and the verdicts."""
+"""Formulas of the papers: pure functions."""

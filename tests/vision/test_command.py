@@ -22,7 +22,7 @@ from small import SHALLOW, network
 
 from lora_flow import Adapter, InputError
 from lora_flow.cli import main
-from lora_flow.storage import locked
+from lora_flow.storage.folder import locked
 from vision import figures
 from vision.base import base_model, checkpoint
 from vision.check import build, starts_of

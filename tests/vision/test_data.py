@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from lora_flow import InputError
-from lora_flow.storage import LOCK, is_generated, locked
+from lora_flow.storage.folder import LOCK, is_generated, locked
 from vision import data, sources
 from vision.data import DATASETS, epochs, load_dataset, prepare
 from vision.sources import Download, fetch
@@ -252,7 +252,7 @@ def test_nothing_is_made_room_for_that_a_file_cannot_hold(tmp_path, monkeypatch)
     (tmp_path / f"{IDX[0]}.gz").write_bytes(gzip.compress(said + bytes(10**6)))
     with pytest.raises(InputError, match=r"must hold 13153337360 bytes for its shape .*, got at most \d{7}$"):
         load_dataset("mnist", tmp_path)
-    monkeypatch.setattr("lora_flow.memory.free", lambda: 100.0)
+    monkeypatch.setattr("lora_flow.runtime.memory.free", lambda: 100.0)
     (tmp_path / f"{IDX[0]}.gz").write_bytes(gzip.compress(idx(IMAGES)))
     with pytest.raises(
         InputError, match=r"train-images-idx3-ubyte.gz' must be small enough for the 100 bytes of memory"
@@ -392,7 +392,7 @@ def test_what_a_killed_download_left_goes_and_what_people_keep_there_stays(tmp_p
     script = f"""
         import os
         from pathlib import Path
-        from lora_flow.progress import Progress
+        from lora_flow.runtime.progress import Progress
         from vision import sources
         Progress.update = lambda *_: os._exit(1)
         sources.SCHEMES = ("file://",)

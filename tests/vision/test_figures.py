@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lora_flow.shown import shown
+from lora_flow.figures.shown import shown
 from vision.figures import plot_early, plot_over_stds, plot_starts
 from vision.results import saved_steps
 

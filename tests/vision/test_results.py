@@ -14,7 +14,7 @@ import xarray as xr
 
 from lora_flow import Adapter, InputError
 from lora_flow.cli import main
-from lora_flow.storage import is_generated, locked
+from lora_flow.storage.folder import is_generated, locked
 from vision.command import check
 from vision.measures import MEASURES
 from vision.results import VisionFolder, load_adapters, load_vision, saved_steps, units

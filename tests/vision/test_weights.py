@@ -392,7 +392,7 @@ def test_images_that_are_not_normalised_stay_as_they_are(folder):
 
 
 def test_a_model_beyond_memory_is_refused_before_it_is_made(saved, monkeypatch):
-    monkeypatch.setattr("lora_flow.memory.free", lambda: 2.0**20)
+    monkeypatch.setattr("lora_flow.runtime.memory.free", lambda: 2.0**20)
     with pytest.raises(InputError, match=r"weights must be small enough for the 1.05 MB .*, got .*4000 x 4000, which"):
         load_vit(saved, image_size=4000)
 
@@ -451,7 +451,7 @@ def test_the_hub_gives_a_commit_whose_files_are_verified_each_time(folder, hub, 
 
 def test_what_is_no_vit_or_too_large_is_not_downloaded_from_the_hub(folder, hub, monkeypatch):
     asked, _, place = hub
-    monkeypatch.setattr("lora_flow.memory.free", lambda: 1000.0)
+    monkeypatch.setattr("lora_flow.runtime.memory.free", lambda: 1000.0)
     with pytest.raises(InputError, match=r"weights must be small enough for the 1 kB of memory .*, got 'a/b', which"):
         fetch("a/b")
     (place / SIZES).unlink()

@@ -1,0 +1,131 @@
+"""The progress of a folder's runs: `lora-flow status`, which may be used while a run is at work.
+
+The command writes nothing of its own. Like every reader it puts back entries that a killed process left half replaced.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from lora_flow.checks import require
+from lora_flow.runtime.progress import span
+from lora_flow.storage import checksums
+from lora_flow.storage.checksums import Damaged, listed
+from lora_flow.storage.folder import holder, is_generated
+from lora_flow.sweeps.labels import PENDING
+from lora_flow.sweeps.run import RESULTS, SETTINGS, read_settings, steady
+
+
+def status(path: str | Path) -> str:
+    """The progress of a run folder, a figure's or an image check's, the time of its last write, and how to continue.
+
+    **Raises:** `InputError` where the folder is none of these.
+    """
+    return steady(path, lambda: _status(Path(path)))
+
+
+def _status(path: Path) -> str:
+    runs = sorted(settings.parent for settings in path.glob(f"*/{SETTINGS}"))
+    parts = [path] if (path / SETTINGS).is_file() or not runs else runs
+    told, open_parts = [], []
+    for part in parts:
+        line, unfinished = _part(part)
+        told.append(line)
+        open_parts += [part] if unfinished else []
+    for name in _missing(path, parts):
+        told.append(f"{path / name}: nothing stored yet")
+        open_parts.append(path / name)
+    held = {part: who for part in dict.fromkeys([path, *parts]) if (who := holder(part))}
+    return "\n".join([*told, _written(parts), *_held(held), _next(path, parts, open_parts, bool(held))])
+
+
+def _part(path: Path) -> tuple[str, bool]:
+    """One line on a run, and whether there is something left to do."""
+    settings = read_settings(path)
+    try:
+        reading = checksums.read(path / RESULTS) if (path / RESULTS).is_dir() else None
+    except Damaged as damage:
+        return f"{path}: damaged or missing {listed(damage.files)}", True
+    if "study" in settings:
+        state = "not finished; it runs as a whole" if reading is None else "finished"
+        return f"{path}: figure {settings['study']}, {state}", reading is None
+    if reading is None:
+        return f"{path}: nothing stored yet", True
+    lanes = reading.dataset["status"]
+    kind = "units" if "vision" in settings else "batches"
+    line, waiting = _counts(path, lanes, checksums.batches_of(path / RESULTS), kind)
+    return line + (f"; damaged or missing {listed(reading.damaged)}" if reading.damaged else ""), waiting > 0
+
+
+def _counts(path: Path, lanes: xr.DataArray, batches: np.ndarray | None, kind: str) -> tuple[str, int]:
+    """One line on the lanes, and how many have not run; a batch is done when all of its lanes are."""
+    meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
+    counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != PENDING}
+    done = sum(counts.values())
+    together = ""
+    if batches is not None:
+        total, open_ones = len(np.unique(batches)), len(np.unique(batches[lanes.values == PENDING]))
+        together = f" ({total - open_ones} of {total} {kind})"
+    ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
+    return f"{path}: {done} of {lanes.size} lanes done{together}; ended: {ended}", lanes.size - done
+
+
+def _written(parts: Sequence[Path]) -> str:
+    files = [file for part in parts for file in part.rglob("*") if file.is_file() and not is_generated(file.name)]
+    latest = max((_changed(file) for file in files), default=0.0)
+    when = datetime.datetime.fromtimestamp(latest).strftime("%Y-%m-%d %H:%M:%S")
+    return f"last written {span(max(0.0, time.time() - latest))} ago ({when})"
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # replaced meanwhile
+        return 0.0
+
+
+def _held(held: Mapping[Path, str]) -> list[str]:
+    return [f"{who} is at work in {part}" for part, who in held.items()] or ["no process is at work in it"]
+
+
+def _next(path: Path, parts: Sequence[Path], unfinished: Sequence[Path], at_work: bool) -> str:
+    if not unfinished:
+        return f"finished; draw it again with: lora-flow plot {path}"
+    if at_work:
+        return "not finished; what is stored so far is drawn by: lora-flow plot " + str(path)
+    return f"not finished; go on with: {_command(path, parts)}"
+
+
+def _figure(parts: Sequence[Path]) -> str:
+    """The name of the figure that the runs were made for, "" for a plain run."""
+    stored = [part for part in parts if (part / RESULTS).is_dir() and "vision" not in read_settings(part)]
+    stored = [part for part in stored if "study" not in read_settings(part)]
+    return str(checksums.attributes(stored[0] / RESULTS).get("figure") or "") if stored else ""
+
+
+def _missing(path: Path, parts: Sequence[Path]) -> list[str]:
+    """The missing runs of a figure that is made of several."""
+    from lora_flow.experiments.table import EXPERIMENTS
+
+    name = "" if parts[0] == path else _figure(parts)
+    names = EXPERIMENTS[name].runs if name in EXPERIMENTS else ()
+    return [run for run in names if path / run not in parts]
+
+
+def _command(path: Path, parts: Sequence[Path]) -> str:
+    settings = read_settings(parts[0])
+    if "study" in settings:
+        return f"lora-flow figure {settings['study']} --out {path} --overwrite"
+    if "vision" in settings:
+        return f"lora-flow vision --out {path} --resume"
+    figure = _figure(parts)
+    if figure:
+        return f"lora-flow figure {figure} --out {path} --resume"
+    require(list(parts) == [path], f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(parts)} runs")
+    return f"lora-flow sweep --out {path} --resume"

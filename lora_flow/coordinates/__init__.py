@@ -1,0 +1,1 @@
+"""Coordinates in which an equal problem costs less."""

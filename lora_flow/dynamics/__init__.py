@@ -1,0 +1,1 @@
+"""What moves the adapters: the flow, gradient descent, and what is read off along the way."""

@@ -1,0 +1,101 @@
+"""The work of the devices: drawing and solving many lanes in one compiled program."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from lora_flow.adapter import Adapters, narrow, pad
+from lora_flow.coordinates.canonical import Bases, Canonical
+from lora_flow.dynamics.observables import Direction
+from lora_flow.dynamics.solve import Integrator, Trajectory, solve_lane
+from lora_flow.initialization import Scheme, initialize
+from lora_flow.problems.offset import offset_where
+from lora_flow.runtime.compiling import compiled
+
+Setting = tuple[Any, tuple[Direction, ...]]  # a problem, or several stacked, and its principal directions
+
+
+def lane_sharding(devices: tuple[Any, ...]) -> NamedSharding:
+    """Arrays with a leading axis of lanes, a batch of them on each device."""
+    return NamedSharding(Mesh(np.array(devices), ("lanes",)), PartitionSpec("lanes"))
+
+
+@functools.cache
+def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[..., Trajectory]:
+    """A function that solves one batch on each device; each device runs its own loop and waits for no other.
+
+    `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
+    `shifted` says which lanes have their weights offset by their start; None where no lane has.
+    `threads` says whether CPU devices may share out one product to several; it changes the rounding.
+    """
+    mesh, lanes = lane_sharding(devices).mesh, PartitionSpec("lanes")
+
+    def solve_round(
+        settings: Setting,
+        which: Array | None,
+        shifted: Array | None,
+        start: Adapters,
+        t1: Array,
+        times: Array,
+        integrator: Integrator,
+    ) -> Trajectory:
+        arrays, rest = eqx.partition((settings, t1, times, integrator), eqx.is_array)
+
+        def solve_batch(arrays: Any, which: Array | None, shifted: Array | None, start: Adapters) -> Trajectory:
+            settings, t1, times, integrator = eqx.combine(arrays, rest)
+
+            def lane(index: Array | None, shifted: Array | None, adapters: Adapters) -> Trajectory:
+                problem, directions = _pick(settings, index)
+                problem = offset_where(shifted, problem, adapters)
+                return solve_lane(problem, adapters, directions, t1, times, integrator)
+
+            return jax.vmap(lane)(which, shifted, start)
+
+        specs = PartitionSpec(), lanes, lanes, lanes
+        batched = jax.shard_map(solve_batch, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
+        return batched(arrays, which, shifted, start)
+
+    options = {"xla_cpu_multi_thread_eigen": threads} if devices[0].platform == "cpu" else {}
+    return compiled(**options)(solve_round)
+
+
+@compiled(quickly=True)
+def draw(
+    init: Scheme,
+    side: str,
+    rank: int,
+    padded_rank: int,
+    problem: Any,
+    coordinates: Canonical | None,
+    which: Any,
+    seeds: Any,
+    alphas: Any,
+    narrowed: bool = True,
+) -> tuple[Adapters, Bases | None]:
+    """Initial adapters of one scheme and rank for many (problem, seed, alpha), padded to a common rank.
+
+    With `narrowed`, for a loss of the products B A alone, the adapters are narrowed first. With `coordinates` the
+    adapters are in these coordinates, and the bases to leave them come second.
+    """
+
+    def one(index: Array | None, seed: Array, alpha: Array) -> tuple[Adapters, Bases | None]:
+        drawn = initialize(init, jax.random.key(seed), _pick(problem, index), rank=rank, alpha=alpha, side=side)
+        padded = pad(narrow(drawn) if narrowed else drawn, padded_rank)
+        return (padded, None) if coordinates is None else _pick(coordinates, index).enter(padded)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(which, seeds, alphas)
+
+
+def _pick(stacked: Any, index: Array | None) -> Any:
+    if index is None:
+        return stacked
+    return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, stacked)

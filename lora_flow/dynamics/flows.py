@@ -1,0 +1,330 @@
+"""Flows: each turns the negative gradient into the adapters' velocity.
+
+A flow is a function `(updates, adapters) -> updates`, which `solve` integrates and `descend` steps with.
+`optax.stateless` turns it into a gradient transformation. The updates are negative gradients, that is velocities. A
+chain of optax starts from gradients, so turn the sign before the flow, as in
+`optax.chain(optax.scale(-1), optax.stateless(flow), optax.scale(0.1))`.
+
+Statements on the motion of W are for one layer with a scaling s of 1. In general the preconditioned flows move W s^2
+times as fast.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.algebra.matrices import solve_gram
+from lora_flow.checks import InputError, concrete, kind, require, require_number
+
+
+class Flow(eqx.Module):
+    """One layer's velocity from its negative gradient; called with the updates and the adapters of all layers."""
+
+    name: ClassVar[str]
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        """w such that the flow conserves `w A A^T - B^T B` of every layer; NaN where no such w exists."""
+        return jnp.asarray(jnp.nan)
+
+    @property
+    def rates(self) -> Adapter:
+        """The factors that multiply an optimiser's learning rate for A and for B; 1 by default."""
+        return Adapter(jnp.ones(()), jnp.ones(()))
+
+    @property
+    def before(self) -> Flow:
+        """The flow that acts on the gradient before an optimiser does: everything but `rates`.
+
+        An optimiser that normalises, as Adam does, undoes any rescaling of a factor, so rescaling must come after.
+        """
+        return self
+
+    def check_optimiser(self) -> None:
+        """Raises where `before` followed by `rates` differs from the flow, for an optimiser linear in the gradient."""
+
+    @abc.abstractmethod
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter: ...
+
+    def __str__(self) -> str:
+        """As `parse_flow` takes it."""
+        digits = (str(np.asarray(leaf)[()]).removesuffix(".0") for leaf in jax.tree.leaves(self))
+        return ":".join([self.name, *digits])
+
+    def __call__(self, updates: Adapters, adapters: Adapters) -> Adapters:
+        return tuple(map(self.velocity, updates, adapters))
+
+    @property
+    def always_defined(self) -> bool:
+        """Whether the flow is defined for all adapters."""
+        return True
+
+    def check_start(self, adapters: Adapters) -> None:
+        """Raises where the flow is not defined at these adapters."""
+
+
+class Plain(Flow):
+    """Gradient flow: the negative gradient as it is. Conserves A A^T - B^T B."""
+
+    name: ClassVar[str] = "plain"
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        return jnp.ones(())
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return descent
+
+
+class LoRAPlus(Flow):
+    r"""LoRA+ (arXiv 2402.12354): B learns `ratio` times as fast as A.
+
+    With an optimiser of optax, A and B have two learning rates, as in the source and in PEFT: the ratio multiplies B's
+    updates, because Adam would normalise a multiplied gradient. Conserves `ratio A A^T - B^T B`.
+
+    **Raises:** `InputError` unless the ratio is positive.
+    """
+
+    name: ClassVar[str] = "lora-plus"
+
+    ratio: Float[Array, ""]
+
+    def __init__(self, ratio: float | Array):
+        self.ratio = _positive("ratio", ratio)
+
+    @property
+    def rates(self) -> Adapter:
+        return Adapter(jnp.ones(()), self.ratio)
+
+    @property
+    def before(self) -> Flow:
+        return Plain()
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        return self.ratio
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return Adapter(descent.a, self.ratio * descent.b)
+
+
+class ScaledGD(Flow):
+    r"""Each factor preconditioned by the other's Gram matrix (ScaledGD; for LoRA arXiv 2402.02347):
+
+        A' = (B^T B + damping I)^{-1} (-dL/dA),   B' = (-dL/dB) (A A^T + damping I)^{-1}.
+
+    Undamped and with one layer, W moves by `P_B G + G P_A`, with G the negative gradient of W and P the projections on
+    the factors' column and row spaces. The residual of `SingleLayer` then falls like exp(-2 t) inside both spaces and
+    like exp(-t) inside one of them, whatever its condition number. The flow conserves `det(B^T B)/det(A A^T)`, not the
+    imbalance. LoRA-One's updates (arXiv 2502.01235, equation 9) are gradient descent along this flow.
+
+    **Raises:** `InputError` unless the damping is at least 0; undamped, both factors must have full rank.
+    """
+
+    name: ClassVar[str] = "scaled"
+
+    damping: Float[Array, ""]
+
+    def __init__(self, damping: float | Array = 0.0):
+        self.damping = _not_negative("damping", damping)
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return Adapter(
+            _over_gram(adapter.b, descent.a, self.damping), _over_gram(adapter.a.T, descent.b.T, self.damping).T
+        )
+
+    @property
+    def always_defined(self) -> bool:
+        return bool(self.damping > 0)
+
+    def check_start(self, adapters: Adapters) -> None:
+        _check_rank(adapters, self.damping)
+
+
+class LoRAPro(Flow):
+    r"""W moves by the part of its negative gradient that adapters can express (LoRA-Pro, arXiv 2407.18242):
+
+        A' = (B^T B)^{-1} (-dL/dA) (I - P_A/2),   B' = (I - P_B/2) (-dL/dB) (A A^T)^{-1}.
+
+    W then moves by `P_B G + G P_A - P_B G P_A`, the orthogonal projection of its negative gradient G on the tangent
+    space of the matrices of rank r, for every factorisation of W. The source adds `X A` to A' and `-B X` to B' with an
+    X that leaves W's motion unchanged and is chosen differently there; here X shares the common part evenly. The flow
+    conserves `det(B^T B)/det(A A^T)`, and the loss falls at the rate of the projection's squared norm.
+
+    Both Gram matrices take a `damping`, as in `ScaledGD`. **Raises:** `InputError` as `ScaledGD` does.
+    """
+
+    name: ClassVar[str] = "lora-pro"
+
+    damping: Float[Array, ""]
+
+    def __init__(self, damping: float | Array = 0.0):
+        self.damping = _not_negative("damping", damping)
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        a, b = adapter
+        along_a = _over_gram(b, descent.a, self.damping)
+        along_b = _over_gram(a.T, descent.b.T, self.damping).T
+        common = 0.5 * _over_gram(a.T, a @ along_a.T, self.damping).T  # half of (B^T B)^{-1} B^T G A^T (A A^T)^{-1}
+        return Adapter(along_a - common @ a, along_b - b @ common)
+
+    @property
+    def always_defined(self) -> bool:
+        return bool(self.damping > 0)
+
+    def check_start(self, adapters: Adapters) -> None:
+        _check_rank(adapters, self.damping)
+
+
+class ShrinkA(Flow):
+    r"""Adds `-rate A` to A's velocity: Stable-LoRA (arXiv 2603.05204) while its decay is on, as a flow.
+
+    The source multiplies A by 1 - lam before a step of size eta; `rate = lam/eta`. Under the plain flow the imbalance
+    then obeys `d/dt (A A^T - B^T B) = -2 rate A A^T`. **Raises:** `InputError` unless the rate is at least 0.
+    """
+
+    name: ClassVar[str] = "shrink-a"
+
+    rate: Float[Array, ""]
+
+    def __init__(self, rate: float | Array):
+        self.rate = _not_negative("rate", rate)
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return Adapter(descent.a - self.rate * adapter.a, descent.b)
+
+
+class Chain(Flow):
+    """One flow after another, in the order given, as in `optax.chain`.
+
+    With an optimiser of optax, learning rates (`LoRAPlus`) must come last, because they act after the optimiser.
+
+    **Raises:** `InputError` for what is no flow.
+    """
+
+    flows: tuple[Flow, ...]
+
+    def __init__(self, *flows: Flow):
+        for flow in flows:
+            require(isinstance(flow, Flow), "flows", "be Flows, made, as ScaledGD(0.1)", kind(flow))
+        self.flows = flows
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.flows))
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        """The product of constant rates; NaN where the chain has another flow."""
+        return jnp.prod(jnp.stack([flow.conserves for flow in (Plain(), *self.flows)]))
+
+    @property
+    def rates(self) -> Adapter:
+        rates = [flow.rates for flow in (Plain(), *self.flows)]
+        return Adapter(*(jnp.prod(jnp.stack(factor)) for factor in zip(*rates, strict=True)))
+
+    @property
+    def before(self) -> Flow:
+        return Chain(*(flow.before for flow in self.flows))
+
+    @property
+    def _parts(self) -> list[Flow]:
+        nested = [flow._parts if isinstance(flow, Chain) else [flow] for flow in self.flows]
+        return [flow for flows in nested for flow in flows if not isinstance(flow, Plain)]
+
+    def check_optimiser(self) -> None:
+        rated = [flow.before is not flow for flow in self._parts]
+        must = "have its learning rates, LoRAPlus, last in the chain for an optimiser of optax"
+        require(rated == sorted(rated), "flow", must, f"'{self}'")
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        for flow in self.flows:
+            descent = flow.velocity(descent, adapter)
+        return descent
+
+    @property
+    def always_defined(self) -> bool:
+        return all(flow.always_defined for flow in self.flows)
+
+    def check_start(self, adapters: Adapters) -> None:
+        for flow in self.flows:
+            flow.check_start(adapters)
+
+
+FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in (Plain, LoRAPlus, ScaledGD, LoRAPro, ShrinkA)}
+
+
+def as_flow(flow: Any) -> Flow:
+    """The flow itself, or the flow of that name."""
+    must = "be a Flow, or the name of one, as in 'lora-plus:16'"
+    require(isinstance(flow, Flow | str), "flow", must, kind(flow))
+    return parse_flow(flow) if isinstance(flow, str) else flow
+
+
+def parse_flow(text: str) -> Flow:
+    """A flow by its name, with its number after a colon: "lora-plus:16", "scaled" or "scaled:1e-3", "shrink-a:0.1"."""
+    name, colon, number = text.partition(":")
+    must = "be " + ", ".join(map(repr, FLOWS)) + ", with a number after a colon, as in 'lora-plus:16'"
+    require(name in FLOWS, "flow", must, repr(text))
+    try:
+        return FLOWS[name](*([float(number)] if colon else []))
+    except TypeError:
+        takes = "come without a number" if colon else "come with a number after a colon"
+        raise InputError(f"flow must {takes} for '{name}', got {text!r}") from None
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"flow must have a number after the colon, got {text!r}") from None
+
+
+@jax.custom_jvp
+def _over_gram(x: Float[Array, "n r"], y: Float[Array, "r k"], damping: Float[Array, ""]) -> Float[Array, "r k"]:
+    """(x^T x + damping I)^{-1} y; 0 along columns of x that are 0, which padding makes.
+
+    By a QR factorisation of x, which keeps the digits that x^T x would lose.
+    """
+    return solve_gram(jnp.concatenate([x, jnp.sqrt(damping) * jnp.eye(x.shape[1], dtype=x.dtype)]), y)
+
+
+@_over_gram.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    (x, y, damping), (dx, dy, ddamping) = primals, tangents
+    z = _over_gram(x, y, damping)
+    change = dy - dx.T @ (x @ z) - x.T @ (dx @ z) - ddamping * z
+    return z, _over_gram(x, change, damping)
+
+
+def _check_rank(adapters: Adapters, damping: Any) -> None:
+    """Raises unless both factors of every layer have as many directions as Z = [B; A^T], above rounding."""
+    known = concrete(damping)
+    if known is None or known > 0 or any(concrete(leaf) is None for leaf in jax.tree.leaves(adapters)):
+        return
+    for layer, (a, b) in enumerate(adapters, start=1):
+        stacked = np.concatenate([np.asarray(b), np.asarray(a).T])
+        rounding = 10 * len(stacked) * np.finfo(stacked.dtype).eps * np.linalg.norm(stacked, 2)
+        alive = int(np.linalg.matrix_rank(stacked, tol=rounding))
+        for name, factor in (("A", a), ("B", b)):
+            found = int(np.linalg.matrix_rank(np.asarray(factor), tol=rounding))
+            must = f"be positive where a factor's rank is below {alive}, the number of directions"
+            require(found == alive, "damping", must, f"0 with {name}_{layer} of rank {found}")
+
+
+def _positive(name: str, value: Any) -> Array:
+    return _number(name, value, "be positive", lambda known: known > 0)
+
+
+def _not_negative(name: str, value: Any) -> Array:
+    return _number(name, value, "be at least 0", lambda known: known >= 0)
+
+
+def _number(name: str, value: Any, must: str, where: Callable[[np.ndarray], Any]) -> Array:
+    require_number(name, value, must, where)
+    return jnp.asarray(value, float)

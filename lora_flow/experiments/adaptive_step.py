@@ -1,0 +1,279 @@
+"""Constant and adaptive steps for linear networks: Figures 1 and 2 of Xu et al. 2023 (AISTATS).
+
+The draws are those of the authors' code, which differs from the text: X is orthogonal, the solution has entries
+N(0, 1/n), and W1 = rho U_0, W2 = V_0/rho with rho^2 = (sigma + sqrt(sigma^2 + 4))/2. These draws reproduce the
+values of alpha_0/beta_0 in the titles of Figure 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array
+
+from lora_flow.adapter import Adapter, Adapters, narrow
+from lora_flow.dynamics.descend import StepRule, descend
+from lora_flow.dynamics.network_steps import AdaptiveStep, AdmissibleStep, AroraStep, DuStep
+from lora_flow.figures.bands import band
+from lora_flow.figures.lines import keys, letters
+from lora_flow.problems.network import LinearNetwork
+from lora_flow.results.report import table
+from lora_flow.theory import linear_descent as theory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIDE, STEPS, SOLVED = 20, 200, 1e-10
+BALANCED_WIDTH, BALANCED_SCALE, NOISE = 500, 0.5, 0.04  # of experiment 4.1
+WIDTH = 1000  # of experiment 4.2
+SIGMAS = {"sigma = 1": 1.0, "sigma = 5": 5.0, "sigma = 100": 100.0}
+EXPERIMENTS = ("balanced", *SIGMAS)
+PUBLISHED = dict(zip(SIGMAS, (0.505, 0.555, 0.600), strict=True))
+ADAPTIVE = {"rho": "rho", "rhohat": "current", "f(., t)": "loss", "f(., 0)": "start"}
+RULES = ("constant", *ADAPTIVE, "Arora", "Du")
+
+
+class Settings(NamedTuple):
+    """c1 and c2 of Xu et al. 2023; the authors' code names them the other way round."""
+
+    c1: float
+    c2: float
+
+
+CONSTANTS = {"balanced": Settings(0.8, 1.2), **dict.fromkeys(SIGMAS, Settings(0.5, 1.5))}
+
+
+def run(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+    """Losses, steps and proven bounds over experiment, rule, seed and iteration; the draws have the seeds 1, 2, ...
+
+    The steps of Arora et al. and of Du et al. are compared in the balanced experiment only, and NaN elsewhere.
+    """
+    shape = len(EXPERIMENTS), len(RULES), seeds, STEPS + 1
+    found = {name: np.full(shape, np.nan) for name in ("loss", "step", "free_step", "bound")}
+    ratio, largest = (np.empty((len(EXPERIMENTS), seeds)) for _ in range(2))
+    for i, experiment in enumerate(progress(EXPERIMENTS)):
+        for seed in range(seeds):
+            problem, start = draw_problem(experiment, seed + 1)
+            at_start = theory.constants(*problem.network(start))
+            ratio[i, seed] = at_start.alpha / at_start.beta
+            largest[i, seed] = theory.largest_step(at_start, *CONSTANTS[experiment]).step
+            for name, rule in _rules(experiment, problem).items():
+                seen = _descend(problem, start, rule, name, CONSTANTS[experiment])
+                for what, values in seen.items():
+                    found[what][i, RULES.index(name), seed] = values
+    dims = ("experiment", "rule", "seed", "iteration")
+    return xr.Dataset(
+        {
+            **{name: (dims, values) for name, values in found.items()},
+            "ratio": (("experiment", "seed"), ratio),
+            "largest_step": (("experiment", "seed"), largest),
+        },
+        coords={
+            "experiment": list(EXPERIMENTS),
+            "rule": list(RULES),
+            "seed": np.arange(1, seeds + 1),
+            "iteration": np.arange(STEPS + 1),
+        },
+    )
+
+
+def draw_problem(experiment: str, seed: int) -> tuple[LinearNetwork, Adapters]:
+    """A network and its start, narrowed, by the authors' recipe and generator."""
+    rng = np.random.RandomState(seed)
+    if experiment == "balanced":
+        theta = rng.normal(0, BALANCED_SCALE, (SIDE, 1))
+        targets = theta + NOISE * rng.normal(size=(SIDE, 1))
+        return LinearNetwork(targets, np.eye(SIDE)), narrow(_balanced(theta, BALANCED_WIDTH))
+    x, theta = np.linalg.qr(rng.normal(size=(SIDE, SIDE)))[0], rng.normal(0, SIDE**-0.5, (SIDE, SIDE))
+    sigma = SIGMAS[experiment]
+    scale = np.sqrt((sigma + np.sqrt(sigma**2 + 4)) / 2)
+    w1, w2 = scale * rng.normal(size=(SIDE, WIDTH)), rng.normal(size=(WIDTH, SIDE)) / scale
+    return LinearNetwork(x @ theta, x), narrow((Adapter(jnp.asarray(w1.T), jnp.asarray(w2.T)),))
+
+
+def _balanced(product: np.ndarray, width: int) -> Adapters:
+    """W1 W2 = `product`, (n, 1), with W1^T W1 = W2 W2^T."""
+    size = np.sqrt(np.linalg.norm(product))
+    first = np.eye(width, 1)
+    return (Adapter(jnp.asarray(first * product.T / size), jnp.asarray(size * first.T)),)
+
+
+def _rules(experiment: str, problem: LinearNetwork) -> dict[str, StepRule]:
+    c1, c2 = CONSTANTS[experiment]
+    ours: dict[str, StepRule] = {name: AdaptiveStep(rate, c1, c2) for name, rate in ADAPTIVE.items()}
+    ours["constant"] = AdmissibleStep(c1, c2)
+    if experiment != "balanced":
+        return ours
+    epsilon = jnp.linalg.norm(problem.solution) / 2  # of the authors' code, where X = I
+    return {**ours, "Arora": AroraStep(), "Du": DuStep(epsilon)}
+
+
+@eqx.filter_jit
+def _descend(
+    problem: LinearNetwork, start: Adapters, rule: StepRule, name: str, settings: Settings
+) -> dict[str, Array | float]:
+    """At every iteration: the loss, the step, the step without the cap, and the proven bound of the loss."""
+    done = descend(problem, start, steps=STEPS, step=rule, saves=STEPS + 1, save_adapters=True)
+    loss, step = done.observables["loss"], done.observables["step_size"]
+    if name in ("Arora", "Du"):
+        return {"loss": loss, "step": step}
+    at_start = theory.constants(*problem.network(start))
+
+    def proven(now: tuple[Adapters, Array, Array]) -> tuple[Array, Array]:
+        adapters, loss, step = now
+        bound = _rate(name, problem, adapters, at_start, loss, settings)
+        return jnp.asarray(bound.at(step)), bound.best_step()
+
+    factor, free = jax.lax.map(proven, (done.history, loss, step))
+    bound = loss[0] * jnp.concatenate([jnp.ones(1), jnp.cumprod(factor[:-1])])
+    return {"loss": loss, "step": step, "bound": bound, "free_step": jnp.nan if name == "constant" else free}
+
+
+def _rate(
+    name: str, problem: LinearNetwork, adapters: Adapters, start: theory.Constants, loss: Array, settings: Settings
+) -> theory.RateBound:
+    """The bound of the next ratio of losses from which a rule's convergence follows."""
+    if name == "rho":
+        return theory.rate(*problem.network(adapters))
+    if name == "rhohat":
+        return theory.current_rate_bound(*problem.network(adapters))
+    return theory.rate_bound(start, start.loss if name == "f(., 0)" else loss, *settings)
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from lora_flow.figures.over_time import STYLE
+
+    styles = _styles()
+    with mpl.rc_context(STYLE | {"axes.titlesize": 7}):
+        figure, axes = plt.subplots(2, len(EXPERIMENTS), figsize=(7.2, 4.4), layout="constrained", sharex=True)
+        for column, experiment in zip(axes.T, EXPERIMENTS, strict=True):
+            one = dataset.sel(experiment=experiment)
+            for name, style in styles.items():
+                if bool(one["loss"].sel(rule=name).notnull().any()):
+                    _draw_rule(one.sel(rule=name), column, style)
+            column[0].set(yscale="log", ylim=(1e-20, 3), title=_title(one))
+            column[1].set(yscale="log", xlabel="iteration", ylim=(0.35, 7))
+        for ax in axes[1, 1:]:
+            ax.set_yticks([0.5, 1, 2, 4], ["0.5", "1", "2", "4"])
+            ax.minorticks_off()
+        for ax in (*axes[0, 1:], *axes[1, 2:]):
+            ax.tick_params(labelleft=False)
+        axes[1, 0].set_ylim(3e-5, 7)
+        axes[0, 0].set_ylabel(r"loss $L/L_0$")
+        axes[1, 0].set_ylabel(r"step size, in units of $\eta_{\max}$")
+        figure.legend(handles=_legend(styles), loc="outside lower center", ncols=5, columnspacing=1.2)
+        letters(axes)
+    return figure
+
+
+def _draw_rule(one: xr.Dataset, axes: np.ndarray, style: dict[str, Any]) -> None:
+    start = one["loss"].isel(iteration=0)
+    for ax in axes:
+        ax.set_yscale("log")
+    band(one["loss"] / start, axes[0], **style)
+    colour, largest = style["color"], one["largest_step"]
+    if bool(one["bound"].notnull().any()):
+        bound = (one["bound"] / start).median("seed")
+        axes[0].plot(bound["iteration"], bound, color=colour, linestyle="--", linewidth=1)
+    band(one["step"] / largest, axes[1], **style)
+    if str(one["rule"].values) in ("rho", "rhohat"):
+        free = (one["free_step"] / largest).median("seed")
+        axes[1].plot(free["iteration"], free, color=colour, linestyle=":", linewidth=1)
+
+
+def _styles() -> dict[str, dict[str, Any]]:
+    from lora_flow.figures.over_time import BLUE, GREEN, ORANGE
+
+    return {
+        "constant": {"color": "0.75", "linewidth": 5, "solid_capstyle": "butt"},
+        "rho": {"color": BLUE},
+        "rhohat": {"color": "#CC79A7", "linestyle": "", "marker": "o", "ms": 3, "markevery": 20},
+        "f(., t)": {"color": GREEN},
+        "f(., 0)": {"color": ORANGE},
+        "Arora": {"color": "0.1", "linestyle": (0, (1, 1))},
+        "Du": {"color": "0.1", "linestyle": "-."},
+    }
+
+
+def _legend(styles: dict[str, dict[str, Any]]) -> list[Any]:
+    grey = {"color": "0.4", "linewidth": 1}
+    styles = {**styles, "bound": {"linestyle": "--", **grey}, "free": {"linestyle": ":", **grey}}
+    labels = {
+        "constant": r"constant $\eta_{\max}$",
+        "rho": r"adaptive, $\rho$",
+        "rhohat": r"adaptive, $\hat\rho$",
+        "f(., t)": r"adaptive, $f(\cdot, t)$",
+        "f(., 0)": r"adaptive, $f(\cdot, 0)$",
+        "Arora": "Arora et al.",
+        "Du": "Du et al.",
+        "bound": "its proven bound",
+        "free": "step without the cap",
+    }
+    return keys(styles, labels)
+
+
+def _title(one: xr.Dataset) -> str:
+    name = str(one["experiment"].values)
+    shown = "balanced, m = 1" if name == "balanced" else name.replace("sigma", r"$\sigma$")
+    published = f" (publ. {PUBLISHED[name]:.3f})" if name in PUBLISHED else ""
+    return f"{shown}\n" + rf"$\alpha_0/\beta_0$ = {float(one['ratio'].mean()):.3f}{published}"
+
+
+def notes(dataset: xr.Dataset) -> str:
+    rows = [
+        [experiment, rule, *_row(dataset.sel(experiment=experiment, rule=rule))]
+        for experiment in EXPERIMENTS
+        for rule in RULES
+        if bool(dataset["loss"].sel(experiment=experiment, rule=rule).notnull().any())
+    ]
+    header = ["experiment", "rule", "first step / eta_max", "last", f"steps to {SOLVED:g} L_0"]
+    header += [f"log10 L/L_0 at {STEPS}", "proven"]
+    return f"{_about(dataset)}\n\n{_findings(dataset)}\n\n" + table(header, rows)
+
+
+def _about(dataset: xr.Dataset) -> str:
+    ratios = [f"{float(dataset['ratio'].sel(experiment=name).mean()):.3f} ({PUBLISHED[name]:.3f})" for name in SIGMAS]
+    return (
+        f"Xu et al. 2023 (AISTATS), experiment 4.1 (balanced, n = {SIDE}, m = 1, c1 = 0.8, c2 = 1.2) and 4.2 "
+        f"(n = m = {SIDE}, h = {WIDTH}, c1 = 0.5, c2 = 1.5), with the recipe, constants and random generator of the "
+        f"authors' code; medians of {dataset.sizes['seed']} draws. Mean alpha_0/beta_0 (published): "
+        f"{', '.join(ratios)}. Du's epsilon is ||Y||_F/2, as in the code."
+    )
+
+
+def _findings(dataset: xr.Dataset) -> str:
+    capped = dataset["step"].sel(rule=["rho", "rhohat"]) >= dataset["largest_step"] * (1 - 1e-9)
+    by_rho, by_rhohat = (100 * float(capped.sel(rule=rule).mean()) for rule in ("rho", "rhohat"))
+    free = dataset["free_step"].sel(rule="rho") / dataset["largest_step"]
+    broken = int((dataset["loss"] > dataset["bound"] * (1 + 1e-9) + rounding(dataset)).sum())
+    return (
+        f"Losses above their bounds, beyond rounding: {broken}. The cap eta_max binds at {by_rho:.3g} % of the steps "
+        f"by rho and {by_rhohat:.3g} % of the steps by rhohat, which are then no faster than the constant eta_max. "
+        f"Without the cap, steps by rho would be {float(free.min()):.2g} to {float(free.max()):.2g} eta_max. "
+        "Steps by f are shorter than eta_max, and slower: the step with the best guarantee is not the fastest."
+    )
+
+
+def rounding(dataset: xr.Dataset) -> xr.DataArray:
+    """The loss, 1e-16 L_0, below which a residual is rounding and no bound is tested."""
+    return 1e-16 * dataset["loss"].isel(iteration=0)
+
+
+def _row(one: xr.Dataset) -> list[str]:
+    step = (one["step"] / one["largest_step"]).median("seed")
+    relative = one["loss"] / one["loss"].isel(iteration=0)
+    solved = relative <= SOLVED
+    first = xr.where(solved.any("iteration"), solved.argmax("iteration"), np.inf).median("seed")
+    proven = (one["bound"] / one["loss"].isel(iteration=0)).isel(iteration=-1)
+    ends = [f"{float(np.log10(end.median())):.3g}" for end in (relative.isel(iteration=-1), proven)]
+    steps = [f"{float(step.isel(iteration=at)):.3g}" for at in (0, -1)]
+    return [*steps, f"{float(first):g}" if np.isfinite(first) else "-", ends[0], ends[1].replace("nan", "-")]

@@ -1,0 +1,213 @@
+"""From pretraining to fine-tuning: the imbalance that a network is trained from decides which adapter wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from lora_flow.adapter import Adapter
+from lora_flow.dynamics.solve import Trajectory, save_times, solve
+from lora_flow.figures.lines import letters
+from lora_flow.initialization import gaussian_both_init
+from lora_flow.problems.base import Factorization
+from lora_flow.problems.network import LinearNetwork
+from lora_flow.recipes.targets import aligned_problem
+from lora_flow.results.report import log10, table
+from lora_flow.sweeps.sweep import sweep
+from lora_flow.theory.linear_flow import trained_gains
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZE, WIDTH, START, SHIFT = 10, 100, 0.1, 5.0
+RATIOS = (0.04, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 10.0, 25.0)
+SHOWN = (0.1, 1.0, 10.0)
+PRETRAINING_END, FINE_TUNING_END = 20.0, 2.0
+ALPHAS, RANK = (1e-1, 1e-2, 1e-4), 4
+COMPARED = tuple(np.geomspace(0.2, 5.0, 21))  # values of delta_w of drawn problems, to compare with
+
+
+class Pretrained(NamedTuple):
+    """A network during pretraining, and its trained weights; arrays over (ratio, seed)."""
+
+    trajectory: Trajectory
+    gains: np.ndarray  # (ratio, seed, time, layer)
+    predicted: np.ndarray
+    problems: dict[str, Factorization]
+
+
+def pretraining(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+    """Pretraining by gradient flow from nine ratios of the weights' sizes, then LoRA on the pretrained weights."""
+    aligned = aligned_problem(jax.random.key(0), m=SIZE, n=SIZE, h=WIDTH, shift_scale=SHIFT)
+    stages = iter(progress(["pretraining", "fine-tuning", "drawn problems"]))
+    next(stages)
+    trained = _pretrain(aligned, seeds)
+    next(stages)
+    tuned = _fine_tune(trained.problems, 1).isel(seed=0)
+    next(stages)
+    drawn = {
+        d: aligned_problem(jax.random.key(0), m=SIZE, n=SIZE, h=WIDTH, shift_scale=SHIFT, delta_w=d) for d in COMPARED
+    }
+    compared = _share(_fine_tune(drawn, seeds)).median("seed")
+    list(stages)
+    shape = len(RATIOS), seeds
+    norms = xr.concat([tuned["norm_b1a1"], tuned["norm_b2a2"]], "layer").transpose("problem", "alpha", "layer", "time")
+    own = ("ratio", "seed")
+    return xr.Dataset(
+        {
+            "loss": ((*own, "pretraining_time"), np.asarray(trained.trajectory.observables["loss"])),
+            "drift": ((*own, "pretraining_time"), np.asarray(trained.trajectory.observables["drift"])),
+            "delta_w": ((*own, "pretraining_time"), trained.gains[..., 0] / trained.gains[..., 1]),
+            "predicted": (own, trained.predicted),
+            "norms": ((*own, "alpha", "layer", "time"), norms.values.reshape(*shape, *norms.shape[1:])),
+            "share": ((*own, "alpha"), _share(tuned).values.reshape(*shape, len(ALPHAS))),
+            "drawn_share": (("drawn_delta_w", "alpha"), compared.values),
+        },
+        coords={
+            "ratio": list(RATIOS),
+            "seed": range(seeds),
+            "pretraining_time": np.asarray(trained.trajectory.times[0, 0]),
+            "time": tuned["time"].values,
+            "alpha": list(ALPHAS),
+            "layer": [1, 2],
+            "drawn_delta_w": list(COMPARED),
+        },
+    )
+
+
+def _pretrain(aligned: Factorization, seeds: int) -> Pretrained:
+    goal = np.asarray(aligned.w2 @ aligned.w1)
+    network = LinearNetwork(goal.T)
+    u, sigma, vt = np.linalg.svd(goal)
+    times, shape = save_times(PRETRAINING_END, 81, "log"), (len(RATIOS), seeds)
+
+    def draw_one(ratio: Any, seed: Any) -> Adapter:
+        (start,) = gaussian_both_init(jax.random.key(seed), network, rank=WIDTH, alpha=START, ratio=ratio)
+        return start
+
+    def solve_one(start: Adapter) -> Trajectory:
+        adjoint = diffrax.ForwardMode()
+        return solve(network, (start,), t1=PRETRAINING_END, saves=times, rtol=1e-6, adjoint=adjoint, save_adapters=True)
+
+    drawn = jax.vmap(jax.vmap(draw_one, (None, 0)), (0, None))(jnp.asarray(RATIOS), jnp.arange(seeds))
+    frames, coordinates = np.linalg.qr(np.swapaxes(drawn.stacked, -1, -2))  # rows of W1 and columns of W2 stay in there
+    stacked = jnp.asarray(np.swapaxes(coordinates, -1, -2))
+    narrow = Adapter(stacked[..., SIZE:, :].mT, stacked[..., :SIZE, :])
+    trajectory = eqx.filter_jit(jax.vmap(jax.vmap(solve_one)))(narrow)
+    history: Any = trajectory.history
+    ((a, b),) = jax.tree.map(np.asarray, history)
+    along = np.linalg.norm(a @ vt[0], axis=-1), np.linalg.norm(np.swapaxes(b, -1, -2) @ u[:, 0], axis=-1)
+    predict = jax.vmap(jax.vmap(lambda a, b: trained_gains(sigma[0], a, b).ratio))
+    predicted = predict(drawn.a @ vt[0], drawn.b.mT @ u[:, 0])
+    w1, w2 = frames @ a[:, :, -1], b[:, :, -1] @ np.swapaxes(frames, -1, -2)
+    problems = {
+        f"{RATIOS[i]:g}, {seed}": network.for_lora((Adapter(w1[i, seed], w2[i, seed]),), shift=aligned.shift)
+        for i, seed in np.ndindex(*shape)
+    }
+    return Pretrained(trajectory, np.stack(along, axis=-1), np.asarray(predicted), problems)
+
+
+def _fine_tune(problems: dict[Any, Factorization], seeds: int) -> xr.Dataset:
+    """LoRA on each of the problems, over (problem, alpha, seed, time)."""
+    tuned = sweep(problems, alpha=ALPHAS, rank=RANK, seeds=seeds, t1=FINE_TUNING_END, saves=81, progress=False)
+    return tuned.isel(init=0, rank=0)
+
+
+def _share(tuned: xr.Dataset) -> xr.DataArray:
+    """The share of ||B1 A1|| in ||B1 A1|| + ||B2 A2|| at the end."""
+    first, second = (tuned[f"norm_b{i}a{i}"].isel(time=-1) for i in (1, 2))
+    return first / (first + second)
+
+
+def draw(dataset: xr.Dataset) -> Figure:
+    import matplotlib as mpl
+    import matplotlib.pyplot as plt
+
+    from lora_flow.figures.over_time import BLUE, ORANGE, STYLE
+
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.4), layout="constrained")
+        colours = dict(zip(SHOWN, mpl.colormaps["viridis"]([0.0, 0.45, 0.85]), strict=True))
+        _draw_pretraining(dataset, axes[0], colours)
+        _draw_fine_tuning(dataset, axes[1, 0], colours)
+        _draw_shares(dataset, axes[1, 1], (BLUE, ORANGE, "0.4"))
+        letters(axes)
+    return figure
+
+
+def _draw_pretraining(dataset: xr.Dataset, axes: Any, colours: dict[float, Any]) -> None:
+    times = dataset["pretraining_time"].values[1:]
+    for ratio, colour in colours.items():
+        one = dataset.sel(ratio=ratio).isel(pretraining_time=slice(1, None))
+        axes[0].plot(times, 10 ** log10(one["loss"]).mean("seed"), color=colour, label=f"{ratio:g}")
+        low, middle, high = one["delta_w"].quantile([0.0, 0.5, 1.0], "seed")
+        axes[1].plot(times, middle, color=colour)
+        axes[1].fill_between(times, low, high, color=colour, alpha=0.25, linewidth=0)
+        axes[1].axhline(float(one["predicted"].median()), color=colour, linestyle=":", linewidth=1)
+    axes[0].set(xscale="log", yscale="log", xlabel="pretraining time", ylabel="pretraining loss", title="Pretraining")
+    axes[0].legend(title="ratio of the starts\nof W1 and W2", loc="lower left")
+    axes[1].set(xscale="log", yscale="log", xlabel="pretraining time", ylabel=r"$\|W_1 v\| / \|W_2^T u\|$")
+    axes[1].set_title(r"Its imbalance becomes $\delta_w$")
+    note = "dotted: from the start's imbalance"
+    axes[1].annotate(note, (0.98, 0.9), xycoords="axes fraction", ha="right", fontsize=7)
+
+
+def _draw_fine_tuning(dataset: xr.Dataset, ax: Any, colours: dict[float, Any]) -> None:
+    for ratio, colour in colours.items():
+        for layer, style in ((1, "-"), (2, "--")):
+            norms = dataset["norms"].sel(ratio=ratio, layer=layer, alpha=ALPHAS[-1]).isel(time=slice(1, None))
+            label = rf"$\|B_{layer} A_{layer}\|$" if ratio == SHOWN[0] else None
+            ax.plot(norms["time"], norms.median("seed"), color=colour, linestyle=style, label=label)
+    ax.set(yscale="log", xlabel="fine-tuning time", ylabel="norm of the adapter's product", ylim=(1e-9, 10))
+    ax.set_title(rf"Fine-tuning, $\alpha = 10^{{{round(np.log10(ALPHAS[-1]))}}}$")
+    ax.set_xlim(0, FINE_TUNING_END)
+    ax.legend(loc="lower right", labelcolor="0.2")
+
+
+def _draw_shares(dataset: xr.Dataset, ax: Any, colours: tuple[Any, ...]) -> None:
+    ends = dataset["delta_w"].isel(pretraining_time=-1)
+    for alpha, colour in zip(ALPHAS, colours, strict=True):
+        ax.plot(dataset["drawn_delta_w"], dataset["drawn_share"].sel(alpha=alpha), color=colour, linewidth=1)
+        share = dataset["share"].sel(alpha=alpha)
+        ax.plot(
+            ends.values.ravel(),
+            share.values.ravel(),
+            "o",
+            ms=2.5,
+            color=colour,
+            label=rf"$10^{{{round(np.log10(alpha))}}}$",
+        )
+    ax.axvline(1.0, color="0.6", linestyle=":", linewidth=1)
+    ax.set(xscale="log", xlabel=r"$\delta_w$ after pretraining", ylabel=r"$\|B_1A_1\| / (\|B_1A_1\| + \|B_2A_2\|)$")
+    ax.set_xticks([0.2, 0.5, 1, 2, 5], ["0.2", "0.5", "1", "2", "5"])
+    ax.minorticks_off()
+    ax.annotate(
+        "lines: problems drawn\nwith that $\\delta_w$", (0.98, 0.9), xycoords="axes fraction", ha="right", fontsize=7
+    )
+    ax.set_title("Which adapter wins")
+    ax.legend(title=r"$\alpha$", loc="lower left")
+
+
+def notes(dataset: xr.Dataset) -> str:
+    rows = []
+    ends = dataset["delta_w"].isel(pretraining_time=-1)
+    for ratio in RATIOS:
+        one, share = ends.sel(ratio=ratio), dataset["share"].sel(ratio=ratio)
+        off = float(abs(dataset["predicted"].sel(ratio=ratio) / one - 1).max())
+        shares = [f"{float(share.sel(alpha=alpha).median()):.3f}" for alpha in ALPHAS]
+        rows.append([f"{ratio:g}", f"{float(one.median()):.3f}", f"{100 * off:.2g} %", *shares])
+    header = ["ratio of the starts", "delta_w after pretraining", "prediction off by at most"]
+    header += [f"share of B1 A1, alpha = {alpha:g}" for alpha in ALPHAS]
+    return (
+        f"A {SIZE} x {WIDTH} x {SIZE} network, pretrained by gradient flow from Gaussian weights whose sizes have the "
+        f"given ratio and the geometric mean {START:g}; then LoRA of rank {RANK} learns a shift along its top singular "
+        f"pair. Medians of {dataset.sizes['seed']} draws. The prediction of delta_w is from the start alone. Largest "
+        f"drift of the imbalance in pretraining: {float(dataset['drift'].max()):.1g}.\n\n" + table(header, rows)
+    )

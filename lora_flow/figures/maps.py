@@ -1,0 +1,115 @@
+"""Pictures over parameters rather than time: heat maps over two axes of a sweep, and curves over one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lora_flow.figures.bands import band, mark_rounding
+from lora_flow.figures.over_time import STYLE, line_styles
+from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.levels import clipped
+from lora_flow.results.phases import phases
+from lora_flow.results.report import log10, show
+
+QUANTITIES = {"loss": r"$\log_{10}$ final loss", "alignment_error": r"$\log_{10}$ final $1-\cos$", "t1": r"$T_1$"}
+NAMES = {"alpha": r"$\alpha$", "rank": "rank r", "delta_w": r"$\delta_w$", "angle": "angle", "noise": "noise"}
+
+
+def phase_values(dataset: xr.Dataset) -> xr.Dataset:
+    """log10 of the final loss and alignment error, and T1: means over seeds, for every cell of a sweep.
+
+    A loss below its rounding floor counts as the floor. T1 is infinite in a cell where a run does not reach T1.
+    """
+    last = dataset[["loss", "alignment_error"]].isel(time=-1)
+    last = last.assign(loss=clipped(last["loss"], rounding_floors(dataset)))
+    logs = xr.Dataset({name: log10(values) for name, values in last.items()})
+    return logs.mean("seed").assign(t1=phases(dataset)["t1"].mean("seed", skipna=False))
+
+
+def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "") -> Axes:
+    """A heat map of values over alpha (across) and one more dimension (up), a cell each; grey where not finite."""
+    ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+    (other,) = (dim for dim in values.dims if dim != "alpha")
+    values = values.sortby([other, "alpha"]).transpose(other, "alpha")
+    colours = mpl.colormaps["viridis"].with_extremes(bad="0.85")
+    image = ax.imshow(
+        values.where(np.isfinite(values)), origin="lower", aspect="auto", cmap=colours, interpolation="nearest"
+    )
+    ax.figure.colorbar(image, ax=ax)
+    exponents = np.log10(values["alpha"].values)
+    whole = [i for i, exponent in enumerate(exponents) if abs(exponent - round(exponent)) < 1e-3]
+    ax.set_xticks(whole, [f"$10^{{{round(exponents[i])}}}$" for i in whole])
+    ax.set_yticks(range(values.sizes[other]), [show(value.item()) for value in values[other].values])
+    ax.set(xlabel=r"$\alpha$ (log scale)", ylabel=NAMES.get(str(other), str(other)), title=title)
+    ax.spines[["top", "right"]].set_visible(True)
+    return ax
+
+
+def phase_diagram(dataset: xr.Dataset, rank: int, delta_w: float) -> Figure:
+    """Final loss, final alignment error and T1 over alpha x rank (above) and alpha x delta_w (below)."""
+    values = phase_values(dataset).squeeze("init")
+    rows = (values.sel(delta_w=delta_w, method="nearest"), values.sel(rank=rank))
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 3, figsize=(7.2, 4.6), layout="constrained")
+        for row, part, fixed in zip(axes, rows, (rf"$\delta_w$ = {delta_w:.3g}", f"r = {rank}"), strict=True):
+            for ax, (name, title) in zip(row, QUANTITIES.items(), strict=True):
+                plot_map(part[name], ax, f"{title}, {fixed}")
+        for ax, letter in zip(axes.flat, "abcdef", strict=True):
+            ax.set_title(f"({letter}) {ax.get_title()}", loc="left")
+            ax.set_title("", loc="center")
+    return figure
+
+
+def plot_family(dataset: xr.Dataset, variable: str, over: str, ax: Axes) -> Axes:
+    """One variable over time, a colour for each value of a dimension, a line style for each initialisation."""
+    values = dataset[over].values
+    floor = float(rounding_floors(dataset).max()) if variable == "loss" else None
+    ax.set_yscale("log")
+    for value, colour in zip(values, _colours(len(values)), strict=True):
+        for init, style in line_styles(dataset).items():
+            band(dataset[variable].sel({over: value, "init": init}), ax, floor, color=colour, linestyle=style)
+    if floor is not None:
+        mark_rounding(ax, floor)
+    ax.set(xlabel="gradient-flow time t (log scale)", xscale="log")
+    end = dataset["time"].values[-1]
+    ax.set_xlim(max(1e-3 * end, dataset["time"].values[1]), end)
+    return ax
+
+
+def families(rows: Sequence[tuple[str, str, xr.Dataset]]) -> Figure:
+    """Loss and alignment error over time for several families of problems, a row for each (title, dim, dataset)."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(len(rows), 2, figsize=(7.2, 2.5 * len(rows)), layout="constrained")
+        letters = iter("abcdefgh")
+        for row, (title, over, dataset) in zip(axes, rows, strict=True):
+            for ax, name, label in zip(
+                row, ("loss", "alignment_error"), ("loss L (log scale)", r"$1 - \cos$ (log scale)"), strict=True
+            ):
+                plot_family(dataset, name, over, ax)
+                ax.set(ylabel=label)
+                ax.set_title(f"({next(letters)}) {title}", loc="left")
+            colours = _colours(dataset.sizes[over])
+            handles: list[Any] = [
+                Line2D([], [], color=colour, label=f"{show(value.item())}")
+                for value, colour in zip(dataset[over].values, colours, strict=True)
+            ]
+            if dataset.sizes["init"] > 1:
+                handles += [
+                    Line2D([], [], color="0.3", linestyle=style, label=init)
+                    for init, style in line_styles(dataset).items()
+                ]
+            row[1].legend(handles=handles, title=over, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _colours(count: int) -> Any:
+    return mpl.colormaps["viridis"](np.linspace(0.0, 0.85, count))

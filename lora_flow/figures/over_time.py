@@ -1,0 +1,297 @@
+"""Pictures of a run. Every function takes `ax=None`, draws on it, and returns the axes it drew on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lora_flow.checks import require
+from lora_flow.figures.bands import band, mark_rounding, quartiles
+from lora_flow.figures.shown import save_numbers
+from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.levels import initial_losses
+from lora_flow.results.phases import phases, saddles
+from lora_flow.results.report import problem_dims, show
+from lora_flow.storage.folder import appearing
+
+OWN_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
+OTHER_STYLES: tuple[Any, ...] = ("-.", (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)), (0, (8, 1, 1, 1)), (0, (1, 4)))
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "figure.dpi": 200,
+    "lines.linewidth": 1.4,
+}
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's palette
+PHASES = {"align": "#e3e3e3", "grow": "#f4f4f4", "converge": "#dce9f5", "slow tail": "#fff2cc"}
+
+
+def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """Loss over time for every initialisation (line style) and alpha (colour); one side and one rank.
+
+    Medians over seeds, with bands between the quartiles, down to the rounding floor.
+    """
+    _check_dims(dataset)
+    ax, floor = _axes(ax), _floor(dataset)
+    ax.set_yscale("log")
+    for init, style in line_styles(dataset).items():
+        for alpha, colour in _colours(dataset, init):
+            band(dataset["loss"].sel(init=init, alpha=alpha), ax, floor, color=colour, linestyle=style)
+    mark_rounding(ax, floor)
+    ax.set(xlabel="gradient-flow time t", ylabel="loss L (log scale)", title="Loss")
+    _legend(ax, _alpha_handles(dataset) + _init_handles(dataset))
+    return ax
+
+
+def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
+    """Distance of a network's product from the solution of least norm over time, drawn as the loss in `plot_loss`."""
+    _check_dims(dataset)
+    ax = _axes(ax)
+    ax.set_yscale("log")
+    for init, style in line_styles(dataset).items():
+        for alpha, colour in _colours(dataset, init):
+            band(dataset["distance"].sel(init=init, alpha=alpha), ax, color=colour, linestyle=style)
+    ax.set(xlabel="gradient-flow time t", ylabel=r"$\|W_1 W_2 - X^+ Y\|_F$ (log scale)")
+    ax.set_title("Distance from least norm")
+    return ax
+
+
+def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
+    """Alignment error of layer 1 over time, random initialisations only where there are any."""
+    _check_dims(dataset)
+    ax = _axes(ax)
+    ax.set_yscale("log")
+    inits = _random_inits(dataset)
+    for init in inits:
+        for alpha, colour in _colours(dataset, init):
+            values = dataset["alignment_error"].sel(init=init, alpha=alpha)
+            band(_until(values, until), ax, color=colour, linestyle=line_styles(dataset)[init])
+    ax.set(
+        xlabel="gradient-flow time t",
+        ylabel=r"$1 - \cos(\gamma_1, Z_1)$ (log scale)",
+        title="Alignment error" + (f", {inits[0]}" if len(inits) == 1 else ""),
+    )
+    _legend(ax, _alpha_handles(dataset))
+    return ax
+
+
+def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
+    """Alignment error, spectral norm of Z_1 and loss together, at the smallest alpha, in the order of events.
+
+    For a network, which has no alignment error, the first curve is the distance from the solution of least norm. The
+    phases of `lora_flow.phases`, medians over seeds, are shaded, and the saddles of the median loss hatched. The dotted
+    line is the talk's prediction of t1.
+    """
+    _check_dims(dataset)
+    ax = _axes(ax)
+    init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
+    one = dataset.sel(init=[init], alpha=[alpha])
+    floor = _floor(one)
+    spans = phases(one).median("seed").squeeze() if "sigma_w1" in dataset.coords else None
+    if until is None and spans is not None:
+        until = _phases_end(spans, float(dataset["time"][-1]))
+    aligns = "distance" not in one
+    ax.set_yscale("log")
+    for name, label, colour, style in (
+        ("alignment_error", r"$1 - \cos(\gamma_1, Z_1)$", BLUE, "-") if aligns else ("distance", "distance", BLUE, "-"),
+        ("norm_z1", r"$\|Z_1\|$", ORANGE, "-."),
+        ("loss", "loss L", GREEN, "--"),
+    ):
+        values, least = _until(one[name].squeeze(["init", "alpha"]), until), floor if name == "loss" else None
+        band(values, ax, least, color=colour, linestyle=style, label=label)
+    mark_rounding(ax, floor)
+    if spans is not None:
+        shade_phases(spans, ax)
+    median = quartiles(one["loss"].squeeze(["init", "alpha"]), log=True, floor=floor)[1]
+    hatch_saddles(saddles(median, one["time"].values, float(initial_losses(one).median()), floor), ax)
+    where = rf", $\alpha$ = {_power(alpha)}" if len(init) <= len("gaussian") else ""
+    ax.set(xlabel="gradient-flow time t", ylabel="value (log scale)", title=f"Phases, {init}{where}")
+    _legend(ax, ax.get_legend_handles_labels()[0])
+    return ax
+
+
+def line_styles(dataset: xr.Dataset) -> dict[str, Any]:
+    """A line style for every initialisation of a dataset."""
+    others = itertools.cycle(OTHER_STYLES)
+    return {str(init): OWN_STYLES.get(str(init)) or next(others) for init in dataset["init"].values}
+
+
+def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
+    """The phases of one run, as from `lora_flow.phases`, shaded up to the right end of the axes."""
+    left, right = ax.get_xlim()
+    ends = [float(spans[name]) for name in ("t_align", "t1", "t_plateau")]
+    for (name, shade), end in zip(PHASES.items(), [*ends, right], strict=True):
+        end = min(end, right) if np.isfinite(end) else right
+        if end > left:
+            ax.axvspan(left, end, color=shade, linewidth=0, zorder=0, label=name)
+        left = max(left, end)
+    predicted = float(spans["t1_predicted"])
+    if predicted < right and bool(spans["aligned"]) and int(spans["shift_rank"]) == 1:
+        ax.axvline(predicted, color="0.2", linestyle=":", linewidth=1, label=r"$T_1$ predicted")
+    return ax
+
+
+def hatch_saddles(spans: Sequence[tuple[float, float]], ax: Axes) -> Axes:
+    """The intervals in which the loss is on a saddle, hatched."""
+    for i, (begin, end) in enumerate(spans):
+        label = "saddle" if i == 0 else None
+        ax.axvspan(begin, end, facecolor="none", edgecolor="0.7", hatch="///", linewidth=0, zorder=0.2, label=label)
+    return ax
+
+
+def _phases_end(spans: xr.Dataset, t1: float) -> float:
+    """A time by which all the phases can be seen."""
+    ends = 1.4 * float(spans["t_plateau"]), 4 * float(spans["t1"])
+    return min(t1, max((end for end in ends if 0 < end < np.inf), default=t1))
+
+
+def _floor(dataset: xr.Dataset) -> float:
+    """The largest rounding floor of what one panel shows."""
+    return float(rounding_floors(dataset).max())
+
+
+def three_panels(dataset: xr.Dataset, alignment_until: float | None = None) -> Figure:
+    """The paper's three panels for one problem, side and rank: loss, alignment, phases."""
+    return panels([dataset], [alignment_until])
+
+
+def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | None]) -> Figure:
+    """The three panels of several datasets, a row for each."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(len(datasets), 3, figsize=(7.2, 2.9 * len(datasets)), squeeze=False)
+        figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
+        for dataset, until, row in zip(datasets, alignment_until, axes, strict=True):
+            plot_loss(dataset, row[0])
+            if "distance" in dataset:
+                plot_distance(dataset, row[1])
+            else:
+                plot_alignment(dataset, row[1], until=until)
+            plot_phases(dataset, row[2])
+            if len(datasets) > 1:
+                ratio = float(dataset["sigma_w1"] / dataset["sigma_w2"])
+                row[0].set_title(rf"{row[0].get_title()}, $\delta_w$ = {ratio:.3g}")
+        for ax, letter in zip(axes.flat, "abcdefghijkl", strict=False):
+            ax.set_title(f"({letter}) {ax.get_title()}", loc="left")
+            ax.set_title("", loc="center")
+    return figure
+
+
+def save_figures(dataset: xr.Dataset, folder: Path, name: str, title: str = "") -> list[Path]:
+    """One picture for every problem, side and rank: `<name>.png`, or `<name>-B-r4.png` where there are several."""
+    return save({f"{name}{suffix}": three_panels(one) for suffix, one in single_cases(dataset)}, folder, title)
+
+
+def save(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[Path]:
+    """Writes pictures as PNG files under their names, under a title of their own if one is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png" for name in pictures]
+    for path, figure in zip(paths, pictures.values(), strict=True):
+        if title:
+            figure.suptitle(title)
+        with appearing(path) as file:
+            figure.savefig(file, format="png")
+        plt.close(figure)
+    return paths
+
+
+def save_with_numbers(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[Path]:
+    """Writes pictures, and beside each as JSON the numbers that it shows (`lora_flow.figures.shown`)."""
+    save_numbers(pictures, folder)
+    return save(pictures, folder, title)
+
+
+def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
+    """The parts of a dataset with one problem, side and rank each, and a suffix for the name of each."""
+    dims = [*problem_dims(dataset), *(["side"] if "side" in dataset.dims else []), "rank"]
+    for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
+        where = dict(zip(dims, index, strict=True))
+        values = {dim: show(dataset[dim].values[i].item()) for dim, i in where.items() if dataset.sizes[dim] > 1}
+        short = {"side": "-", "rank": "-r"}
+        suffix = "".join(f"{short.get(dim, f'-{dim}-')}{value}" for dim, value in values.items())
+        yield suffix.replace(":", "-"), dataset.isel(where)  # of starts with a number, which file names cannot hold
+
+
+def _check_dims(dataset: xr.Dataset) -> None:
+    """Raises unless the dataset holds what one panel shows."""
+    dims, asked = set(map(str, dataset["loss"].dims)), ("init", "alpha", "seed", "time")
+    must = f"have the dims {', '.join(asked)}, such as dataset.isel(rank=0) or dataset.sel(alpha=[1e-3])"
+    require(dims == set(asked), "dataset", must, ", ".join(sorted(dims)))
+
+
+def _legend(ax: Axes, handles: Sequence[Any]) -> None:
+    """Below the axes, where it hides no curve."""
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=3 if max(len(handle.get_label()) for handle in handles) < 20 else 2,
+        handlelength=2.6,
+        handletextpad=0.4,
+        columnspacing=0.8,
+    )
+
+
+def _axes(ax: Axes | None) -> Axes:
+    return plt.subplots(layout="constrained")[1] if ax is None else ax
+
+
+def _until(values: xr.DataArray, until: float | None) -> xr.DataArray:
+    return values if until is None else values.sel(time=slice(None, until * (1 + 1e-9)))
+
+
+def _random_inits(dataset: xr.Dataset) -> Sequence[str]:
+    inits = [str(name) for name in dataset["init"].values]
+    return [name for name in inits if name == "gaussian"] or inits
+
+
+def _alpha_colours(dataset: xr.Dataset) -> list[tuple[float, Any]]:
+    alphas = np.sort(dataset["alpha"].values)[::-1]
+    return list(zip(alphas, mpl.colormaps["viridis"](np.linspace(0.0, 0.75, len(alphas))), strict=True))
+
+
+def _alpha_handles(dataset: xr.Dataset) -> list[Line2D]:
+    colours = _alpha_colours(dataset)
+    if len(colours) == 1 and dataset.sizes["init"] > 1:
+        return [Line2D([], [], color="none", label=rf"$\alpha$ = {_power(colours[0][0])}")]
+    shown = colours if len(colours) <= 6 else [colours[0], colours[len(colours) // 2], colours[-1]]
+    return [Line2D([], [], color=colour, label=rf"$\alpha$ = {_power(alpha)}") for alpha, colour in shown]
+
+
+def _colours(dataset: xr.Dataset, init: str) -> list[tuple[float, Any]]:
+    """A colour for every alpha; for every initialisation where there is only one alpha."""
+    if dataset.sizes["alpha"] > 1 or dataset.sizes["init"] == 1:
+        return _alpha_colours(dataset)
+    places = np.linspace(0.0, 0.9, dataset.sizes["init"])
+    return [(float(dataset["alpha"][0]), mpl.colormaps["viridis"](places[list(dataset["init"].values).index(init)]))]
+
+
+def _init_handles(dataset: xr.Dataset) -> list[Line2D]:
+    styles = line_styles(dataset)
+    one_alpha = dataset.sizes["alpha"] == 1
+    return [
+        Line2D([], [], color=_colours(dataset, init)[0][1] if one_alpha else "0.3", linestyle=style, label=init)
+        for init, style in (styles.items() if len(styles) > 1 else ())
+    ]
+
+
+def _power(value: float) -> str:
+    exponent = int(np.floor(np.log10(value)))
+    factor = value / 10**exponent
+    return f"$10^{{{exponent}}}$" if abs(factor - 1) < 1e-9 else rf"${factor:.3g} \times 10^{{{exponent}}}$"

@@ -1,0 +1,81 @@
+"""Offset frozen weights, with which a start with non-zero B A does not change the function."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from lora_flow.adapter import Adapter, Adapters, as_start
+from lora_flow.algebra.matrices import Matrix
+from lora_flow.problems.base import (
+    Layers,
+    Problem,
+    linearised_task,
+    own_observables,
+    require_problem,
+    scaling_of,
+    vector_field,
+)
+
+
+class Offset(eqx.Module):
+    r"""A problem with its weights frozen at `W_i - s B_i(0) A_i(0)`, so that its start leaves the function unchanged.
+
+    PiSSA, MiLoRA, OLoRA, LoRA-GA and LoRAM start like this. Any problem computes the offset with `[B, -B(0)]` and
+    `[A; A(0)]` side by side in place of B and A.
+
+    **Arguments:** the `problem`, and the `start` to subtract. `sweep` makes the offset by itself for the
+    initialisations that need one.
+
+    **Raises:** `InputError` for what is no problem, and for adapters that are not finite or not of its layers.
+    """
+
+    problem: Problem
+    start: Adapters
+
+    def __init__(self, problem: Problem, start: Adapters):
+        require_problem(problem)
+        self.problem, self.start = problem, as_start("start", start, problem.layers)
+
+    @property
+    def scaling(self) -> Array:
+        return scaling_of(self.problem)
+
+    @property
+    def layers(self) -> Layers:
+        return self.problem.layers
+
+    def joined(self, adapters: Adapters) -> Adapters:
+        """Adapters with which the original problem computes the same; with any leading axes."""
+
+        def beside(now: Array | np.ndarray, then: Array | np.ndarray, axis: int) -> Array:
+            return jnp.concatenate([now, jnp.broadcast_to(then, (*now.shape[:-2], *then.shape))], axis=axis)
+
+        return tuple(
+            Adapter(beside(now.a, then.a, -2), beside(now.b, -then.b, -1))
+            for now, then in zip(adapters, self.start, strict=True)
+        )
+
+    def loss(self, adapters: Adapters) -> Array:
+        return self.problem.loss(self.joined(adapters))
+
+    def field(self, adapters: Adapters) -> Adapters:
+        moving = vector_field(self.problem)(self.joined(adapters))
+        return tuple(Adapter(v.a[: x.rank], v.b[:, : x.rank]) for v, x in zip(moving, adapters, strict=True))
+
+    def observe(self, adapters: Adapters) -> dict[str, Array]:
+        return own_observables(self.problem, self.joined(adapters))
+
+    def linearised_task(self) -> tuple[Matrix, ...]:
+        """The original problem's: at the start the function is the pretrained one."""
+        return linearised_task(self.problem)
+
+
+def offset_where(shifted: Array | None, problem: Problem, start: Adapters) -> Problem:
+    """`Offset` where `shifted` is true and the problem itself where it is not, in one program; None is never."""
+    if shifted is None:
+        return problem
+    return Offset(problem, jax.tree.map(lambda leaf: jnp.where(shifted, leaf, 0.0), start))

@@ -1,0 +1,1 @@
+"""How problems are drawn or read."""

@@ -1,0 +1,104 @@
+"""Theory's predictions for any run: a table for its report, or the reason why theory predicts nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lora_flow.results.levels import initial_losses
+from lora_flow.results.phases import phases
+from lora_flow.results.report import Table, cells, kind_of, log10, problem_dims, show
+from lora_flow.sweeps.labels import layers_of
+from lora_flow.theory import gradient_flow as theory
+
+T1_RANGE = (0.6, 1.1)  # measured over predicted
+FLOOR_WITHIN = 0.1  # decades
+SMALL = ("gaussian", "spectral")
+CONVERGED = 1e-6  # of the loss at the start: the alignment error has then come to its floor
+HEADING = "What theory predicts"
+
+
+def predictions(dataset: xr.Dataset) -> str | Table:
+    """Predicted and measured T1 and alignment floors of every cell that theory is about, or a sentence on why not.
+
+    Theory is for the plain flow of factorisations with aligned shifts of rank one, from starts that alpha makes small.
+    The floor is for side "B" where W1 has the smaller gain, once the loss has fallen by six decades.
+    """
+    if reason := _not_about(dataset):
+        return f"## {HEADING}\n\nTheory's T1 and alignment floor are not for this run: {reason}."
+    measured = dataset.merge(phases(dataset)[["t1", "t1_predicted"]])
+    varied, rows, left_out = problem_dims(dataset), [], dict.fromkeys([""])
+    for where, cell in cells(measured):
+        if why := _cell_not_about(cell, where):
+            left_out[why] = None
+            continue
+        side = where.get("side", dataset.attrs.get("side"))
+        start: list[Any] = [*(show(where[dim]) for dim in varied), where["init"], side, f"{where['alpha']:g}"]
+        floor, why = _floor(cell, dataset, str(side))
+        left_out[why] = None
+        rows.append([*start, where["rank"], *_t1(cell), *floor])
+    header = [*varied, "init", "side", "alpha", "rank", "T1 predicted", "T1 measured", "T1"]
+    header += ["log10 (1 - cos) floor predicted", "at the end", "floor"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-3], [row[:-3] for row in rows]
+    about = (
+        "Theory predicts T1 for aligned shifts of rank one, and with side B the floor of 1 - cos. T1 holds where "
+        f"measured over predicted lies between {T1_RANGE[0]:g} and {T1_RANGE[1]:g}; the floor holds within "
+        f"{FLOOR_WITHIN:g} decade."
+    )
+    return Table("theory", HEADING, " ".join([about, *(f"Left out: {why}." for why in left_out if why)]), header, rows)
+
+
+def _not_about(dataset: xr.Dataset) -> str:
+    """The reason why theory predicts nothing for any cell; "" where it predicts something."""
+    if "sigma_w1" not in dataset.coords:
+        return f"they are of a factorisation of two layers with a shift, and this is {kind_of(dataset)}"
+    if (flow := dataset.attrs.get("flow", "plain")) != "plain":
+        return f"they are of the plain gradient flow, and this is {flow}"
+    why = [_cell_not_about(cell, where) for where, cell in cells(dataset)]
+    return "" if "" in why else "; ".join(dict.fromkeys(why))
+
+
+def _cell_not_about(cell: xr.Dataset, where: Mapping[str, Any]) -> str:
+    if where["init"] not in SMALL:
+        return f"they are of starts that alpha makes small, {' and '.join(SMALL)}, not of {where['init']}"
+    if int(cell["shift_rank"]) != 1:
+        return f"they are of shifts of rank one, not of rank {int(cell['shift_rank'])}"
+    return "" if bool(cell["aligned"]) else "they are of shifts that are aligned with the weights"
+
+
+def _t1(cell: xr.Dataset) -> list[str]:
+    predicted, t1 = float(cell["t1_predicted"].mean()), cell["t1"].values
+    reached = t1[np.isfinite(t1)]
+    finished = int(cell["loss"].isel(time=-1).notnull().sum())
+    if np.isnan(predicted):
+        return ["-", f"{float(reached.mean()):.3g}" if reached.size else "-", "not predicted"]
+    if not finished or reached.size < finished:
+        return [f"{predicted:.3g}", f"reached by {reached.size} of {cell.sizes['seed']} seeds", "not yet"]
+    low, high = T1_RANGE
+    measured = float(reached.mean())
+    return [f"{predicted:.3g}", f"{measured:.3g}", "holds" if low <= measured / predicted <= high else "fails"]
+
+
+def _floor(cell: xr.Dataset, dataset: xr.Dataset, side: str) -> tuple[list[str], str]:
+    """Predicted and measured floors and the verdict, or blanks and the reason."""
+    last = cell.isel(time=-1)
+    (h, _), (m, _) = layers_of(dataset)
+    finished = last["loss"].notnull()
+    measured = float(log10(last["alignment_error"]).mean())
+    blank = ["", "", ""]
+    if side != "B" or str(cell["init"].values) != "gaussian":
+        return blank, 'the floor of spectral starts and of side "A"'
+    if h <= m:
+        return blank, "the floor, which needs a hidden layer wider than the output"
+    if float(cell["sigma_w1"]) >= float(cell["sigma_w2"]):
+        return blank, "the floor of layer 1, where W1 has the larger gain along the shift"
+    start = initial_losses(cell)
+    if not (finished.any() and bool((last["loss"] < CONVERGED * start).where(finished, True).all())):
+        return blank, "the floor, where the loss has not fallen by six decades yet"
+    predicted = float(log10(theory.alignment_floor(cell["alpha"], h, m, last["norm_z1"])).mean())
+    verdict = "holds" if abs(predicted - measured) <= FLOOR_WITHIN else "fails"
+    return [f"{predicted:.2f}", f"{measured:.2f}", verdict], ""

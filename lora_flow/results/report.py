@@ -1,0 +1,220 @@
+"""`report.md`: its parts in order, its tables, and the description of a run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.levels import spread, told
+from lora_flow.sweeps.labels import LANE_DIMS, PENDING, layers_of
+
+LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
+SOLVED_BY = {"Automatic": "Tsit5 and RKC (auto)", "RungeKuttaChebyshev": "RKC"}  # as --solver has them
+LONG, HEAD = 30, 10  # rows of a table beyond which it goes to a file, and those that are shown then
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a report under its heading, with an explanation; a long table goes to `report-NAME.csv`."""
+
+    name: str
+    heading: str
+    about: str
+    header: Sequence[Any]
+    rows: Sequence[Sequence[Any]]
+
+
+def log10(values: xr.DataArray) -> xr.DataArray:
+    """log10, with exact zeros at the floor; NaN, the mark of a lane that failed, stays NaN."""
+    return xr.apply_ufunc(np.log10, values.where(~(values < LOG_FLOOR), LOG_FLOOR))
+
+
+def mean_and_std(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean and one standard deviation over seeds, lanes that failed left out."""
+    return values.mean("seed", skipna=True), values.std("seed", skipna=True)
+
+
+def cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+    """Every combination of problem, initialisation, side, alpha and rank, with its dataset over seed and time."""
+    dims = [str(dim) for dim in dataset["status"].dims if dim != "seed"]
+    for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
+        where = dict(zip(dims, index, strict=True))
+        yield {dim: dataset[dim].values[i].item() for dim, i in where.items()}, dataset.isel(where)
+
+
+def final_values(dataset: xr.Dataset) -> Table:
+    """The values at the last time: means over seeds, plus or minus one standard deviation where there are several."""
+    varied = problem_dims(dataset)
+    header = [*varied, "init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
+    layers = range(1, 3 if "norm_z2" in dataset else 2)
+    header += [*(f"norm Z{i}" for i in layers), "steps", "done"]
+    lowest = bool(dataset["loss_floor"].notnull().any())
+    header += (["lowest possible loss"] if lowest else []) + (["distance"] if "distance" in dataset else [])
+    rows = []
+    for coordinates, cell in cells(dataset.assign(floor=rounding_floors(dataset))):
+        last = cell.isel(time=-1)
+        rows.append(
+            [
+                *(show(coordinates[dim]) for dim in varied),
+                coordinates["init"],
+                coordinates.get("side", dataset.attrs.get("side")),
+                f"{coordinates['alpha']:g}",
+                coordinates["rank"],
+                told(last["loss"], cell["floor"]),
+                spread(log10(last["alignment_error"])),
+                *(spread(last[f"norm_z{i}"], 3) for i in layers),
+                _steps(cell),
+                f"{int((cell['status'] == 0).sum())} of {cell.sizes['seed']}",
+                *([_floor(cell["loss_floor"])] if lowest else []),
+                *([_mantissa(last["distance"])] if "distance" in last else []),
+            ]
+        )
+    several = "Means over seeds, ± one standard deviation." if dataset.sizes["seed"] > 1 else ""
+    return Table("final", "Final values", several, header, rows)
+
+
+def _steps(cell: xr.Dataset) -> str:
+    steps = cell["steps"].values[cell["status"].values != PENDING]
+    if not steps.size:
+        return "-"
+    return f"{steps.min()}-{steps.max()}" if steps.min() < steps.max() else str(steps.max())
+
+
+def warnings(dataset: xr.Dataset) -> str:
+    """The limits of each start, a line each: directions that never move, and losses that cannot be reached."""
+    lines = []
+    for coordinates, cell in cells(dataset):
+        where = ", ".join(f"{name} {show(value)}" for name, value in coordinates.items() if dataset.sizes[name] > 1)
+        where = where or str(coordinates["init"])
+        dead, floor = int(cell["dead_directions"].max()), float(cell["loss_floor"].mean())
+        layers = len(layers_of(dataset))
+        if dead:
+            of = f"{layers * coordinates['rank']} directions" + (f" of the {layers} layers" if layers > 1 else "")
+            lines.append(f"- {where}: {dead} of {of} are dead: zero in both factors, they never move.")
+        if floor > 0:
+            lines.append(f"- {where}: no loss below {floor:.3g} can be reached at this rank from this start.")
+    return "\n".join(lines)
+
+
+def problem_dims(dataset: xr.Dataset) -> list[str]:
+    """The dimensions along which the problem differs."""
+    return [str(dim) for dim in dataset["status"].dims if dim not in LANE_DIMS]
+
+
+def show(value: Any) -> str:
+    """A coordinate as people write it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def unfinished(datasets: Iterable[xr.Dataset]) -> str:
+    """ "unfinished: 40 of 240 lanes", or "" where every lane has run."""
+    lanes = [dataset["status"].values for dataset in datasets]
+    total, waiting = sum(one.size for one in lanes), sum(int((one == PENDING).sum()) for one in lanes)
+    return f"unfinished: {total - waiting} of {total} lanes" if waiting else ""
+
+
+def report(
+    runs: Mapping[str, Sequence[str | Table]], pictures: Sequence[str], notes: str = "", state: str = ""
+) -> tuple[str, dict[str, str]]:
+    """The text of `report.md`, and the files beside it, name -> text, that hold its long tables.
+
+    The text has first `state`, unless empty, then the notes of a figure, then the parts of each run, and the pictures.
+    """
+    parts = ["# Gradient flow of LoRA: when it aligns, and where the loss stops", state and f"**{state}**"]
+    files: dict[str, str] = {}
+    parts += [f"![{picture}]({picture})" for picture in pictures[:1]] + [notes]
+    for name, run_parts in runs.items():
+        parts += [f"# {name}"] if name else []
+        for part in run_parts:
+            parts += _shown(part, name, files) if isinstance(part, Table) else [part]
+    parts += [f"![{picture}]({picture})" for picture in pictures[1:]]
+    return "\n\n".join(part for part in parts if part) + "\n", files
+
+
+def _shown(part: Table, run: str, files: dict[str, str]) -> Iterator[str]:
+    yield f"## {part.heading}"
+    yield part.about
+    if len(part.rows) <= LONG:
+        yield table(part.header, part.rows)
+        return
+    file = f"report-{run}-{part.name}.csv" if run else f"report-{part.name}.csv"
+    files[file] = _csv(part)
+    yield table(part.header, part.rows[:HEAD])
+    yield f"The first {HEAD} of {len(part.rows)} rows; all of them are in [{file}]({file})."
+
+
+def _csv(part: Table) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([part.header, *part.rows])
+    return text.getvalue()
+
+
+def about(dataset: xr.Dataset) -> str:
+    """One paragraph: the problem, the flow, its accuracy."""
+    attrs = dataset.attrs
+    problem = f"{kind_of(dataset).capitalize()}, {' and '.join(f'{out} x {into}' for out, into in layers_of(dataset))}"
+    if varied := problem_dims(dataset):
+        problem += f"; {' x '.join(str(dataset.sizes[dim]) for dim in varied)} problems over {', '.join(varied)}"
+    elif "sigma_shift" in attrs:
+        aligned = "aligned" if attrs["aligned"] else "not aligned"
+        problem += f"; shift of rank {np.size(attrs['sigma_shift'])}, {aligned} with the weights"
+        problem += f"; delta_w = {attrs['delta_w']:.4g}" + ("" if attrs["aligned"] else " along the shift's top pair")
+    same = [
+        f"{dim} {show(dataset[dim].values.tolist()[0])}" for dim in ("init", "alpha", "rank") if dataset.sizes[dim] == 1
+    ]
+    same += [f"side {attrs['side']}"] if "side" in attrs else []
+    name, largest = attrs.get("flow", "plain"), float(dataset["drift"].max())
+    flow = "Flow" if name == "plain" else f"Flow {name}"
+    drift = " Integration error (drift of the conserved quantities, relative to the adapters' squared norm; "
+    drift = "" if np.isnan(largest) else f"{drift}should be far below 1e-2): {largest:.1g}."
+    solver = SOLVED_BY.get(attrs["solver"], attrs["solver"])
+    seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
+    return (
+        f"{problem}. {flow} to t = {attrs['t1']:g} by {solver} at rtol = {attrs['rtol']:g} "
+        f"({attrs['dtype']}); {', '.join([*same, seeds])}.{drift}"
+    )
+
+
+def kind_of(dataset: xr.Dataset) -> str:
+    """The kind of a result's problem, for a sentence."""
+    layers = len(layers_of(dataset))
+    if "sigma_w1" in dataset.coords:
+        return "a factorisation of two layers"
+    if "least_loss" in dataset.coords:
+        return "a linear network trained from scratch"
+    return "one adapted layer" if layers == 1 else f"a problem of {layers} adapted layers"
+
+
+def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
+    """The number of lanes that ended with each status other than success; lanes that have not run are not counted."""
+    counts: dict[str, int] = {}
+    for dataset in datasets:
+        attrs = dataset["status"].attrs
+        for code, meaning in zip(attrs["flag_values"], attrs["flag_meanings"].split(), strict=True):
+            count = int((dataset["status"] == code).sum())
+            if code not in (0, PENDING) and count:
+                counts[meaning] = counts.get(meaning, 0) + count
+    return counts
+
+
+def _floor(lowest: xr.DataArray) -> str:
+    mean = float(lowest.mean())
+    return "" if np.isnan(mean) else f"{mean:.2g}"
+
+
+def _mantissa(values: xr.DataArray) -> str:
+    (mean, std), several = mean_and_std(values), int(values.notnull().sum()) > 1
+    return f"{float(mean):.3g}" + (f" ± {float(std):.1g}" if several else "")

@@ -1,0 +1,265 @@
+"""The answers of a run in words: the two questions first, for its report and, shorter, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.answers import BEFORE, FALLING, LEVEL, LOWEST, RISING, Best, Cell, answers, best, middle
+from lora_flow.results.levels import AT_ROUNDING
+from lora_flow.results.report import Table, kind_of, show
+from lora_flow.sweeps.labels import layers_of
+
+FEW = 8  # cells that the summary names one by one
+APART = 0.1  # of 1 - cos, an angle of 26 degrees: what does not come below has not aligned
+
+
+def answered(dataset: xr.Dataset) -> tuple[list[str], list[str | Table]]:
+    """The answers to a report's two questions: lines, and a table for each question.
+
+    A line for each cell of few, and else their range; then which is best for what.
+    """
+    found = answers(dataset)
+    return _lines(dataset, found), [_alignment(dataset, found), _losses(dataset, found)]
+
+
+def _lines(dataset: xr.Dataset, found: Sequence[Cell]) -> list[str]:
+    done = [cell for cell in found if cell.endings]
+    if not done:
+        return ["No lane has finished."]
+    if len(found) <= FEW:
+        lines = [f"{_name(dataset, cell)}: {_in_a_line(dataset, cell)}." for cell in found]
+    else:
+        lines = [*_range_of_alignment(dataset, done), *_range_of_losses(dataset, done)]
+        if failing := len(found) - len(done):
+            lines.append(f"No lane of {failing} of {len(found)} cells has finished.")
+    return lines + [line for one in best(dataset, found) for line in _best_lines(dataset, one, len(done))]
+
+
+def _in_a_line(dataset: xr.Dataset, cell: Cell) -> str:
+    if not cell.endings:
+        return "no lane has finished"
+    parts = []
+    if np.isfinite(cell.best).any():
+        t1 = f" (T1 {when(cell.t1, dataset, '= ')})" if np.any(cell.t1 < np.inf) else ""
+        if np.nanmedian(cell.best) > APART:
+            parts.append(f"does not align (1 - cos is at least {error(cell.best, dataset)})")
+        else:
+            parts.append(f"aligns to 1 - cos = {error(cell.best, dataset)} by t = {time(cell.best_at, dataset)}{t1}")
+    return "; ".join([*parts, f"{_loss(cell)} at t = {dataset.attrs['t1']:g}{_and_then(dataset, cell)}"])
+
+
+def _loss(cell: Cell) -> str:
+    return "loss at rounding" if cell.ending == AT_ROUNDING else f"loss {median(cell.loss)}"
+
+
+def _and_then(dataset: xr.Dataset, cell: Cell) -> str:
+    """The loss's ending, in words."""
+    words = {
+        AT_ROUNDING: f", since {when(cell.reached, dataset, 't = ')}",
+        LOWEST: ", the lowest possible",
+        LEVEL: f", level{_of_seeds(cell)}",
+        FALLING: f", still falling by {_rate(cell)} decades per unit of time{_of_seeds(cell)}",
+        RISING: f", rising{_of_seeds(cell)}",
+    }
+    return words[cell.ending]
+
+
+def _of_seeds(cell: Cell) -> str:
+    """The number of seeds that have the most frequent ending, if not all."""
+    count, all_of_them = cell.endings.count(cell.ending), len(cell.endings)
+    return "" if count == all_of_them else f" ({count} of {all_of_them} seeds)"
+
+
+def _range_of_alignment(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
+    aligned = sorted((cell for cell in done if np.isfinite(cell.best).any()), key=lambda cell: middle(cell.best))
+    if not aligned:
+        return []
+    least, most = aligned[0], aligned[-1]
+    low, high = (error(cell.best, dataset, alone=True) for cell in (least, most))
+    best_of, worst_of = (f"{_name(dataset, one)}, by t = {time(one.best_at, dataset)}" for one in (least, most))
+    lines = [f"When it aligns: 1 - cos comes down to between {low} ({best_of}) and {high} ({worst_of})."]
+    reach = sorted((cell for cell in done if middle(cell.t1) < np.inf), key=lambda cell: middle(cell.t1))
+    if reach:
+        of = "" if len(reach) == len(done) else f" of the {len(reach)} of {len(done)} cells where most seeds reach it"
+        low, high = (f"{when(cell.t1, dataset, '')} ({_name(dataset, cell)})" for cell in (reach[0], reach[-1]))
+        early, all_early = (middle(cell.t1) == BEFORE for cell in (reach[0], reach[-1]))
+        span = f"comes {low}, the latest at {high}" if early else f"lies between {low} and {high}"
+        lines.append(f"T1{of} {f'comes before the first save, t = {_first_save(dataset)}' if all_early else span}.")
+    return lines
+
+
+def _range_of_losses(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
+    ordered = sorted(done, key=lambda cell: middle(cell.loss))
+    ends = [cell.ending for cell in done]
+    counts = ", ".join(
+        f"{ends.count(word)} {word}" for word in dict.fromkeys(sorted(ends, key=ends.count, reverse=True))
+    )
+    first, last = ordered[0], ordered[-1]
+    low, high = ("rounding" if one.ending == AT_ROUNDING else median(one.loss, alone=True) for one in (first, last))
+    return [
+        f"Where the loss stops, at t = {dataset.attrs['t1']:g}: from {low} ({_name(dataset, first)}) to {high} "
+        f"({_name(dataset, last)}); of {len(done)} cells {counts}."
+    ]
+
+
+def _best_lines(dataset: xr.Dataset, one: Best, cells_there: int) -> list[str]:
+    of = ", ".join(f"{name} {show(value)}" for name, value in one.problem.items())
+    prefix = f"{of}: " if of else ""
+    several = cells_there > 1
+    lines = []
+    if several and one.at_rounding:
+        many = f"at rounding in {one.at_rounding} cells, first " if one.at_rounding > 1 else "at rounding "
+        reached = when(one.lowest.reached, dataset, "at t = ")
+        lines.append(f"lowest loss: {many}with {_name(dataset, one.lowest, one.problem)}, {reached}")
+    elif several:
+        lines.append(f"lowest loss: {_name(dataset, one.lowest, one.problem)}, {median(one.lowest.loss)}")
+    if one.fastest is not None and one.level is not None:
+        who = f"{_name(dataset, one.fastest, one.problem)}, " if several else ""
+        what = "fastest" if several else "speed"
+        there = when(np.array([one.time]), dataset, "at t = ")
+        lines.append(f"{what}: {who}at {one.share:g} of the first loss ({one.level:.3g}) {there}")
+    else:
+        lines.append("no start halves the loss" if several else "the loss is not halved")
+    if several and one.aligned is not None:
+        lines.append(f"best aligned: {_name(dataset, one.aligned, one.problem)}, {error(one.aligned.best, dataset)}")
+    text = "; ".join(lines)
+    return [prefix + text + "." if prefix else text[0].upper() + text[1:] + "."]
+
+
+def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
+    heading = "When it aligns"
+    if not any(np.isfinite(cell.best).any() for cell in found):
+        return (
+            f"## {heading}\n\nThere is nothing to align with: no direction is defined that adapters turn to while they "
+            "are small (the gradient of the loss with respect to the weights is zero at zero adapters)."
+        )
+    rows = []
+    timed = "sigma_w1" in dataset.coords
+    for cell in found:
+        ends = [cell.t_align, *([cell.t1] if timed else [])]
+        times = [time(cell.best_at, dataset), *(time(end, dataset, cell.seeds) for end in ends)]
+        shown = [error(cell.best, dataset), times[0], error(cell.error, dataset), *times[1:]]
+        rows.append([*_start(dataset, cell.where), *(shown if cell.endings else ["-"] * len(shown))])
+    header = [*_dims(dataset), "least 1 - cos", "from t", "1 - cos at the end", "t_align", *(["T1"] if timed else [])]
+    layer = _layer(dataset)
+    text = (
+        f"cos is of the angle between the top left singular vector of {layer} and the direction that it turns to "
+        "while small; `from t`: when 1 - cos is first within a tenth of a decade of its least. `t_align`: when the "
+        "part along that direction outgrows the rest."
+    )
+    text += (
+        " `T1`: the end of alignment, when the update begins to show."
+        if timed
+        else f" The paper's T1 is defined for factorisations of two layers, and this is {kind_of(dataset)}."
+    )
+    return Table("alignment", heading, f"{text} {_medians(dataset)}", header, rows)
+
+
+def _layer(dataset: xr.Dataset) -> str:
+    if len(layers_of(dataset)) == 1:
+        return "Z = [B; A^T]"
+    if "sigma_w1" not in dataset.coords:
+        return "Z1 = [B1; A1^T], of the first layer,"
+    second = (dataset["sigma_w1"] > dataset["sigma_w2"]).values
+    if not second.any():
+        return "Z1 = [B1; A1^T]"
+    return "Z2 = [B2; A2^T]" if second.all() else "Z1 or Z2, of the layer whose direction grows faster,"
+
+
+def _losses(dataset: xr.Dataset, found: Sequence[Cell]) -> Table:
+    rows = []
+    for cell in found:
+        if not cell.endings:
+            rows.append([*_start(dataset, cell.where), "-", "no lane has finished", "-"])
+            continue
+        loss = "at rounding" if cell.ending == AT_ROUNDING else median(cell.loss)
+        rate = _rate(cell) if cell.ending in (FALLING, RISING) else ""
+        since = f" since {when(cell.reached, dataset, 't = ')}" if cell.ending == AT_ROUNDING else ""
+        rows.append([*_start(dataset, cell.where), loss, _endings(cell) + since, rate])
+    header = [*_dims(dataset), f"loss at t = {dataset.attrs['t1']:g}", "then", "decades per unit of time"]
+    floor = float(rounding_floors(dataset).median())
+    text = (
+        "`level`: the loss changes by less than a hundredth of a decade in the last tenth of the time (on a saddle as "
+        f"well); `at rounding`: below {floor:.1g}, where it says nothing but how numbers are rounded. "
+        f"{_medians(dataset)}"
+    )
+    if "least_loss" in dataset.coords:
+        text = f"The loss is L - L*, above the least that a network of this kind has. {text}"
+    return Table("loss", "Where the loss stops", text, header, rows)
+
+
+def _endings(cell: Cell) -> str:
+    counts = {word: cell.endings.count(word) for word in dict.fromkeys(cell.endings)}
+    if len(counts) == 1:
+        return cell.ending
+    return ", ".join(f"{word} ({count} of {len(cell.endings)})" for word, count in counts.items())
+
+
+def _rate(cell: Cell) -> str:
+    moving = [rate for rate, word in zip(cell.rate, cell.endings, strict=True) if word in (FALLING, RISING)]
+    return f"{abs(float(np.median(moving))):.2g}" if moving else "-"
+
+
+def _medians(dataset: xr.Dataset) -> str:
+    return "Medians over seeds, with the range of the seeds in brackets." if dataset.sizes["seed"] > 1 else "One seed."
+
+
+def _dims(dataset: xr.Dataset) -> list[str]:
+    """The columns by which a row is known: what differs between rows, or the initialisation."""
+    varied = [str(dim) for dim in dataset["status"].dims if dim != "seed" and dataset.sizes[dim] > 1]
+    return varied or ["init"]
+
+
+def _start(dataset: xr.Dataset, where: Mapping[str, Any]) -> list[str]:
+    return [show(where[dim]) for dim in _dims(dataset)]
+
+
+def _name(dataset: xr.Dataset, cell: Cell, left_out: Mapping[str, Any] | None = None) -> str:
+    plain = ("init",)
+    dims = [dim for dim in _dims(dataset) if dim not in (left_out or {})] or ["init"]
+    return ", ".join(show(cell.where[dim]) if dim in plain else f"{dim} {show(cell.where[dim])}" for dim in dims)
+
+
+def median(values: np.ndarray, alone: bool = False) -> str:
+    """The median, and the range where there are several, unless it is to stand alone."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return "-"
+    middle_one, low, high = (f"{one:.2g}" for one in (np.median(finite), finite.min(), finite.max()))
+    return middle_one if low == high or alone else f"{middle_one} ({low} to {high})"
+
+
+def error(values: np.ndarray, dataset: xr.Dataset, alone: bool = False) -> str:
+    """An alignment error, or "rounding" where it is only rounding."""
+    eps = np.finfo(dataset.attrs.get("dtype", "float64")).eps
+    finite = values[np.isfinite(values)]
+    return "rounding" if finite.size and np.median(finite) < 200 * eps**2 else median(values, alone)
+
+
+def when(values: np.ndarray, dataset: xr.Dataset, after: str) -> str:
+    """The median of the times that are reached, after these words; or that it was before the first save."""
+    found = _median_time(values)
+    return f"before the first save, t = {_first_save(dataset)}" if found == BEFORE else f"{after}{found:.3g}"
+
+
+def time(values: np.ndarray, dataset: xr.Dataset, seeds: int = 0) -> str:
+    """The same for a table, "-" where none is reached, and how many seeds reach one if not all."""
+    found, reached = _median_time(values), int(np.sum(values < np.inf))
+    if not reached:
+        return "-"
+    some = f" ({reached} of {seeds})" if reached < seeds else ""
+    return f"{f'< {_first_save(dataset)}' if found == BEFORE else f'{found:.3g}'}{some}"
+
+
+def _median_time(values: np.ndarray) -> float:
+    reached = values[values < np.inf]
+    return float(np.median(reached)) if reached.size else np.nan
+
+
+def _first_save(dataset: xr.Dataset) -> str:
+    return f"{float(dataset['time'][0]):.3g}"

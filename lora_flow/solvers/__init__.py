@@ -1,0 +1,1 @@
+"""Solvers and error control for diffrax."""

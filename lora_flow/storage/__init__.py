@@ -1,0 +1,1 @@
+"""Settings and results on disk. Knows nothing of what is stored."""

@@ -1,0 +1,378 @@
+"""A checked sweep: grid -> lanes -> batches of one compiled program -> one labelled dataset."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import ArrayLike
+
+from lora_flow.adapter import Adapters, zero_adapters
+from lora_flow.algebra.matrices import WRITTEN_OUT, Diagonal
+from lora_flow.checks import require, require_flag, require_integer
+from lora_flow.coordinates.canonical import Canonical, canonical_all
+from lora_flow.dynamics.analysis import analyse
+from lora_flow.dynamics.batch import draw, lane_sharding, round_solver
+from lora_flow.dynamics.flows import Flow, as_flow
+from lora_flow.dynamics.observables import Direction, directions_of, measure, observables
+from lora_flow.dynamics.solve import Integrator, integrator, save_times
+from lora_flow.initialization import Init
+from lora_flow.problems.base import Factorization, Problem, fastest_rate, of_products, on_host, own_observables
+from lora_flow.problems.formulas import keeps_all, keeps_loss
+from lora_flow.problems.network import LinearNetwork
+from lora_flow.runtime.compiling import compiled
+from lora_flow.runtime.memory import require_memory
+from lora_flow.runtime.progress import Progress
+from lora_flow.sweeps.grid import Grid, Problems, stack
+from lora_flow.sweeps.labels import PENDING, label, portable_attrs
+from lora_flow.sweeps.sizes import COPIES, LANE
+from lora_flow.sweeps.values import Values, detail_values, start_values
+from lora_flow.version import __version__
+
+BATCH_SIZE = 64
+THREADED = 256  # the dimension above which a product is worth the threads of a CPU
+PRICE_OF_A_STEP = 16  # in lanes: what a batch's steps take beyond what is in proportion to its size
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A checked sweep: its problems, lanes, solver and batches. `plan_sweep` builds it."""
+
+    problems: Problems
+    grid: Grid
+    t1: float
+    times: np.ndarray
+    integrator: Integrator
+    most_lanes: int
+    devices: int
+
+    @functools.cached_property
+    def _order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lane numbers sorted by estimated cost, and that cost."""
+        rates = np.asarray([fastest_rate(problem) for problem in self.problems.members])
+        order = self.grid.by_cost(rates)
+        return order, np.sqrt(1 + self.t1 * rates[self.grid.problem_of(order)])
+
+    @functools.cached_property
+    def batch_size(self) -> int:
+        """The number of lanes that share a batch, at most `most_lanes`.
+
+        All lanes of a round wait for the slowest, and a step takes some time for any number of lanes, so few rounds are
+        best for lanes of similar cost. Rounds are filled evenly, so that no device of the last round runs half empty.
+        """
+        _, costs = self._order
+        n = len(costs)
+
+        def waiting(size: int) -> float:
+            slowest = [max(costs[i : i + size * self.devices]) for i in range(0, n, size * self.devices)]
+            return (size + PRICE_OF_A_STEP) * sum(slowest)
+
+        fewest = math.ceil(n / (self.most_lanes * self.devices))
+        return min((math.ceil(n / (fewest * more * self.devices)) for more in (1, 2, 4, 8)), key=waiting)
+
+    @functools.cached_property
+    def batches(self) -> list[np.ndarray]:
+        """Lane numbers, `batch_size` at a time; the same for a run that is resumed."""
+        order, _ = self._order
+        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the result, without making it."""
+        return self.grid.size * (LANE + 8 * sum(int(np.prod(shape)) for shape in self._shapes.values()))
+
+    def empty(self) -> xr.Dataset:
+        """The result before any lane has run: NaN everywhere, and status -1."""
+        axes = {dim: values for dim, values in self.grid.axes.items() if dim != "side" or len(values) > 1}
+        dims, shape = tuple(axes), tuple(map(len, axes.values()))
+        modes = ("time", "mode")
+        over_time = {
+            name: ((*dims, *modes[: len(own)]), np.full((*shape, *own), np.nan)) for name, own in self._shapes.items()
+        }
+        lanes = {
+            "status": np.full(shape, PENDING, np.int8),
+            "initial_loss": np.full(shape, np.nan),
+            "rounding_floor": np.full(shape, np.nan),
+            "steps": np.zeros(shape, np.int32),
+            "dead_directions": np.zeros(shape, np.int32),
+            "loss_floor": np.full(shape, np.nan),
+        }
+        dataset = xr.Dataset(
+            over_time | {name: (dims, values) for name, values in lanes.items()},
+            coords={dim: list(values) for dim, values in axes.items()}
+            | {"time": self.times}
+            | self._gains()
+            | self._offset,
+            attrs=self._attrs(),
+        )
+        return label(dataset)
+
+    @property
+    def _offset(self) -> dict[str, Any]:
+        """A coordinate over `init`: 1 where the start is subtracted from the frozen weights."""
+        return {"offset": ("init", np.asarray([self.grid.schemes[init].offset for init in self.grid.init], np.int8))}
+
+    def run(self, pending: Sequence[int] | None = None, progress: bool = True) -> Iterator[tuple[np.ndarray, Values]]:
+        """Solves the batches with the given indices, or all, and yields (lane numbers, values) after each."""
+        pending = range(len(self.batches)) if pending is None else pending
+        devices = jax.local_devices()[: max(1, min(self.devices, len(pending)))]
+        # small products on a CPU that is split into devices: the threads are busy; the same for a run that is resumed
+        threads = self.devices == 1 or max(map(max, self.problems.members[0].layers)) > THREADED
+        solve_round = round_solver(tuple(devices), threads)
+        problem = self.problems.stacked if self.coordinates is None else self.coordinates.problem
+        settings = problem, directions_of(problem, bool(self.problems.axes))
+        dtype = jnp.result_type(float)
+        t1, times = jax.device_put((np.asarray(self.t1, dtype), np.asarray(self.times, dtype)))
+        done = self.grid.size - sum(len(self.batches[i]) for i in pending)
+        with Progress(self.grid.size, "lanes", done, shown=progress, what="compiling") as bar:
+            for first in range(0, len(pending), len(devices)):
+                lanes = [self.batches[i] for i in pending[first : first + len(devices)]]
+                which, shifted, start, bases = self._start(lanes, len(devices))
+                placed = jax.device_put((which, shifted, start), lane_sharding(tuple(devices)))
+                solved = on_host(solve_round(settings, *placed, t1, times, self.integrator))
+                bar.describe("solving")
+                for device, numbers in enumerate(lanes):
+                    offset = device * self.batch_size
+                    part = slice(offset, offset + len(numbers))
+                    mine = jax.tree.map(lambda leaf, part=part: leaf[part], (solved, start, bases))
+                    yield numbers, self._values(numbers, *mine)
+                    bar.update(len(numbers))
+
+    def fill(self, dataset: xr.Dataset, lanes: np.ndarray, values: Values) -> None:
+        """Writes what `run` yields into a dataset made by `empty`."""
+        index = np.unravel_index(lanes, dataset["status"].shape)
+        for name, array in values.items():
+            dataset[name].values[index] = array
+
+    @functools.cached_property
+    def coordinates(self) -> Canonical | None:
+        """The canonical coordinates of the problems, stacked likewise; None where the problems are solved as they are.
+
+        Only factorisations of moderate size have them. A subclass that changes anything, or records more, has none.
+        """
+        members: Any = [problem for problem in self.problems.members if keeps_all(problem, Factorization)]
+        if len(members) < len(self.problems.members) or not all(map(_quick_to_turn, members)):
+            return None
+        turned = canonical_all(members, rank=max(self.grid.rank))
+        return stack(turned) if self.problems.axes else turned[0]
+
+    def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, np.ndarray | None, Any, Any]:
+        """Per lane, `(devices * batch_size, ...)`: problem index, whether its weights are offset, adapters, bases.
+
+        Places without a lane repeat the last one.
+        """
+        filled = [np.pad(numbers, (0, self.batch_size - len(numbers)), mode="edge") for numbers in lanes]
+        numbers = np.concatenate(filled + filled[-1:] * (devices - len(lanes)))
+        coordinates = [self.grid.lane(number) for number in numbers]
+        which = self.grid.problem_of(numbers)
+        groups: dict[tuple[str, str, int], list[int]] = {}
+        for place, lane in enumerate(coordinates):
+            groups.setdefault((lane["init"], lane["side"], lane["rank"]), []).append(place)
+        parts, places = [], []
+        for (init, side, rank), members in groups.items():
+            padded = np.pad(members, (0, len(numbers) - len(members)), mode="edge")
+            seeds = np.asarray([coordinates[place]["seed"] for place in padded])
+            alphas = np.asarray([coordinates[place]["alpha"] for place in padded], jnp.result_type(float))
+            index = which[padded] if self.problems.axes else None
+            whole = self.problems.stacked, self.coordinates
+            drawn = draw(
+                self.grid.schemes[init], side, rank, self._padded_rank, *whole, index, seeds, alphas, self._narrowed
+            )
+            self._check_finite(init, jax.tree.leaves(drawn), [coordinates[place] for place in padded])
+            parts.append([np.asarray(leaf)[: len(members)] for leaf in jax.tree.leaves(drawn)])
+            places.extend(members)
+        back = np.argsort(places)
+        leaves = [np.concatenate(part)[back] for part in zip(*parts, strict=True)]
+        start, bases = jax.tree.unflatten(jax.tree.structure(drawn), leaves)
+        shifted = np.asarray([self.grid.schemes[lane["init"]].offset for lane in coordinates])
+        any_shifted = any(scheme.offset for scheme in self.grid.schemes.values())
+        return (which if self.problems.axes else None), (shifted if any_shifted else None), start, bases
+
+    def _check_finite(self, init: str, drawn: list[Any], lanes: list[dict[str, Any]]) -> None:
+        """Raises where an initialisation has returned NaN or infinity."""
+        lost = ~np.all([np.isfinite(leaf).reshape(len(lanes), -1).all(axis=1) for leaf in drawn], axis=0)
+        for place in np.flatnonzero(lost)[:1]:
+            where = ", ".join(f"{name} {value}" for name, value in lanes[place].items() if name != "init")
+            require(False, f"init '{init}'", "return adapters with finite entries", f"NaN or infinite ones at {where}")
+
+    def _values(self, numbers: np.ndarray, solved: Any, start: Any, bases: Any) -> Values:
+        """The values of one batch to store, by name."""
+        which = self.grid.problem_of(numbers)
+        problems, lanes = [self.problems.members[i] for i in which], [self.grid.lane(number) for number in numbers]
+        values = solved.observables | {"initial_loss": solved.initial_loss, "rounding_floor": solved.rounding_floor}
+        values |= {"status": solved.status, "steps": solved.stats["num_steps"]}
+        offset, ranks = [self.grid.schemes[lane["init"]].offset for lane in lanes], [lane["rank"] for lane in lanes]
+        values |= start_values(problems, ranks, offset, start)  # which no change of coordinates alters
+        if solved.history is None:
+            return values
+        start, history = jax.tree.map(lambda leaf: leaf[:, None], start), solved.history
+        if bases is not None:
+            start, history = self._back(start, bases, which), self._back(history, bases, which)
+        start = jax.tree.map(lambda leaf: leaf[:, 0], start)
+        return values | detail_values(problems, offset, start, history, self.integrator.flow)
+
+    def _back(self, history: Any, bases: Any, which: np.ndarray) -> Adapters:
+        """The adapters over time, `(lane, time, ...)`, in the coordinates of the given problem."""
+        coordinates: Any = self.coordinates
+        if self.problems.axes:
+            coordinates = jax.tree.map(lambda leaf: leaf[which], coordinates)
+        return on_host(_leave(coordinates, history, bases, bool(self.problems.axes)))
+
+    @property
+    def _padded_rank(self) -> int:
+        """The rank that all lanes are padded to; where starts are narrowed, at most out + in of the widest layer."""
+        most = max(self.grid.rank)
+        return min(most, max(map(sum, self.problems.members[0].layers))) if self._narrowed else most
+
+    @property
+    def _narrowed(self) -> bool:
+        return of_products(self.problems.members[0])
+
+    @functools.cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape over (time, mode) of every observable."""
+        problem, times = self.problems.members[0], len(self.times)
+        rest = zero_adapters(problem.layers, self._padded_rank)
+        own = jax.eval_shape(lambda rest: own_observables(problem, rest), rest)
+        names = ["loss", *_names_of_observables(len(problem.layers)), *own]
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (times,))
+        if self.integrator.save_adapters:
+            shapes |= {name: (times, *array.shape) for name, array in analyse(problem, rest).items()}
+        return shapes
+
+    def _gains(self) -> dict[str, Any]:
+        """The quantities that theory is written in, as coordinates over the problems."""
+        shape = tuple(map(len, self.problems.axes.values()))
+
+        def over_problems(values: Any) -> Any:
+            return tuple(self.problems.axes), np.reshape(list(values), shape)
+
+        if keeps_loss(self.problems.members[0], LinearNetwork):
+            networks: Any = self.problems.members
+            return {"least_loss": over_problems(float(network.least_loss) for network in networks)}
+        problems: Any = [problem for problem in self.problems.members if keeps_loss(problem, Factorization)]
+        if not problems:
+            return {}
+
+        spectra = [problem.spectrum() for problem in problems]
+        gains = zip(*(problem.leading_gains() for problem in problems), strict=True)
+        return {
+            name: over_problems(values) for name, values in zip(("sigma", "sigma_w1", "sigma_w2"), gains, strict=True)
+        } | {
+            "shift_rank": over_problems(len(spectrum["sigma_shift"]) for spectrum in spectra),
+            "aligned": over_problems(int(spectrum["aligned"]) for spectrum in spectra),
+        }
+
+    def _attrs(self) -> dict[str, Any]:
+        side = {"side": self.grid.side[0]} if len(self.grid.side) == 1 else {}
+        problem: Any = self.problems.members[0]
+        spectrum = problem.spectrum() if keeps_loss(problem, Factorization) and not self.problems.axes else {}
+        return portable_attrs(
+            side
+            | {
+                "t1": self.t1,
+                "flow": str(self.integrator.flow),
+                "solver": type(self.integrator.solver).__name__,
+                "rtol": float(self.integrator.rtol),
+                "max_steps": self.integrator.max_steps,
+                "batch_size": self.batch_size,
+                "layers": problem.layers,
+                "problem_digest": digest(self.problems),
+                "lora_flow_version": __version__,
+                "jax_version": _version("jax"),
+                "diffrax_version": _version("diffrax"),
+                "platform": jax.local_devices()[0].platform,
+                "dtype": str(jnp.result_type(float)),
+            }
+            | spectrum
+        )
+
+
+def plan_sweep(
+    problem: Problem | Mapping[Any, Problem] | Problems,
+    *,
+    init: Init | Sequence[Init],
+    side: str | Sequence[str],
+    alpha: float | ArrayLike | Sequence[float],
+    rank: int | ArrayLike | Sequence[int],
+    seeds: int | ArrayLike | Sequence[int],
+    t1: float,
+    saves: int | ArrayLike | Sequence[float],
+    solver: diffrax.AbstractSolver | str,
+    rtol: float,
+    max_steps: int,
+    batch_size: int,
+    devices: int = 0,
+    details: bool = False,
+    flow: Flow | str = "plain",
+) -> Plan:
+    """Checks the arguments of `sweep`, all of them before anything is solved."""
+    problems = Problems.of(problem)
+    grid = Grid.of(problems, init=init, side=side, alpha=alpha, rank=rank, seeds=seeds)
+    require_integer("batch_size", batch_size, "be at least 1", 1)
+    require_flag("details", details)
+    here = jax.local_device_count()
+    require_integer("devices", devices, f"lie between 0, for all, and {here}, the number of devices", 0, here)
+    devices = devices or here
+    times = np.asarray(save_times(t1, saves))
+    how = integrator(
+        flow=as_flow(flow),
+        adjoint=diffrax.ForwardMode(),
+        solver=solver,
+        rtol=rtol,
+        max_steps=max_steps,
+        save_adapters=details,
+    )
+    grid.check_starts(problems, how.flow)
+    plan = Plan(problems, grid, float(t1), times, how, batch_size, devices)
+    require_memory("the sweep", f"{grid.size} runs at {len(times)} times", COPIES * plan.nbytes)
+    return plan
+
+
+@compiled()
+def _leave(coordinates: Canonical, history: Adapters, bases: Any, stacked: bool) -> Adapters:
+    """Over lanes and times; `stacked` says whether each lane has coordinates of its own."""
+    over_time = jax.vmap(Canonical.leave, in_axes=(None, 0, None))
+    return jax.vmap(over_time, in_axes=(0 if stacked else None, 0, 0))(coordinates, history, bases)
+
+
+_version = functools.cache(version)  # a millisecond each
+
+
+def _quick_to_turn(problem: Factorization) -> bool:
+    """Whether singular value decompositions cost less than they save; `Diagonal` matrices need none."""
+    return isinstance(problem.shift, Diagonal) or max(max(shape) for shape in problem.layers) <= WRITTEN_OUT
+
+
+@functools.cache
+def _names_of_observables(layers: int) -> tuple[str, ...]:
+    def named() -> dict[str, Any]:
+        one = Direction(jnp.ones(1), jnp.ones(1))
+        measured = measure(zero_adapters(((1, 1),) * layers, 1), (one,) * layers)
+        return observables(jax.tree.map(lambda leaf: leaf[None], measured))
+
+    return tuple(jax.eval_shape(named))
+
+
+def digest(problems: Problems) -> str:
+    """A fingerprint of the problems' arrays, which tells whether a stored run is of these problems.
+
+    For a problem that is no PyTree the fingerprint is of the layers only.
+    """
+    state = hashlib.sha256()
+    for problem in problems.members:
+        state.update(repr(problem.layers).encode())
+        for leaf in map(np.ascontiguousarray, jax.tree.leaves(eqx.filter(problem, eqx.is_array))):
+            state.update(f"{leaf.shape} {leaf.dtype}".encode() + leaf.tobytes())
+    return state.hexdigest()

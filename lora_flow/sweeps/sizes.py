@@ -1,0 +1,89 @@
+"""The memory of a sweep, estimated from its settings alone: a sweep that cannot fit is refused before JAX starts."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from lora_flow.checks import require
+from lora_flow.runtime.memory import require_memory
+
+if TYPE_CHECKING:
+    from lora_flow.settings import Settings
+
+LARGEST = 2**31 - 1  # of an integer that counts, as the programs take them
+LARGEST_SEED = {"double": 2**63 - 1, "single": 2**31 - 1}
+OBSERVABLES = 8  # at least so many numbers are stored of a run at each time
+LANE = 33  # bytes of a lane's status, steps and whatever else is not over time, as `Plan.empty` has them
+COPIES = 2  # of the results, and of what a start is drawn in, that memory must hold for a while
+_LISTS = ("init", "side", "alpha", "rank", "delta_w", "problem_seed", "angle", "noise", "kappa", "pretraining")
+_COUNTS = ("m", "n", "h", "saves", "max_steps", "batch_size", "devices", "samples", "input_rank", "target_rank")
+
+
+def check_sizes(settings: Settings, devices: int) -> None:
+    """Raises where a list is empty, an integer is out of all range, or the sweep does not fit into memory.
+
+    `devices` is the number of devices to use. The shapes of a problem from a file are not known here, and not counted.
+    """
+    for name, value in vars(settings).items():
+        require(value != (), name, "hold at least one value", "none")
+    for name in _COUNTS:
+        value = getattr(settings, name)
+        require(value <= LARGEST, name, f"be at most {LARGEST}", value)
+    for rank in settings.rank:
+        require(rank <= LARGEST, "rank", f"be at most {LARGEST}", rank)
+    largest = LARGEST_SEED.get(settings.precision, LARGEST)
+    listed = settings.seeds if isinstance(settings.seeds, tuple) else (settings.seeds,)
+    for name, seeds in (("seeds", listed), ("problem_seed", settings.problem_seed)):
+        for seed in seeds:
+            require(abs(seed) <= largest, name, f"be at most {largest}", seed)
+    _check_memory(settings, devices)
+
+
+def _check_memory(settings: Settings, devices: int) -> None:
+    number = 4 if settings.precision == "single" else 8
+    counts = {name: len(getattr(settings, name)) for name in _LISTS}
+    counts["seeds"] = len(settings.seeds) if isinstance(settings.seeds, tuple) else max(settings.seeds, 0)
+    lanes = math.prod(counts.values())
+    times = max(settings.saves, 0)
+    results = COPIES * lanes * (LANE + 8 * OBSERVABLES * times)
+    many = max({"saves": times} | counts, key=lambda name: ({"saves": times} | counts)[name])
+    _require(settings, many, results)
+
+    m, n, h = (max(size, 0) for size in _shape(settings))
+    rank = max(max(settings.rank), 0)
+    hidden = 2 * h if h else 0  # of two layers
+    rows = min(lanes, max(settings.batch_size, 1) * devices) * rank * number
+    of_dims = {"m": m, "n": n, "h": h, "rank": rank}
+    of_dims = {name: size for name, size in of_dims.items() if name == "rank" or size}
+    widest = max(of_dims, key=lambda name: of_dims[name])
+    _require(settings, widest, COPIES * rows * (m + n + hidden))
+    if settings.details:
+        _require(settings, "details", rows * times * (m + n + hidden))
+    _require(settings, *_weights(settings, number))
+
+
+def _shape(settings: Settings) -> tuple[int, int, int]:
+    """m, n and the width of what is between, 0 where nothing is; zeros for a file."""
+    if settings.problem in ("aligned", "pretrained"):
+        return settings.m, settings.n, settings.h
+    if settings.problem in ("regression", "network"):
+        return settings.m, settings.n, 0
+    return (10, 64, 64) if settings.problem == "digits" else (0, 0, 0)
+
+
+def _weights(settings: Settings, number: int) -> tuple[str, int | float]:
+    """The flag that asks for most of the frozen weights, and their size where they are written out."""
+    m, n, h = (max(size, 0) for size in (settings.m, settings.n, settings.h))
+    parts: dict[str, int] = {"m": 0}
+    if settings.problem == "pretrained":
+        parts = {"m": m * max(n, h), "n": n * max(m, h), "h": h * max(m, n)}
+    elif settings.problem in ("regression", "network"):
+        parts = {"m": m * max(m, n), "n": n * n, "samples": max(settings.samples, 0) * n}
+    most = max(parts, key=lambda name: parts[name])
+    return most, COPIES * number * sum(parts.values())
+
+
+def _require(settings: Settings, name: str, needed: int | float) -> None:
+    value = getattr(settings, name)
+    require_memory(name, f"{len(value)} values" if isinstance(value, tuple) and len(value) > 3 else value, needed)

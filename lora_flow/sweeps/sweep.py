@@ -1,0 +1,90 @@
+"""`sweep`: a grid of runs in, one labelled dataset out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import diffrax
+import xarray as xr
+from jaxtyping import ArrayLike
+
+from lora_flow.checks import require_flag
+from lora_flow.dynamics.flows import Flow
+from lora_flow.dynamics.solve import MAX_STEPS, RTOL
+from lora_flow.initialization import Init
+from lora_flow.problems.base import Problem
+from lora_flow.sweeps.grid import Problems
+from lora_flow.sweeps.plan import BATCH_SIZE, plan_sweep
+
+
+def sweep(
+    problem: Problem | Mapping[Any, Problem] | Problems,
+    *,
+    init: Init | Sequence[Init] = "gaussian",
+    side: str | Sequence[str] = "A",
+    alpha: float | ArrayLike | Sequence[float] = 1e-3,
+    rank: int | ArrayLike | Sequence[int] = 4,
+    seeds: int | ArrayLike | Sequence[int] = 1,
+    t1: float,
+    saves: int | ArrayLike | Sequence[float] = 101,
+    flow: Flow | str = "plain",
+    solver: diffrax.AbstractSolver | str = "auto",
+    rtol: float = RTOL,
+    max_steps: int = MAX_STEPS,
+    batch_size: int = BATCH_SIZE,
+    devices: int = 0,
+    details: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    r"""Solves the gradient flow for every combination of initialisation, side, alpha, rank and seed.
+
+    All lanes share one compiled program: ranks are padded to the largest, lanes are sorted by cost, and batches are
+    spread over the devices present. All combinations share the seeds.
+
+    **Arguments:**
+
+    - `problem`: a `Factorization`, or anything that meets `Problem`; or a mapping from labels to problems of one shape,
+      `{d: aligned_problem(key, delta_w=d) for d in (0.25, 0.01)}` for instance, which become the dimension `problem`.
+    - `init`: one value or several: names from `INITIALIZATIONS`, or functions `init(key, problem, *, rank, alpha)` and
+      `Scheme`s of your own, which are labelled by their names.
+    - `side`: "A", "B" or both: the factor that a one-sided initialisation draws.
+    - `alpha`, `rank`: one positive scale or several, and one rank or several.
+    - `seeds`: a number of seeds, from 0, or the seeds themselves.
+    - `t1`, `saves`, `flow`, `solver`, `rtol`, `max_steps`: as for `solve`.
+    - `batch_size`: the largest number of lanes that one device steps together.
+    - `devices`: the number of JAX's devices that batches are spread over; 0 for all.
+    - `details`: also store what `analyse` computes from the adapters at every saved time: singular values of the
+      update, its terms, growth rates and more. These adapters take memory, one batch at a time.
+    - `progress`: show progress and the time left on standard error: a bar on a terminal, lines elsewhere.
+
+    **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha for several
+    sides, `problem` first for several problems). Over all dims it has the variables of `Trajectory.observables`; over
+    all but `time` it has `status` (see its flag attributes), `steps`, `initial_loss`, `rounding_floor` (a loss below it
+    is at rounding), `dead_directions` and `loss_floor` (see `lora_flow.sweeps.values.start_values`). Initialisations
+    that offset the frozen weights by their start (`Scheme.offset`) are solved on `Offset(problem, start)`.
+
+    **Raises:** `InputError` for bad arguments. A lane that fails has a status, and raises nothing.
+    """
+    require_flag("progress", progress)
+    plan = plan_sweep(
+        problem,
+        init=init,
+        side=side,
+        alpha=alpha,
+        rank=rank,
+        seeds=seeds,
+        t1=t1,
+        saves=saves,
+        flow=flow,
+        solver=solver,
+        rtol=rtol,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        devices=devices,
+        details=details,
+    )
+    dataset = plan.empty()
+    for lanes, values in plan.run(progress=progress):
+        plan.fill(dataset, lanes, values)
+    return dataset

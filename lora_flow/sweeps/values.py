@@ -1,0 +1,79 @@
+"""Values that the host computes from a batch of lanes, beside the solver's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.dynamics.analysis import analyse
+from lora_flow.dynamics.flows import Flow
+from lora_flow.problems.base import Problem, scaling_of
+from lora_flow.problems.formulas import formula
+from lora_flow.problems.offset import Offset
+
+Values = dict[str, np.ndarray]
+DEAD = 1e-7  # of the largest singular value of Z, which has the rounding of single precision where that is in use
+
+
+def start_values(problems: Sequence[Problem], ranks: Sequence[int], offset: Sequence[bool], start: Adapters) -> Values:
+    """The limits that a start sets: directions that never move, and the lowest loss that can be reached.
+
+    **Arguments:** `problems`, `ranks` and `offset` have an entry for each lane; `offset` says whether the lane's start
+    is subtracted from the frozen weights. `start` has a leading axis of lanes.
+
+    **Returns:** name -> `(lane,)`:
+
+    - `dead_directions`: the number of the rank's directions that are zero in both factors of a layer, summed over the
+      layers. The gradient vanishes along such a direction, which stays zero: the start has a lower rank than asked for.
+      (A hidden layer wider than out + in counts as out + in wide.)
+    - `loss_floor`: the least loss of any adapters of that rank, NaN where it is not known. An initialisation that
+      subtracts `s B_0 A_0` from the frozen weights must learn this matrix too, and the rank may not suffice for both.
+    """
+    room = np.asarray([[min(rank, sum(shape)) for shape in problems[0].layers] for rank in ranks])
+    alive = np.sum([_rank(np.asarray(a), np.asarray(b)) for a, b in start], axis=0)
+    floors = [
+        _floor(problem, rank, shifted, jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), start))
+        for i, (problem, rank, shifted) in enumerate(zip(problems, ranks, offset, strict=True))
+    ]
+    return {"dead_directions": (room.sum(axis=1) - alive).astype(np.int32), "loss_floor": np.asarray(floors)}
+
+
+def detail_values(
+    problems: Sequence[Problem], offset: Sequence[bool], start: Adapters, history: Adapters, flow: Flow
+) -> Values:
+    """The results of `analyse` for adapters over time, `(lane, time, ...)`, all lanes of one problem together."""
+    groups: dict[Any, list[int]] = {}
+    for i, (problem, shifted) in enumerate(zip(problems, offset, strict=True)):
+        groups.setdefault((id(problem), i if shifted else None), []).append(i)
+    details: Values = {}
+    for (_, own), members in groups.items():
+        adapters = jax.tree.map(lambda leaf, members=members: leaf[np.asarray(members)], history)
+        problem = problems[members[0]]
+        if own is not None:
+            problem = Offset(problem, jax.tree.map(lambda leaf, i=own: leaf[i], start))
+        for name, array in analyse(problem, adapters, flow).items():
+            details.setdefault(name, np.empty((len(problems), *array.shape[1:])))[members] = array
+    return details
+
+
+def _rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The rank of Z = [B; A^T], lane by lane."""
+    sigma = np.linalg.svd(np.concatenate([b, np.swapaxes(a, -1, -2)], axis=-2), compute_uv=False)
+    return np.sum(sigma > DEAD * sigma[..., :1], axis=-1)
+
+
+def _floor(problem: Problem, rank: int, shifted: bool, start: Any) -> float:
+    lowest = formula(problem, "lowest_loss")
+    if lowest is None or len(start) > 1:
+        return np.nan
+    (adapter,) = start
+    frozen = _product(problem, adapter) if shifted else None
+    return lowest(rank, frozen)
+
+
+def _product(problem: Problem, adapter: Adapter) -> np.ndarray:
+    return np.asarray(scaling_of(problem)) * (adapter.b @ adapter.a)

@@ -1,0 +1,213 @@
+"""Derivatives of whole runs: which adjoint has which, what is said where it has not, and how right they are."""
+
+import functools
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lora_flow import Adapter, InputError, SingleLayer, aligned_problem, descend, gaussian_init, oracles, solve
+from lora_flow.dynamics.solve import KEPT_STATE, RTOL
+from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
+
+SHIFT = jnp.array([[1.5, 0.3], [-0.2, 0.8]])
+ROW = jnp.array([[0.3, -0.1]])
+DIRECT, FORWARD = diffrax.DirectAdjoint(), diffrax.ForwardMode()
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # for programs that run once
+
+
+def start_of(scale):
+    return (Adapter(scale * ROW, jnp.zeros((2, 1))),)
+
+
+def flowed(point, **how):
+    """log L at t = 1 on one layer of 2 x 2, from a row of the size point[0], for a shift of the size point[1]."""
+    how = {"saves": jnp.array([0.5, 1.0]), "max_steps": 256} | how
+    return jnp.log(solve(SingleLayer(point[1] * SHIFT), start_of(point[0]), t1=1.0, **how).observables["loss"][-1])
+
+
+def stepped(point, **how):
+    """The same after five steps of gradient descent."""
+    seen = descend(SingleLayer(point[1] * SHIFT), start_of(point[0]), steps=5, step=0.1, saves=2, **how)
+    return jnp.log(seen.observables["loss"][-1])
+
+
+def closed(point):
+    product = oracles.single_layer(point[1] * SHIFT, point[0] * ROW, 1.0, steps=4).product
+    return jnp.log(0.5 * jnp.sum((point[1] * SHIFT - product) ** 2))
+
+
+def by_hand(point):
+    (a, b), shift = start_of(point[0])[0], point[1] * SHIFT
+    for _ in range(5):
+        a, b = a + 0.1 * b.T @ (shift - b @ a), b + 0.1 * (shift - b @ a) @ a.T
+    return jnp.log(0.5 * jnp.sum((shift - b @ a) ** 2))
+
+
+POINT = jnp.array([1.2, 0.9])
+
+
+def second_in_reverse(function):
+    return jax.grad(lambda x: jax.grad(function)(x)[0])
+
+
+REVERSE_ONLY = r"^adjoint must be diffrax.ForwardMode\(\) for forward mode \(jvp, jacfwd\), or diffrax.DirectAdjoint"
+FORWARD_ONLY = (
+    r"^adjoint must be diffrax.RecursiveCheckpointAdjoint\(\), the default, for reverse mode \(grad, jacrev\)"
+)
+
+
+@pytest.mark.parametrize("run", [flowed, stepped], ids=["solve", "descend"])
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+@pytest.mark.parametrize(
+    ("transform", "adjoint", "message"),
+    [
+        (jax.jacfwd, None, REVERSE_ONLY),
+        (jax.hessian, None, REVERSE_ONLY),
+        (second_in_reverse, None, REVERSE_ONLY),
+        (jax.grad, FORWARD, FORWARD_ONLY),
+        (jax.hessian, FORWARD, FORWARD_ONLY),
+    ],
+    ids=["jacfwd", "hessian", "grad of grad", "grad of ForwardMode", "hessian of ForwardMode"],
+)
+def test_a_derivative_that_the_adjoint_has_not_is_refused_by_its_name(run, jitted, transform, adjoint, message):
+    how = {"solver": "Tsit5"} if run is flowed else {}  # quicker to trace
+
+    def function(x):
+        return run(x, adjoint=adjoint, **how)
+
+    derivative = transform(jax.jit(function) if jitted else function)
+    with pytest.raises(InputError, match=message) as raised:
+        jax.jit(derivative)(POINT)  # nothing is compiled
+    assert "\n" not in str(raised.value)
+
+
+def test_in_eager_code_it_is_refused_before_anything_is_compiled():
+    with pytest.raises(InputError, match=REVERSE_ONLY):
+        jax.jvp(flowed, (POINT,), (POINT,))
+
+
+@pytest.mark.parametrize(
+    "adjoint", [diffrax.BacksolveAdjoint(), diffrax.ImplicitAdjoint()], ids=["Backsolve", "Implicit"]
+)
+def test_adjoints_that_see_the_end_alone_are_refused(adjoint):
+    for run in (flowed, stepped):
+        with pytest.raises(InputError, match="adjoint must differentiate what is saved along the way, got"):
+            run(POINT, adjoint=adjoint)
+
+
+def test_a_gradient_that_is_held_fixed_is_no_second_derivative():
+    """As of first-order meta-learning: what the loops cannot do is asked for only where it is used."""
+    first = jax.grad(stepped)
+
+    def with_its_gradient(x):
+        return stepped(x) + jax.lax.stop_gradient(first(x)[0])
+
+    ours, expected = jit(lambda x: (jax.grad(with_its_gradient)(x), first(x)))(POINT)
+    np.testing.assert_allclose(ours, expected, rtol=1e-14)
+
+
+def test_gradients_of_many_runs_together_are_those_of_each():
+    points = jnp.stack([POINT, POINT + 0.1])
+    each = jit(jax.vmap(jax.grad(stepped)))(points)
+    together = jit(jax.grad(lambda x: jnp.sum(jax.vmap(stepped)(x))))(points)
+    np.testing.assert_allclose(together, each, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    ["auto", RungeKuttaChebyshev(), pytest.param("RKC", marks=pytest.mark.long)],
+    ids=["auto", "own RKC", "RKC"],
+)
+def test_second_derivatives_of_a_flow_are_those_of_the_closed_form(solver):
+    second = jit(jax.hessian(lambda x: flowed(x, solver=solver, rtol=1e-6, adjoint=DIRECT)))(POINT)
+    np.testing.assert_allclose(second, jax.hessian(closed)(POINT), rtol=1e-3)
+
+
+def test_first_derivatives_of_a_flow_in_both_modes_are_those_of_the_closed_form():
+    expected = jax.grad(closed)(POINT)
+    for first in (jax.grad(flowed), jax.jacfwd(lambda x: flowed(x, adjoint=FORWARD))):
+        np.testing.assert_allclose(jit(first)(POINT), expected, rtol=1e-4)
+
+
+def test_derivatives_of_gradient_descent_are_those_of_the_loop_written_out():
+    for transform, adjoint in ((jax.grad, None), (jax.jacfwd, FORWARD), (second_in_reverse, DIRECT)):
+        ours = jit(transform(lambda x, adjoint=adjoint: stepped(x, adjoint=adjoint)))(POINT)
+        np.testing.assert_allclose(ours, jit(transform(by_hand))(POINT), rtol=1e-9)
+
+
+TURN = jnp.array([[0.8, 0.6], [-0.6, 0.8]])
+WELL = jnp.array([[1.5, 0.3], [-0.2, 1.2]])
+SMALL = jnp.log(jnp.array([1e-2, 1.0]))  # alpha, and the size of the shift
+
+
+def at_levels(x, times):
+    """log L of one layer from orthogonal rows, a start from which everything is learned, in closed form."""
+    alpha, size = jnp.exp(x)
+    product = oracles.single_layer(size * WELL, alpha * TURN, times, steps=12).product
+    return jnp.log(0.5 * jnp.sum(((size * WELL)[None] - product) ** 2, axis=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("solver", "tolerances", "worst"),
+    [
+        # of log L by log alpha, and by the log of the shift's size, which the time that learning takes goes with
+        ("auto", (RTOL, 2e-4), ([5e-4, 1.5e-3], [2e-4, 5e-4])),
+        ("RKC", (RTOL, 5e-6), ([8e-3, 1.5e-2], [4e-4, 8e-4])),
+    ],
+)
+def test_how_right_gradients_are_at_losses_of_1e_2_1e_8_and_1e_16(solver, tolerances, worst):
+    times = jnp.array([5.27656, 8.16960, 11.96040])
+    np.testing.assert_allclose(at_levels(SMALL, times) / np.log(10), [-2, -8, -16], atol=1e-3)
+    expected = jax.jacfwd(at_levels)(SMALL, times)
+
+    def losses(x, rtol):
+        alpha, size = jnp.exp(x)
+        start = (Adapter(alpha * TURN, jnp.zeros((2, 2))),)
+        seen = solve(SingleLayer(size * WELL), start, t1=12.0, saves=times, solver=solver, rtol=rtol, adjoint=FORWARD)
+        return jnp.log(seen.observables["loss"])
+
+    slopes = jit(jax.jacfwd(losses))
+    for rtol, bounds in zip(tolerances, worst, strict=True):
+        errors = np.abs(np.asarray(slopes(SMALL, jnp.asarray(rtol)) / expected) - 1)
+        assert np.all(errors < np.array(bounds)), errors
+
+
+def test_derivatives_of_observables_are_those_of_their_values():
+    """Of two layers, by the scale of the start and of the shift together: every one but drift, which is an error."""
+    problem = aligned_problem(jax.random.key(1), m=4, n=3, h=5, delta_w=0.5, component=[0, 1], shift_scale=[3.0, 2.0])
+    start = gaussian_init(jax.random.key(2), problem, rank=2, alpha=0.3, side="B")
+
+    def seen(scale):
+        task = problem.__class__(problem.w1, problem.w2, scale * problem.shift)
+        begin = jax.tree.map(lambda leaf: scale * leaf, start)
+        how = {"t1": 0.6, "saves": jnp.array([0.2, 0.6]), "solver": "Tsit5", "rtol": 1e-9, "adjoint": FORWARD}
+        return solve(task, begin, **how).observables
+
+    both = jit(lambda scale: jax.jvp(seen, (scale,), (1.0,)))
+    values, slopes = both(1.0)
+    above, below = (both(1.0 + step)[0] for step in (1e-4, -1e-4))
+    assert {"alignment_error_2", "norm_b1a1", "norm_across2", "overlap_1", "norm_z1", "norm_along2"} < set(slopes)
+    for name in set(slopes) - {"drift"}:
+        assert np.all(np.asarray(slopes[name]) != 0), name
+        difference = (above[name] - below[name]) / 2e-4
+        np.testing.assert_allclose(slopes[name], difference, rtol=1e-4, atol=1e-6 * np.max(values[name]), err_msg=name)
+
+
+def test_derivatives_of_a_state_so_large_that_it_is_looked_at_along_the_way():
+    rng = np.random.default_rng(0)
+    shift, row = jnp.asarray(rng.standard_normal((40, 30))) / 8, jnp.asarray(rng.standard_normal((30, 30))) / 20
+    assert KEPT_STATE < 30 * (40 + 30)
+
+    def seen(scale, keep):
+        start = (Adapter(scale * row, jnp.zeros((40, 30))),)
+        how = {"t1": 1.0, "saves": jnp.array([0.4, 1.0]), "solver": "Tsit5", "adjoint": FORWARD}
+        return solve(SingleLayer(shift), start, **how, save_adapters=keep).observables
+
+    along, kept = (
+        jit(lambda x, keep=keep: jax.jvp(lambda y: seen(y, keep), (x,), (1.0,))[1])(1.0) for keep in (False, True)
+    )
+    for name in set(kept) - {"drift"}:
+        np.testing.assert_allclose(along[name], kept[name], rtol=1e-7, atol=1e-10, err_msg=name)

@@ -1,0 +1,516 @@
+import dataclasses
+import re
+import warnings
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+
+from lora_flow import (
+    Adapter,
+    Factorization,
+    InputError,
+    PrecisionWarning,
+    aligned_problem,
+    descend,
+    gaussian_init,
+    oracles,
+    save_times,
+    solve,
+    spectral_init,
+    sweep,
+    zero_adapters,
+)
+from lora_flow.dynamics.solve import KEPT_STATE
+from lora_flow.runtime import compiling
+
+TIGHT = 1e-10
+
+
+def random(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def one_layer(y):
+    """1/2 ||Y - B A||^2 as a Factorization: W2 = I, and a second adapter that stays at zero."""
+    m, n = y.shape
+    return Factorization(w1=jnp.zeros((m, n)), w2=jnp.eye(m), shift=y)
+
+
+def first_layer_only(problem, a, b):
+    return Adapter(a, b), zero_adapters(problem.layers, a.shape[0])[1]
+
+
+class TestClosedForms:
+    """The flow at rtol 1e-10, to 1e-7."""
+
+    @pytest.mark.parametrize(
+        ("m", "n", "rank"),
+        [(5, 5, 5), *(pytest.param(*one, marks=pytest.mark.long) for one in ((4, 7, 3), (7, 4, 2), (6, 6, 1)))],
+    )
+    def test_one_layer_from_orthonormal_rows_is_a_matrix_riccati_equation(self, m, n, rank):
+        alpha = 0.3
+        y = random(1, m, n)
+        rows = alpha * jnp.linalg.qr(random(2, n, rank))[0].T
+        problem = one_layer(y)
+        start = first_layer_only(problem, rows, jnp.zeros((m, rank)))
+        trajectory = solve(problem, start, t1=6.0, saves=7, rtol=TIGHT)
+        expected = oracles.single_layer(y, rows, trajectory.times)
+        losses = 0.5 * jnp.sum((y[None] - expected.product) ** 2, axis=(1, 2))
+        np.testing.assert_allclose(trajectory.observables["loss"], losses, rtol=0, atol=1e-7)
+        a, b = trajectory.adapters[0]
+        for got, products in zip((b @ a, a.T @ a, b @ b.T), expected, strict=True):
+            np.testing.assert_allclose(got, products[-1], rtol=0, atol=1e-7)
+
+    @pytest.mark.long
+    def test_rank_one_from_any_gaussian_row_is_a_matrix_riccati_equation(self):
+        y, row = random(3, 6, 4), 0.1 * random(4, 1, 4)
+        problem = one_layer(y)
+        trajectory = solve(problem, first_layer_only(problem, row, jnp.zeros((6, 1))), t1=5.0, rtol=TIGHT)
+        a, b = trajectory.adapters[0]
+        np.testing.assert_allclose(b @ a, oracles.single_layer(y, row, 5.0).product, rtol=0, atol=1e-7)
+
+    @pytest.mark.long
+    def test_a_frozen_isometric_w2_rescales_time(self):
+        """W2 = s O with O^T O = I: the flow of O^T shift, at time s^2 t."""
+        s, t1 = 1.7, 3.0
+        isometry = jnp.linalg.qr(random(5, 8, 4))[0]
+        y = random(6, 4, 5)
+        rows = 0.2 * jnp.linalg.qr(random(7, 5, 3))[0].T
+        problem = Factorization(w1=jnp.zeros((4, 5)), w2=s * isometry, shift=s * isometry @ y)
+        trajectory = solve(problem, first_layer_only(problem, rows, jnp.zeros((4, 3))), t1=t1, rtol=TIGHT)
+        a, b = trajectory.adapters[0]
+        expected = oracles.first_layer(problem.shift, problem.w2, rows, t1).product
+        np.testing.assert_allclose(b @ a, expected, rtol=0, atol=1e-7)
+
+    def test_each_spectral_mode_follows_the_scalar_closed_form(self):
+        """One layer behind a frozen W2: mode k is u' = (y - u v) v with y = sigma_k / s2 and time s2^2 t."""
+        problem = aligned_problem(jax.random.key(3), component=[0, 2, 5], shift_scale=[5.0, 3.0, 2.0])
+        start = spectral_init(jax.random.key(4), problem, rank=3, alpha=0.05)[0]
+        trajectory = solve(problem, first_layer_only(problem, *start), t1=1.5, rtol=TIGHT)
+        u, _, vt = np.linalg.svd(problem.shift)
+        gains = np.linalg.norm(problem.w2.T @ u[:, :3], axis=0)
+        sizes = np.linalg.norm(start.a @ vt[:3].T, axis=0)
+        learned = u[:, :3].T @ np.asarray(problem.update(trajectory.adapters)) @ vt[:3].T
+        expected = []
+        for sigma, s2, size in zip([5.0, 3.0, 2.0], gains, sizes, strict=True):
+            b, a = oracles.scalar(sigma / s2, 0.0, size, s2**2 * 1.5)
+            expected.append(s2 * b * a)
+        np.testing.assert_allclose(learned, np.diag(expected), atol=1e-7)
+        assert expected[1] < 0.98 * 3.0 or expected[2] < 0.98 * 2.0, "all modes done: the test sees nothing"
+
+
+@dataclasses.dataclass
+class Unhashable:
+    layers: tuple = ((100, 10), (10, 100))
+
+    def loss(self, adapters):
+        return 0.0
+
+
+class SingleLayer:
+    """A problem of one adapter that offers only a loss: its field, task and residual come by differentiation."""
+
+    def __init__(self, y):
+        self.y = y
+        self.layers = (y.shape,)
+
+    def loss(self, adapters):
+        ((a, b),) = adapters
+        return 0.5 * jnp.sum((self.y - b @ a) ** 2)
+
+
+def test_a_problem_with_nothing_but_a_loss_is_solved_to_the_closed_form():
+    y, row = random(8, 5, 6), 0.1 * random(9, 1, 6)
+    trajectory = solve(SingleLayer(y), (Adapter(row, jnp.zeros((5, 1))),), t1=4.0, rtol=TIGHT)
+    a, b = trajectory.adapters[0]
+    np.testing.assert_allclose(b @ a, oracles.single_layer(y, row, 4.0).product, rtol=0, atol=1e-7)
+    sizes = {"norm_z1", "norm_b1a1", "norm_along1", "norm_across1", "overlap_1"}
+    assert set(trajectory.observables) == {"loss", "alignment_error", "drift"} | sizes
+
+
+@pytest.mark.parametrize("side", ["A", "B"])
+@pytest.mark.parametrize(("rtol", "bound"), [(5e-4, 1e-2), (1e-10, 1e-8)])
+def test_the_conserved_quantities_drift_less_than_promised(figure1_problem, side, rtol, bound):
+    for alpha in (1e-1, 1e-5):
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=alpha, side=side)
+        drift = solve(figure1_problem, start, t1=5.0, rtol=rtol).observables["drift"]
+        assert 0 < jnp.max(drift) < bound
+
+
+class TestTheStart:
+    """What is measured from the start is measured from t = 0, whichever times are saved."""
+
+    problem = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
+    start = gaussian_init(jax.random.key(0), problem, rank=2, alpha=0.1)
+    times = ([0.0, 1.0, 1.5, 2.0], [1.0, 1.25, 1.5, 2.0])  # one shape, one program
+
+    def test_of_a_flow(self):
+        whole, late = (solve(self.problem, self.start, t1=2.0, saves=times, solver="Tsit5") for times in self.times)
+        begin, end = self.start[0].imbalance, late.adapters[0].imbalance
+        drifts = [
+            np.linalg.norm(x.imbalance - y.imbalance) / np.linalg.norm(x.stacked, 2) ** 2
+            for x, y in zip(late.adapters, self.start, strict=True)
+        ]
+        assert np.linalg.norm(end - begin) > 1e-10 * np.linalg.norm(begin), "no drift to tell of"
+        for trajectory in (whole, late):
+            np.testing.assert_allclose(trajectory.observables["drift"][-1], max(drifts), rtol=1e-6)
+            assert trajectory.initial_loss == pytest.approx(float(self.problem.loss(self.start)), rel=1e-14)
+            assert f"loss {float(self.problem.loss(self.start)):.4g} -> " in str(trajectory)
+        np.testing.assert_allclose(late.observables["drift"][0], whole.observables["drift"][1], rtol=1e-6)
+        assert whole.observables["drift"][0] == 0
+
+    def test_of_a_sweep(self):
+        axes = {"alpha": 0.1, "rank": 2, "t1": 2.0, "solver": "Tsit5", "init": ("gaussian", "pissa"), "progress": False}
+        whole, late = (sweep(self.problem, saves=times, **axes) for times in self.times)
+        alone = solve(self.problem, self.start, t1=2.0, saves=self.times[0], solver="Tsit5")
+        for dataset in (whole, late):
+            np.testing.assert_allclose(
+                dataset["initial_loss"].squeeze(), whole["loss"].isel(time=0).squeeze(), rtol=1e-14
+            )
+            drift = dataset["drift"].sel(init="gaussian").isel(time=-1).squeeze()
+            np.testing.assert_allclose(drift, alone.observables["drift"][-1], rtol=1e-3)
+        np.testing.assert_allclose(late["drift"].isel(time=0), whole["drift"].isel(time=1), rtol=1e-6)
+
+    def test_of_gradient_descent(self):
+        whole, late = (descend(self.problem, self.start, steps=9, step=0.01, saves=saves) for saves in ([0, 9], [5, 9]))
+        np.testing.assert_allclose(late.observables["drift"][-1], whole.observables["drift"][-1], rtol=1e-6)
+        assert whole.observables["drift"][-1] > 1e-6
+        for descent in (whole, late):
+            assert descent.initial_loss == pytest.approx(float(self.problem.loss(self.start)), rel=1e-14)
+            assert f"loss {float(self.problem.loss(self.start)):.4g} -> " in str(descent)
+
+    def test_of_a_state_so_large_that_it_is_looked_at_along_the_way(self, figure1_problem):
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=10, alpha=0.1)
+        assert sum(leaf.size for leaf in jax.tree.leaves(start)) > KEPT_STATE
+        along, kept = (
+            solve(figure1_problem, start, t1=1.0, saves=[0.3, 1.0], solver="Tsit5", save_adapters=keep)
+            for keep in (False, True)
+        )
+        assert along.initial_loss == pytest.approx(float(figure1_problem.loss(start)), rel=1e-13)
+        assert set(along.observables) == set(kept.observables)
+        for name, values in kept.observables.items():
+            np.testing.assert_allclose(along.observables[name], values, rtol=1e-9, atol=1e-15, err_msg=name)
+
+
+def test_the_flow_commutes_with_rotations_of_its_coordinates(figure1_problem):
+    """Orthogonal changes of basis in every space, the rank's included, change neither loss nor the steps taken."""
+    m, n, h, r = 10, 10, 100, 4
+    q = [jnp.linalg.qr(random(seed, size, size))[0] for seed, size in enumerate((m, n, h, r))]
+    p, start = figure1_problem, gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-2)
+    turned = Factorization(w1=q[2] @ p.w1 @ q[1].T, w2=q[0] @ p.w2 @ q[2].T, shift=q[0] @ p.shift @ q[1].T)
+    (a1, b1), (a2, b2) = start
+    turned_start = (
+        Adapter(q[3] @ a1 @ q[1].T, q[2] @ b1 @ q[3].T),
+        Adapter(q[3] @ a2 @ q[2].T, q[0] @ b2 @ q[3].T),
+    )
+    ours, theirs = solve(p, start, t1=3.0), solve(turned, turned_start, t1=3.0)
+    assert ours.stats["num_steps"] == theirs.stats["num_steps"]
+    for name in ("loss", "alignment_error", "norm_z1", "norm_z2"):
+        np.testing.assert_allclose(ours.observables[name], theirs.observables[name], rtol=1e-6, atol=1e-20)
+
+
+class TestGradients:
+    """Reverse mode against central differences of the solution itself."""
+
+    problem = aligned_problem(jax.random.key(1), m=4, n=3, h=5, delta_w=0.5, component=[0, 1], shift_scale=[3.0, 2.0])
+    start = gaussian_init(jax.random.key(2), problem, rank=2, alpha=0.3, side="B")
+
+    def log_loss(self, w1, w2, shift, adapters, adjoint=None):
+        problem = Factorization(w1=w1, w2=w2, shift=shift)
+        return jnp.log(solve(problem, adapters, t1=1.0, saves=3, rtol=1e-9, adjoint=adjoint).observables["loss"][-1])
+
+    @pytest.mark.long
+    def test_with_respect_to_weights_shift_and_adapters(self):
+        values = [self.problem.w1, self.problem.w2, self.problem.shift, self.start]
+        gradients = jax.grad(self.log_loss, argnums=(0, 1, 2, 3))(*values)
+        for index, gradient in enumerate(gradients):
+            direction = jax.tree.map(lambda leaf: random(3, *leaf.shape), values[index])
+
+            def along(epsilon, index=index, direction=direction):
+                moved = jax.tree.map(lambda leaf, step: leaf + epsilon * step, values[index], direction)
+                return self.log_loss(*values[:index], moved, *values[index + 1 :])
+
+            difference = (along(1e-4) - along(-1e-4)) / 2e-4
+            pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+            np.testing.assert_allclose(sum(jnp.sum(g * d) for g, d in pairs), difference, rtol=1e-5)
+
+    @pytest.mark.long
+    def test_the_adjoint_is_selectable(self):
+        def final_loss(adapters, adjoint):
+            return solve(self.problem, adapters, t1=1.0, saves=3, adjoint=adjoint, max_steps=100).observables["loss"][
+                -1
+            ]
+
+        expected, got = (jax.grad(final_loss)(self.start, one) for one in (None, diffrax.DirectAdjoint()))
+        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+    def test_backsolve_is_refused_with_a_reason(self):
+        with pytest.raises(InputError, match="adjoint must differentiate what is saved along the way"):
+            solve(self.problem, self.start, t1=1.0, adjoint=diffrax.BacksolveAdjoint())
+
+    @pytest.mark.long
+    def test_forward_mode(self):
+        values = (self.problem.w1, self.problem.w2, self.problem.shift)
+
+        def of_scale(scale):
+            start = jax.tree.map(lambda leaf: scale * leaf, self.start)
+            return self.log_loss(*values, start, diffrax.ForwardMode())
+
+        _, tangent = jax.jvp(of_scale, (1.0,), (1.0,))
+        np.testing.assert_allclose(tangent, (of_scale(1 + 1e-4) - of_scale(1 - 1e-4)) / 2e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("solver", "worst"),
+    [
+        (diffrax.Tsit5(), 0.01),
+        (diffrax.Dopri5(), 0.01),
+        (diffrax.Dopri8(), 0.01),
+        (diffrax.Bosh3(), 0.05),
+        (diffrax.Heun(), 0.05),
+        pytest.param(diffrax.Kvaerno5(), 0.05, marks=pytest.mark.long),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, float) else "",
+)
+def test_any_diffrax_solver_gives_the_same_trajectory(figure1_problem, solver, worst):
+    start = gaussian_init(jax.random.key(5), figure1_problem, rank=2, alpha=1e-2, side="B")
+    reference = solve(figure1_problem, start, t1=2.0, saves=21, solver=diffrax.Dopri8(), rtol=1e-12)
+    trajectory = solve(figure1_problem, start, t1=2.0, saves=21, solver=solver)
+    assert trajectory.status == 0
+    error = jnp.abs(jnp.log10(trajectory.observables["loss"] / reference.observables["loss"]))
+    assert jnp.max(error) < worst
+
+
+def test_gradient_descent_is_the_euler_solver(figure1_problem):
+    start = gaussian_init(jax.random.key(5), figure1_problem, rank=2, alpha=1e-2)
+    eta, steps = 1e-3, 200
+    trajectory = solve(
+        figure1_problem,
+        start,
+        t1=eta * steps,
+        saves=5,
+        solver=diffrax.Euler(),
+        stepsize_controller=diffrax.ConstantStepSize(),
+        dt0=eta,
+    )
+    gradient = jax.jit(jax.grad(figure1_problem.loss))
+    adapters = start
+    for _ in range(steps):
+        adapters = jax.tree.map(lambda y, g: y - eta * g, adapters, gradient(adapters))
+    np.testing.assert_allclose(trajectory.observables["loss"][-1], figure1_problem.loss(adapters), rtol=1e-10)
+    assert trajectory.stats["num_steps"] == steps
+
+
+@pytest.mark.long
+def test_vmap_over_lanes_is_a_loop_over_solves(figure1_problem):
+    keys = jax.random.split(jax.random.key(6), 3)
+    alphas = jnp.array([1e-1, 1e-2, 1e-3])
+    together = jax.vmap(
+        lambda k, a: solve(figure1_problem, gaussian_init(k, figure1_problem, rank=2, alpha=a), t1=1.0)
+    )(keys, alphas)
+    assert "3 lanes" in str(together)
+    for i in range(3):
+        alone = solve(figure1_problem, gaussian_init(keys[i], figure1_problem, rank=2, alpha=float(alphas[i])), t1=1.0)
+        assert together.stats["num_steps"][i] == alone.stats["num_steps"]
+        np.testing.assert_allclose(together.observables["loss"][i], alone.observables["loss"], rtol=1e-9)
+
+
+def test_a_run_that_is_given_up_is_a_status_and_keeps_what_it_reached(figure1_problem):
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3)
+    trajectory = solve(figure1_problem, start, t1=5.0, max_steps=20)
+    assert trajectory.status == 1
+    assert trajectory.stats["num_steps"] == 20
+    loss = trajectory.observables["loss"]
+    assert loss[0] == pytest.approx(12.5, rel=1e-4)
+    assert jnp.isnan(loss[-1])
+    assert "max_steps after 20 steps" in str(trajectory)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trajectory.adapters))
+
+
+def test_a_step_so_long_that_it_overflows_is_shortened():
+    """From this start the loss falls while the step is still that of the slow growth, and its stages overflow."""
+    problem = aligned_problem(jax.random.key(0), component="bottom")
+    start = spectral_init(jax.random.key(5), problem, rank=4, alpha=1e-4)
+    trajectory = solve(problem, start, t1=12.0, saves=3, max_steps=1000)
+    assert trajectory.status == 0
+    assert trajectory.stats["num_rejected_steps"] >= 1
+    assert trajectory.observables["loss"][-1] < 1e-24
+
+
+@pytest.mark.long
+def test_values_may_be_traced(figure1_problem):
+    """Under jit the end, the tolerance, and adapters drawn inside or closed over."""
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
+
+    @jax.jit
+    def final(t1, rtol, alpha):
+        drawn = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=alpha)
+        return [solve(figure1_problem, y, t1=t1, rtol=rtol, saves=3).observables["loss"][-1] for y in (start, drawn)]
+
+    expected = solve(figure1_problem, start, t1=0.7, rtol=1e-5, saves=3).observables["loss"][-1]
+    np.testing.assert_allclose(final(0.7, 1e-5, 1e-2), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["alignment_error_2", "drift"])
+@pytest.mark.long
+def test_observables_have_finite_gradients(name):
+    problem, start = TestGradients.problem, TestGradients.start
+    got = jax.grad(lambda y: solve(problem, y, t1=1.0, saves=3).observables[name][-1])(start)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(got))
+
+
+def test_what_a_person_reads(figure1_problem):
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3)
+    text = str(solve(figure1_problem, start, t1=5.0))
+    for part in ("t = 5", "success after", "rank 4", "loss 12.5 ->", "drift"):
+        assert part in text
+
+
+class TestSaveTimes:
+    @pytest.mark.parametrize("t1", [0.1, 3.0, 5.0, 123.4, 2000.0])
+    def test_logarithmic_times_end_exactly_at_t1_and_are_accepted_as_times(self, t1):
+        times = save_times(t1, 30, "log")
+        assert times[-1] == t1
+        np.testing.assert_array_equal(save_times(t1, times), times)
+
+    def test_numbers_and_arrays(self):
+        np.testing.assert_allclose(save_times(2.0, 3), [0.0, 1.0, 2.0])
+        np.testing.assert_allclose(save_times(1e4, 6, "log"), [0.0, 1.0, 10.0, 100.0, 1e3, 1e4])
+        np.testing.assert_allclose(save_times(2.0, [0.5, 1.5]), [0.5, 1.5])
+
+    def test_trajectories_are_saved_there(self, figure1_problem):
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
+        dense = solve(figure1_problem, start, t1=1.0, saves=11)
+        few = solve(figure1_problem, start, t1=1.0, saves=[0.0, 0.3, 0.8])
+        np.testing.assert_allclose(few.observables["loss"], dense.observables["loss"][jnp.array([0, 3, 8])], rtol=1e-9)
+
+    @pytest.mark.parametrize(
+        ("t1", "saves", "message"),
+        [
+            (0.0, 11, "t1 must be positive and finite, got 0.0"),
+            (float("nan"), 11, "t1 must be positive and finite, got nan"),
+            (1.0, 1, "saves must be at least 2, or an array of times, got 1"),
+            (1.0, 2.5, "saves must be .* two times, got 2.5"),
+            (1.0, [0.0, 0.5, 0.5], "saves must increase, got 0.5 after 0.5"),
+            (1.0, [0.0, 0.2, 0.1, 0.3], "saves must increase, got 0.1 after 0.2"),
+            (1.0, [-0.1, 0.5], "saves must be at least 0, got -0.1"),
+            (1.0, [0.0, 2.0], "saves must be at most t1 = 1.0, got 2.0"),
+            (0.3, [0.0, 0.3000000001], "saves must be at most t1 = 0.3, got 0.3000000001"),
+            (1.0, [0.0, np.nan, 1.0], "saves must be finite, got nan"),
+            (1.0, [0.5], "saves must be a whole number, or an array of at least two times, got [0.5]"),
+            (1.0, np.zeros((2, 2)), "saves must be .* two times, got shape (2, 2) of float64"),
+            (1.0, [[0.0, 0.5], [1.0]], "saves must be .* two times, got [[0.0, 0.5], [1.0]]"),
+            (1.0, "all", "saves must be .* two times, got 'all'"),
+            (1.0, True, "saves must be .* two times, got True"),
+            (1.0, [0.0, 1.0j], "saves must be .* two times, got [0.0, 1j]"),
+            (1.0, {0.0, 1.0}, "saves must be .* two times, got a set"),
+            ("1", 11, "t1 must be positive and finite, got '1'"),
+            (np.ones(1), 11, "t1 must be positive and finite, got shape (1,) of float64"),
+        ],
+    )
+    def test_bad_times_are_named(self, t1, saves, message, monkeypatch):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
+        exactly = re.escape(message).replace(r"\.\*", ".*")
+        with pytest.raises(InputError, match=f"^{exactly}$"):
+            save_times(t1, saves)
+
+    def test_a_last_time_that_rounding_puts_beyond_the_end_is_the_end(self, figure1_problem):
+        saves = np.arange(0, 0.35, 0.1)
+        assert saves[-1] > 0.3, "one unit of rounding beyond"
+        np.testing.assert_array_equal(save_times(0.3, saves), [*saves[:3], 0.3])
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
+        seen = solve(figure1_problem, start, t1=0.3, saves=saves)
+        assert seen.status == 0
+        assert float(seen.times[-1]) == 0.3
+        assert np.all(np.isfinite(seen.observables["loss"]))
+        swept = sweep(figure1_problem, alpha=1e-2, rank=1, t1=0.3, saves=saves, progress=False)
+        np.testing.assert_array_equal(swept["time"], seen.times)
+        with jax.enable_x64(False):
+            end, beyond = jnp.asarray(0.3), float(np.nextafter(np.float32(0.3), np.float32(1)))
+            assert save_times(end, [0.0, beyond])[-1] == end < beyond
+
+    def test_unknown_spacing(self):
+        with pytest.raises(InputError, match=r"spacing must be 'linear' or 'log', got 'lin' \(did you mean 'linear'"):
+            save_times(1.0, 5, "lin")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rtol": 0.0}, "rtol must lie between 0 and 1, got 0.0"),
+        ({"dt0": -1.0}, "dt0 must be positive, got -1.0"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ({"solver": diffrax.Euler()}, "solver must estimate its error, or come with stepsize_controller=.*got Euler"),
+        ({"problem": Unhashable()}, "problem must be a PyTree, .* got an unhashable Unhashable"),
+        (
+            {"adapters": ((np.ones((0, 10)), np.ones((100, 0))),) * 2},
+            "adapters.0. must have a rank of at least 1, got 0",
+        ),
+        ({"adapters": ()}, "adapters must be a tuple and hold one Adapter for each of 2 layers, got"),
+        ({"adapters": None}, "adapters must be a tuple and hold one Adapter for each of 2 layers, got None"),
+        ({"adapters": {"a": 1}}, "adapters must be a tuple and hold one Adapter for each of 2 layers, got a dict"),
+        ({"adapters": (one for one in ())}, "adapters must be a tuple and .* of 2 layers, got a generator"),
+        (
+            {"adapters": Adapter(jnp.ones((2, 10)), jnp.ones((100, 2)))},
+            "adapters must be a tuple and .* of 2 layers, got an Adapter by itself, not in a tuple",
+        ),
+        (
+            {"adapters": (np.ones((2, 10)), np.ones((100, 2)))},
+            r"adapters\[0\] must be an Adapter\(a, b\), got shape \(2, 10\) of float64",
+        ),
+        ({"t1": "5"}, "t1 must be positive and finite, got '5'"),
+        ({"t1": np.ones(1)}, r"t1 must be positive and finite, got shape \(1,\) of float64"),
+        ({"max_steps": 1e3}, "max_steps must be an integer, got 1000.0"),
+        (
+            {
+                "adapters": (
+                    Adapter(jnp.ones((2, 9)), jnp.ones((100, 2))),
+                    Adapter(jnp.ones((2, 100)), jnp.ones((10, 2))),
+                )
+            },
+            r"adapters\[0\].a must have shape \(2, 10\), got \(2, 9\)",
+        ),
+        (
+            {
+                "adapters": (
+                    Adapter(jnp.ones((2, 10)), jnp.ones((100, 2))),
+                    Adapter(jnp.full((2, 100), jnp.nan), jnp.ones((10, 2))),
+                )
+            },
+            r"adapters\[1\].a must be finite",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(figure1_problem, arguments, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
+    good = {"problem": figure1_problem, "adapters": zero_adapters(figure1_problem.layers, 1), "t1": 1.0}
+    with pytest.raises(InputError, match=message):
+        solve(**(good | arguments))
+
+
+def test_single_precision_warns_only_where_it_cannot_carry_the_tolerance():
+    with jax.enable_x64(False):
+        problem = aligned_problem(jax.random.key(0))
+        start = gaussian_init(jax.random.key(0), problem, rank=4, alpha=1e-3, side="B")
+        assert problem.w1.dtype == jnp.float32
+        with pytest.warns(PrecisionWarning, match="rtol must be at least 1e-05 for float32 to carry it, got 1e-06"):
+            solve(problem, start, t1=0.1, rtol=1e-6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            trajectory = solve(problem, start, t1=5.0)
+    assert trajectory.status == 0
+    assert trajectory.stats["num_steps"] < 200
+    assert trajectory.observables["loss"][-1] < 1e-12 * 12.5
+
+
+def test_new_values_do_not_recompile(figure1_problem):
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=3, alpha=1e-3)
+    solve(figure1_problem, start, t1=1.0, rtol=1e-3)
+    before = set(compiling._programs)
+    solve(aligned_problem(jax.random.key(9)), jax.tree.map(lambda leaf: 2 * leaf, start), t1=2.0, rtol=1e-4)
+    assert set(compiling._programs) == before

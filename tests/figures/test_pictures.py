@@ -1,0 +1,107 @@
+"""What pictures show: quartiles within what a quantity can be, the rounding floor, saddles, and the stored numbers."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+from stored import STORED, check_agrees
+
+from lora_flow.cli import main
+from lora_flow.figures.bands import band, mark_rounding, quartiles
+from lora_flow.figures.over_time import plot_alignment, plot_loss, plot_phases
+from lora_flow.figures.shown import shown
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def run(loss, seeds=3):
+    """A run whose seeds differ by a factor 100 in everything that may, and in nothing that may not."""
+    time = np.linspace(0, 20, 81)
+    factor = np.geomspace(0.1, 10, seeds)[:, None]
+    lane = {
+        "loss": factor * loss(time),
+        "alignment_error": np.minimum(1.0, factor * np.exp(-time)),
+        "norm_z1": factor * np.ones_like(time),
+        "overlap_1": factor * 1e-6 * np.exp(2 * time),
+        "norm_along1": factor * 1e-3 * np.exp(time),
+        "norm_across1": factor * np.full_like(time, 1e-2),
+    }
+    lane |= {name.replace("1", "2"): lane[name] for name in ("overlap_1", "norm_along1", "norm_across1")}
+    gains = {"sigma": 2.0, "sigma_w1": 0.5, "sigma_w2": 1.0, "aligned": 1, "shift_rank": 1}
+    dims = ("init", "alpha", "seed", "time")
+    return xr.Dataset(
+        {name: (dims, values[None, None]) for name, values in lane.items()}
+        | {"rounding_floor": (dims[:3], np.full((1, 1, seeds), 1e-27))},
+        coords={"init": ["gaussian"], "alpha": [1e-3], "seed": range(seeds), "time": time, **gains},
+    )
+
+
+def two_drops(time):
+    return 10 ** np.interp(time, [0, 3, 5, 12, 14, 20], [0, 0, -2, -2.1, -8, -8.1])
+
+
+def test_quartiles_are_those_of_the_draws_on_the_scale_of_the_axis():
+    values = xr.DataArray([[1e-4], [1e-2], [1.0], [np.nan]], dims=("seed", "time"), coords={"time": [0.0]})
+    np.testing.assert_allclose(quartiles(values, log=True)[:, 0], [1e-3, 1e-2, 1e-1])
+    np.testing.assert_allclose(quartiles(values, log=False)[:, 0], np.quantile([1e-4, 1e-2, 1.0], [0.25, 0.5, 0.75]))
+    np.testing.assert_allclose(quartiles(values, log=True, floor=1e-1)[:, 0], [1e-1, 1e-1, 10**-0.5])
+
+
+def test_no_band_shows_an_alignment_error_above_one():
+    """log10 mean plus deviation of .1, 1 and 1, which errors may be, is 1.49; quartiles are among the draws."""
+    ax = plot_alignment(run(two_drops))
+    (one,) = shown(ax.figure)
+    assert one["scale"] == "log"
+    assert len(one["bands"]) == 1
+    assert max(edge for band in one["bands"] for side in band for edge in side) == 1.0
+
+
+def test_a_loss_is_drawn_down_to_its_rounding_floor_which_is_a_line():
+    def loss(time):
+        return 10 ** np.interp(time, [0, 10, 20], [0, -30, -70])
+
+    ax = plot_loss(run(loss))
+    lines = [np.asarray(line.get_ydata()) for line in ax.lines]
+    assert min(float(np.min(y)) for y in lines) == 1e-27
+    assert [text.get_text() for text in ax.texts] == ["rounding"]
+    assert ax.get_ylim()[0] >= 1e-31
+    assert not plot_loss(run(two_drops)).texts, "not where no curve comes near it"
+
+
+def test_a_curve_of_one_time_is_drawn_without_a_warning():
+    """As of a run whose phases end before its second save."""
+    one = run(two_drops).isel(time=[0])
+    assert [len(line.get_xdata()) for line in plot_loss(one).lines] == [1]
+
+
+def test_a_floor_that_differs_between_seeds_is_kept_to_by_each():
+    loss = xr.DataArray(np.full((2, 2), 1e-40), dims=("seed", "time"), coords={"time": [0.0, 1.0]})
+    ax = plt.subplots()[1]
+    ax.set_yscale("log")
+    band(loss, ax, 1e-25)
+    mark_rounding(ax, 1e-25)
+    assert all(np.all(np.asarray(line.get_ydata()) == 1e-25) for line in ax.lines)
+
+
+def test_phases_are_named_as_what_they_are_and_saddles_hatched():
+    ax = plot_phases(run(two_drops))
+    labels = ax.get_legend_handles_labels()[1]
+    assert {"align", "grow", "converge", "slow tail", "saddle"} <= set(labels)
+    assert "plateau" not in labels
+    (hatched,) = [patch for patch in ax.patches if patch.get_hatch()]
+    left, right = hatched.get_x(), hatched.get_x() + hatched.get_width()
+    assert (left, right) == (5.0, 12.0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["3", "4", "phase", "beyond", "preconditioner"])
+def test_stored_pictures_are_what_their_commands_draw(name, tmp_path):
+    assert main(["figure", name, "--out", str(tmp_path / name)]) == 0
+    for path in sorted((tmp_path / name / "figures").glob("*.json")):
+        check_agrees(json.loads((STORED / path.name).read_text()), json.loads(path.read_text()))
