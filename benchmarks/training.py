@@ -41,10 +41,9 @@ def run(quick: bool) -> dict[str, Any]:
 def _steps(config: str) -> dict[str, Callable[[], float]]:
     """A step of each contestant, from the same weights on the same images; it returns the loss."""
     from flax import nnx
-
-    from vision.config import CONFIGS
-    from vision.model import ViT
-    from vision.weights import save_vit
+    from lora_flow_vision.config import CONFIGS
+    from lora_flow_vision.model import ViT
+    from lora_flow_vision.weights import save_vit
 
     size = CONFIGS[config]
     model = ViT(size, nnx.Rngs(0))
@@ -57,9 +56,10 @@ def _steps(config: str) -> dict[str, Callable[[], float]]:
 
 
 def _ours(model: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], float]:
+    from lora_flow_vision.lora import linear_layers
+    from lora_flow_vision.task import NetworkTask
+
     from lora_flow import gaussian_init
-    from vision.lora import linear_layers
-    from vision.task import NetworkTask
 
     task = NetworkTask(model, images, labels, dict.fromkeys(linear_layers(model), 1.0))
     start = gaussian_init(jax.random.key(0), task, rank=RANK, alpha=0.02)

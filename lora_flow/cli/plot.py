@@ -30,10 +30,10 @@ class Plot:
             return self._draw()
 
     def _draw(self) -> int:
-        from vision.results import is_vision
+        from lora_flow_vision.results import is_vision
 
         if is_vision(Path(self.out)):
-            from vision.command import tell
+            from lora_flow_vision.command import tell
 
             return tell(Path(self.out))
         from lora_flow.experiments.folder import study_of

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from lora_flow_vision.settings import VisionSettings
 
 from lora_flow.checks import InputError, require
-from vision.settings import VisionSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Vision:
         require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
         if not self.resume:
             return None
-        from vision.results import stored_settings
+        from lora_flow_vision.results import stored_settings
 
         return dataclasses.replace(self, settings=stored_settings(Path(self.out)))
 
@@ -52,6 +52,6 @@ class Vision:
             import flax  # noqa: F401
         except ImportError as error:
             raise InputError("vision must have flax installed (pip install 'lora-flow[vision]'), got none") from error
-        from vision.command import check
+        from lora_flow_vision.command import check
 
         return check(Path(self.out), self.settings, self.resume, self.overwrite)

@@ -188,9 +188,11 @@ AS_NOBODY = """
 import contextlib, io, json, os, sys
 import flax, jax, matplotlib, xarray, zarr
 import lora_flow.cli.figure, lora_flow.cli.plot, lora_flow.cli.status, lora_flow.cli.sweep, lora_flow.cli.theory
-import lora_flow.cli.answer, lora_flow.cli.vision, lora_flow.sweeps.plan, lora_flow.theory, vision.check, vision.command
+import lora_flow.cli.answer, lora_flow.cli.vision, lora_flow.sweeps.plan, lora_flow.theory
+import lora_flow_vision.check, lora_flow_vision.command
 from lora_flow.cli import main
-vision.data.load_dataset("digits")  # with all that it imports, as whoever installed Python may have kept it to himself
+# with all that loading imports: whoever installed Python may have kept it to himself
+lora_flow_vision.data.load_dataset("digits")
 if os.geteuid() == 0:
     os.setuid(65534)
 for words in json.loads(sys.argv[1]):

@@ -153,8 +153,8 @@ def test_a_partial_run_is_nan_where_nothing_has_run(unfinished):
 
 
 def test_vision_units_are_counted(tmp_path):
-    vision = pytest.importorskip("vision.results")
-    from vision.settings import VisionSettings
+    vision = pytest.importorskip("lora_flow_vision.results")
+    from lora_flow_vision.settings import VisionSettings
 
     settings = VisionSettings(optimizer=("flow",), init=("gaussian-A",), seeds=2, steps=10)
     with locked(tmp_path / "run"):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from lora_flow_vision.config import ViTConfig
+from lora_flow_vision.lora import linear_layers
+from lora_flow_vision.model import ViT
 
 from lora_flow import Adapter
-from vision.config import ViTConfig
-from vision.lora import linear_layers
-from vision.model import ViT
 
 CONFIG = ViTConfig(8, 4, 3, width=16, depth=2, heads=2, hidden=32, eps=1e-3)
 SHALLOW = dataclasses.replace(CONFIG, depth=1)

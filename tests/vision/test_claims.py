@@ -5,10 +5,20 @@ import re
 import numpy as np
 import pytest
 import xarray as xr
-
-from vision.claims import FAILS, HOLDS, LABELS, REVERSED, UNDECIDED, Verdict, moment, report_steps, rhos, verdicts
-from vision.results import saved_steps
-from vision.settings import INITS, OPTIMIZERS
+from lora_flow_vision.claims import (
+    FAILS,
+    HOLDS,
+    LABELS,
+    REVERSED,
+    UNDECIDED,
+    Verdict,
+    moment,
+    report_steps,
+    rhos,
+    verdicts,
+)
+from lora_flow_vision.results import saved_steps
+from lora_flow_vision.settings import INITS, OPTIMIZERS
 
 STDS = np.array([0.1, 0.2, 0.4, 0.6, 0.8])
 ALIGNED_AT = 1e-3

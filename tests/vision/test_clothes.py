@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from lora_flow_vision.data import prepare
+from lora_flow_vision.lora import adapters_of, attach
+from lora_flow_vision.peft import export_peft
+from lora_flow_vision.task import HeadTask, NetworkTask
 from safetensors.numpy import load_file
 from small import SHALLOW, network
 
 from lora_flow import Adapter, InputError
-from vision.data import prepare
-from vision.lora import adapters_of, attach
-from vision.peft import export_peft
-from vision.task import HeadTask, NetworkTask
 
 RNG = np.random.default_rng(0)
 FEATURES, LABELS, WEIGHT = RNG.normal(size=(5, 3)), np.array([0, 1, 1, 0, 1]), RNG.normal(size=(2, 3))

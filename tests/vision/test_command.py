@@ -17,23 +17,17 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from safetensors.numpy import load_file
-from small import SHALLOW, network
-
-from lora_flow import Adapter, InputError
-from lora_flow.cli import main
-from lora_flow.storage.folder import locked
-from vision import figures
-from vision.base import base_model, checkpoint
-from vision.check import build, starts_of
-from vision.command import check
-from vision.data import load_dataset, prepare
-from vision.export import export
-from vision.hub import Snapshot
-from vision.lora import attach
-from vision.measures import MEASURES
-from vision.peft import import_peft
-from vision.results import (
+from lora_flow_vision import figures
+from lora_flow_vision.base import base_model, checkpoint
+from lora_flow_vision.check import build, starts_of
+from lora_flow_vision.command import check
+from lora_flow_vision.data import load_dataset, prepare
+from lora_flow_vision.export import export
+from lora_flow_vision.hub import Snapshot
+from lora_flow_vision.lora import attach
+from lora_flow_vision.measures import MEASURES
+from lora_flow_vision.peft import import_peft
+from lora_flow_vision.results import (
     DIVERGED,
     DONE,
     Unit,
@@ -44,8 +38,14 @@ from vision.results import (
     stored_settings,
     units,
 )
-from vision.settings import INITS, OPTIMIZERS, VisionSettings
-from vision.weights import load_vit, save_vit
+from lora_flow_vision.settings import INITS, OPTIMIZERS, VisionSettings
+from lora_flow_vision.weights import load_vit, save_vit
+from safetensors.numpy import load_file
+from small import SHALLOW, network
+
+from lora_flow import Adapter, InputError
+from lora_flow.cli import main
+from lora_flow.storage.folder import locked
 
 QUICK = VisionSettings(limit=60, steps=20, seeds=2, rank=(2,), alpha=(0.05, 0.2, 0.8), sgd_rate=0.02)
 
@@ -69,7 +69,7 @@ def finished(weights, tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pictures take seconds, and are not what is asked."""
-    monkeypatch.setattr("vision.command.tell", lambda out: 0)
+    monkeypatch.setattr("lora_flow_vision.command.tell", lambda out: 0)
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_an_unfinished_check_is_named_and_gone_on_with(finished, copied, capsys,
     assert_one_line(capsys, "must hold a finished check, got 88 of 96 lanes")
     with pytest.raises(InputError, match="must hold sgd-spectral-rank2-seed-all, got an unfinished run"):
         load_adapters(copied, optimizer="sgd", init="spectral", alpha=0.2, rank=2, seed=0)
-    monkeypatch.setattr("vision.command.tell", lambda out: 0)
+    monkeypatch.setattr("lora_flow_vision.command.tell", lambda out: 0)
     trained, write = [], VisionFolder.write
     monkeypatch.setattr(
         VisionFolder, "write", lambda self, unit, *what: trained.append(unit) or write(self, unit, *what)
@@ -218,18 +218,18 @@ def test_an_interruption_says_how_to_go_on_once_there_is_a_folder(weights, copie
     fresh = ["--limit", "60", "--steps", "20", "--rank", "2", "--weights", str(weights)]
     for step, out, flags, said in (
         (
-            "vision.check.run",
+            "lora_flow_vision.check.run",
             tmp_path / "new",
             fresh,
             "; what is trained is stored, go on with: lora-flow vision --out {}",
         ),
         (
-            "vision.check.run",
+            "lora_flow_vision.check.run",
             copied,
             ["--resume"],
             "; what is trained is stored, go on with: lora-flow vision --out {}",
         ),
-        ("vision.check.build", tmp_path / "none", fresh, ""),
+        ("lora_flow_vision.check.build", tmp_path / "none", fresh, ""),
     ):
         monkeypatch.undo()
         monkeypatch.setattr(step, interrupt)
@@ -315,7 +315,7 @@ def test_the_hub_is_asked_once_a_command_and_for_the_commit_when_resuming(weight
         asked.append((name, revision))
         return Snapshot(weights, "c0ffee")
 
-    monkeypatch.setattr("vision.base.fetch", fetch)
+    monkeypatch.setattr("lora_flow_vision.base.fetch", fetch)
     settings = dataclasses.replace(QUICK, weights="a/b", revision="main", optimizer=("sgd",), init=("gaussian-A",))
     out = tmp_path / "run"
     assert check(out, settings, resume=False, overwrite=False) == 0

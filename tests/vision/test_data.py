@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lora_flow_vision import data, sources
+from lora_flow_vision.data import DATASETS, epochs, load_dataset, prepare
+from lora_flow_vision.sources import Download, fetch
 from sklearn.datasets import load_digits
 
 from lora_flow import InputError
 from lora_flow.storage.folder import LOCK, is_generated, locked
-from vision import data, sources
-from vision.data import DATASETS, epochs, load_dataset, prepare
-from vision.sources import Download, fetch
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
@@ -260,7 +260,7 @@ def test_nothing_is_made_room_for_that_a_file_cannot_hold(tmp_path, monkeypatch)
         load_dataset("mnist", tmp_path)
     write_cifar(tmp_path)
     (tmp_path / CIFAR[0]).unlink()
-    monkeypatch.setattr("vision.files._MOST_RECORDS", 60)
+    monkeypatch.setattr("lora_flow_vision.files._MOST_RECORDS", 60)
     (tmp_path / f"{CIFAR[0]}.gz").write_bytes(gzip.compress(bytes(10**6)))
     with pytest.raises(InputError, match=r"data_batch_1.bin.gz' must hold at most 60 records of 3073 bytes, got more$"):
         load_dataset("cifar10", tmp_path)
@@ -393,7 +393,7 @@ def test_what_a_killed_download_left_goes_and_what_people_keep_there_stays(tmp_p
         import os
         from pathlib import Path
         from lora_flow.runtime.progress import Progress
-        from vision import sources
+        from lora_flow_vision import sources
         Progress.update = lambda *_: os._exit(1)
         sources.SCHEMES = ("file://",)
         sources.SOURCES["mnist"] = sources.SOURCES["mnist"]._replace(downloads=dict(zip(
@@ -464,7 +464,7 @@ def test_from_the_cifar_archive_only_the_batches_are_taken(tmp_path, monkeypatch
         ([*batches, ("other/data_batch_1.bin", b"x")], "must hold one file data_batch_1.bin, got two$"),
         ([("data_batch_1.bin", bytes(10**6))], "data_batch_1.bin' must be at most 184380 bytes long, got 1000000"),
     ):
-        monkeypatch.setattr("vision.files._MOST_RECORDS", 60)
+        monkeypatch.setattr("lora_flow_vision.files._MOST_RECORDS", 60)
         write_archive(archive, members)
         with pytest.raises(InputError, match=message):
             load_dataset("cifar10", archive.parent)

@@ -4,10 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from lora_flow_vision.figures import plot_early, plot_over_stds, plot_starts
+from lora_flow_vision.results import saved_steps
 
 from lora_flow.figures.shown import shown
-from vision.figures import plot_early, plot_over_stds, plot_starts
-from vision.results import saved_steps
 
 STEPS = saved_steps(20)
 COORDS = {"optimizer": ["sgd"], "init": ["gaussian-A"], "alpha": [1e-3, 0.1, 1.0], "rank": [2], "seed": range(3)}

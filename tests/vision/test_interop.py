@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from lora_flow_vision.config import ViTConfig
+from lora_flow_vision.lora import Spec, attach, choose, linear_layers
+from lora_flow_vision.model import ViT
+from lora_flow_vision.peft import export_peft, import_peft
+from lora_flow_vision.weights import load_vit, module_name, parameters, save_vit
 from safetensors.numpy import load_file, save_file
 
 from lora_flow import Adapter, InputError
-from vision.config import ViTConfig
-from vision.lora import Spec, attach, choose, linear_layers
-from vision.model import ViT
-from vision.peft import export_peft, import_peft
-from vision.weights import load_vit, module_name, parameters, save_vit
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

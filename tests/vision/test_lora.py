@@ -7,11 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small import CONFIG, adapters, images, logits, network, shapes
-
-from lora_flow import Adapter, InputError
-from vision.config import CONFIGS
-from vision.lora import (
+from lora_flow_vision.config import CONFIGS
+from lora_flow_vision.lora import (
     Spec,
     adapters_of,
     attach,
@@ -23,6 +20,9 @@ from vision.lora import (
     scalings_of,
     unmerge,
 )
+from small import CONFIG, adapters, images, logits, network, shapes
+
+from lora_flow import Adapter, InputError
 
 LAYERS = ("attention/key", "attention/output", "attention/query", "attention/value", "mlp/down", "mlp/up")
 PATHS = (*(f"blocks/{block}/{layer}" for block in (0, 1) for layer in LAYERS), "head")

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from lora_flow_vision.config import CONFIGS, ViTConfig
+from lora_flow_vision.model import Perceptron
+from lora_flow_vision.pretrain import Pretraining, pretrain
+from lora_flow_vision.weights import layout, parameters
 from scipy.special import erf, softmax
 from small import CONFIG, images, logits, network, shapes
 
 from lora_flow import InputError
-from vision.config import CONFIGS, ViTConfig
-from vision.model import Perceptron
-from vision.pretrain import Pretraining, pretrain
-from vision.weights import layout, parameters
 
 
 def by_numpy(model, x):

@@ -8,11 +8,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lora_flow_vision.peft import export_peft, import_peft
 from safetensors.numpy import save_file
 from small import SHALLOW, network
 
 from lora_flow import Adapter, InputError
-from vision.peft import export_peft, import_peft
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -11,14 +11,14 @@ import pytest
 import tensorstore
 import tomli_w
 import xarray as xr
+from lora_flow_vision.command import check
+from lora_flow_vision.measures import MEASURES
+from lora_flow_vision.results import VisionFolder, load_adapters, load_vision, saved_steps, units
+from lora_flow_vision.settings import VisionSettings
 
 from lora_flow import Adapter, InputError
 from lora_flow.cli import main
 from lora_flow.storage.folder import is_generated, locked
-from vision.command import check
-from vision.measures import MEASURES
-from vision.results import VisionFolder, load_adapters, load_vision, saved_steps, units
-from vision.settings import VisionSettings
 
 SETTINGS = VisionSettings(
     optimizer=("sgd",), init=("gaussian-A", "spectral"), rank=(2,), alpha=(0.1,), seeds=2, steps=20
@@ -228,7 +228,7 @@ def test_without_results_adapters_stay_until_their_units_are_trained_again(copie
 
 
 def test_one_writer_at_a_time(copied, capsys, monkeypatch):
-    monkeypatch.setattr("vision.check.build", lambda settings, folder: (None, ATTRS))
+    monkeypatch.setattr("lora_flow_vision.check.build", lambda settings, folder: (None, ATTRS))
     before = contents(copied)
     for how in ("--overwrite", "--resume"):
         with locked(copied):

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
+from lora_flow_vision.measures import MEASURES, measure, misalignment, targets
+from lora_flow_vision.settings import INITS
+from lora_flow_vision.starts import STARTS, norm, start
+from lora_flow_vision.task import Classification
 from sklearn.metrics import log_loss
 
 from lora_flow import Adapter, Adapters, InputError, SingleLayer, gaussian_init
-from vision.measures import MEASURES, measure, misalignment, targets
-from vision.settings import INITS
-from vision.starts import STARTS, norm, start
-from vision.task import Classification
 
 KEY, ALPHA = jax.random.key(5), 0.03
 LAYERS = ((4, 6), (4, 6))

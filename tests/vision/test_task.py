@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lora_flow_vision import task as module
+from lora_flow_vision.lora import linear_layers
+from lora_flow_vision.task import HeadTask, NetworkTask, cross_entropy
+from lora_flow_vision.training import train
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, log_loss
 from small import SHALLOW, adapters, images, logits, network
 
 from lora_flow import Adapter, InputError, SoftmaxRegression, gaussian_init, rounding_floor, solve, zero_adapters
-from vision import task as module
-from vision.lora import linear_layers
-from vision.task import HeadTask, NetworkTask, cross_entropy
-from vision.training import train
 
 COUNT, WIDTH, CLASSES, SCALING = 40, 6, 4, 1.5
 QUERY, UP, HEAD = "blocks/0/attention/query", "blocks/0/mlp/up", "head"

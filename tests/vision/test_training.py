@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lora_flow_vision import training
+from lora_flow_vision.task import HeadTask
+from lora_flow_vision.training import train
 
 from lora_flow import Adapter, InputError
-from vision import training
-from vision.task import HeadTask
-from vision.training import train
 
 LANES, COUNT, WIDTH, CLASSES = 3, 24, 5, 4
 SAVES = np.array([0, 2, 3, 7])

@@ -8,17 +8,17 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from lora_flow_vision.base import checkpoint
+from lora_flow_vision.config import CONFIGS
+from lora_flow_vision.hub import fetch
+from lora_flow_vision.pretrain import linear_probe
+from lora_flow_vision.settings import VisionSettings
+from lora_flow_vision.tensors import KINDS
+from lora_flow_vision.weights import SHIPPED, load_vit, parameters, resample, save_vit
 from safetensors.numpy import load_file, save_file
 from small import CONFIG, network
 
 from lora_flow import InputError
-from vision.base import checkpoint
-from vision.config import CONFIGS
-from vision.hub import fetch
-from vision.pretrain import linear_probe
-from vision.settings import VisionSettings
-from vision.tensors import KINDS
-from vision.weights import SHIPPED, load_vit, parameters, resample, save_vit
 
 ARRAYS, SIZES, PIXELS = "model.safetensors", "config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from lora_flow import Adapter, Adapters
 from lora_flow.algebra.matrices import gram_schmidt, singular_triplets
-from vision.task import Classification
+from lora_flow_vision.task import Classification
 
 MEASURES = {
     "train_loss": "mean cross-entropy on the training images",

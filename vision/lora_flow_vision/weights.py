@@ -17,11 +17,11 @@ from safetensors.numpy import save_file
 from lora_flow.checks import InputError, require
 from lora_flow.runtime.memory import require_memory
 from lora_flow.storage.folder import locked, replacing
-from vision import looks
-from vision.checkpoint import ARRAYS, FILES, INDEX, KEYS, PROCESSOR, config_of, declared, normalisation
-from vision.config import ViTConfig
-from vision.model import DTYPE, ViT
-from vision.tensors import Tensor, read_json
+from lora_flow_vision import looks
+from lora_flow_vision.checkpoint import ARRAYS, FILES, INDEX, KEYS, PROCESSOR, config_of, declared, normalisation
+from lora_flow_vision.config import ViTConfig
+from lora_flow_vision.model import DTYPE, ViT
+from lora_flow_vision.tensors import Tensor, read_json
 
 SHIPPED = Path(__file__).parent / "pretrained"
 BLOCK = {

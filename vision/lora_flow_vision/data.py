@@ -11,9 +11,9 @@ import numpy as np
 
 from lora_flow.arrays import numbers
 from lora_flow.checks import require, require_choice
-from vision.files import Stored, read_cifar, read_idx
-from vision.settings import DATA as DATASETS
-from vision.sources import SOURCES, locate
+from lora_flow_vision.files import Stored, read_cifar, read_idx
+from lora_flow_vision.settings import DATA as DATASETS
+from lora_flow_vision.sources import SOURCES, locate
 
 _CHUNK = 2**24  # numbers resized at a time: 64 MiB in, and as much out
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601

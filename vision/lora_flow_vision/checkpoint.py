@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_flow.checks import InputError, require
-from vision import looks
-from vision.config import ViTConfig
-from vision.tensors import Tensor, is_number, open_tensors, read_json
+from lora_flow_vision import looks
+from lora_flow_vision.config import ViTConfig
+from lora_flow_vision.tensors import Tensor, is_number, open_tensors, read_json
 
 ARRAYS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("config.json", ARRAYS)

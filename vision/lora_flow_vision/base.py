@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from lora_flow.checks import require
-from vision.config import CONFIGS
-from vision.hub import Snapshot, fetch, is_name
-from vision.model import DTYPE
-from vision.settings import HEAD, VisionSettings
-from vision.weights import SHIPPED, Pretrained, load_vit, parameters
+from lora_flow_vision.config import CONFIGS
+from lora_flow_vision.hub import Snapshot, fetch, is_name
+from lora_flow_vision.model import DTYPE
+from lora_flow_vision.settings import HEAD, VisionSettings
+from lora_flow_vision.weights import SHIPPED, Pretrained, load_vit, parameters
 
 
 def checkpoint(settings: VisionSettings) -> Snapshot:

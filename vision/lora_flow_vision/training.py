@@ -20,7 +20,7 @@ from jaxtyping import Array, Int
 from lora_flow import Adapters
 from lora_flow.checks import require
 from lora_flow.storage.folder import write_atomically
-from vision.task import Classification
+from lora_flow_vision.task import Classification
 
 Look = Callable[[Classification, Adapters, Any], dict[str, Array]]
 SECONDS_BETWEEN = 10.0  # checkpoints

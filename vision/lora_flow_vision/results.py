@@ -25,8 +25,8 @@ from lora_flow.storage.folder import RUN_ID, check_run, mend, replacing, write_a
 from lora_flow.storage.unchanged import check_arrays
 from lora_flow.sweeps.labels import PENDING, portable_attrs
 from lora_flow.sweeps.run import RESULTS, SETTINGS, is_vacant, read_settings, steady
-from vision.settings import HEAD, VisionSettings, from_table
-from vision.tensors import open_tensors
+from lora_flow_vision.settings import HEAD, VisionSettings, from_table
+from lora_flow_vision.tensors import open_tensors
 
 DIMS = ("optimizer", "init", "alpha", "rank", "seed", "step")
 ADAPTERS, CHECKPOINTS = "adapters", "checkpoints"

@@ -15,8 +15,8 @@ from urllib.error import HTTPError
 from lora_flow.checks import InputError, require
 from lora_flow.runtime.progress import Progress
 from lora_flow.storage.folder import appearing, locked
-from vision import looks
-from vision.files import Stored, unpack
+from lora_flow_vision import looks
+from lora_flow_vision.files import Stored, unpack
 
 
 class Download(NamedTuple):

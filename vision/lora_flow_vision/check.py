@@ -21,18 +21,18 @@ from lora_flow import Adapters, solve
 from lora_flow.checks import require
 from lora_flow.runtime.memory import require_memory
 from lora_flow.runtime.progress import Progress
-from vision.base import base_model
-from vision.config import ViTConfig
-from vision.data import epochs, load_dataset, prepare
-from vision.lora import Spec, choose
-from vision.measures import measure, targets
-from vision.model import DTYPE, ViT
-from vision.results import Unit, VisionFolder, saved_steps, units
-from vision.settings import HEAD, VisionSettings
-from vision.starts import start
-from vision.task import Classification, HeadTask, NetworkTask
-from vision.training import train
-from vision.weights import parameters
+from lora_flow_vision.base import base_model
+from lora_flow_vision.config import ViTConfig
+from lora_flow_vision.data import epochs, load_dataset, prepare
+from lora_flow_vision.lora import Spec, choose
+from lora_flow_vision.measures import measure, targets
+from lora_flow_vision.model import DTYPE, ViT
+from lora_flow_vision.results import Unit, VisionFolder, saved_steps, units
+from lora_flow_vision.settings import HEAD, VisionSettings
+from lora_flow_vision.starts import start
+from lora_flow_vision.task import Classification, HeadTask, NetworkTask
+from lora_flow_vision.training import train
+from lora_flow_vision.weights import parameters
 
 FEATURES_AT_ONCE = 256  # images
 

@@ -18,8 +18,8 @@ from lora_flow import Adapter
 from lora_flow.arrays import numbers
 from lora_flow.checks import InputError, require
 from lora_flow.storage.folder import locked, replacing
-from vision.tensors import Tensor, is_number, open_tensors, read_json
-from vision.weights import BLOCK, module_name, parameters
+from lora_flow_vision.tensors import Tensor, is_number, open_tensors, read_json
+from lora_flow_vision.weights import BLOCK, module_name, parameters
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 RENAMED = {

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from lora_flow.figures.bands import band, quartiles
 from lora_flow.figures.over_time import BLUE, GREEN, ORANGE, STYLE
-from vision.claims import LABELS, STARTS, report_steps
+from lora_flow_vision.claims import LABELS, STARTS, report_steps
 
 PURPLE = "#CC79A7"
 COLOURS = {"gaussian-A": BLUE, "gaussian-B": ORANGE, "spectral": GREEN, "lora-one": PURPLE}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vision.config import ViTConfig
+from lora_flow_vision.config import ViTConfig
 
 DTYPE = jnp.float32  # of the weights, also where JAX's default is double precision
 

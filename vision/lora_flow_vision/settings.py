@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_flow.checks import require, require_choice
 from lora_flow.runtime.memory import require_memory
-from vision.config import CONFIGS
+from lora_flow_vision.config import CONFIGS
 
 OPTIMIZERS = ("flow", "sgd", "adam")
 INITS = ("gaussian-A", "gaussian-B", "spectral", "lora-one")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from lora_flow.checks import require
 from lora_flow.storage.folder import locked, replacing
-from vision.base import base_model, checkpoint
-from vision.peft import export_peft
-from vision.results import load_adapters, load_vision, stored_settings
-from vision.weights import save_vit
+from lora_flow_vision.base import base_model, checkpoint
+from lora_flow_vision.peft import export_peft
+from lora_flow_vision.results import load_adapters, load_vision, stored_settings
+from lora_flow_vision.weights import save_vit
 
 
 def export(

@@ -1,4 +1,4 @@
-"""Pretrains the small backbone that is shipped: `python -m vision.pretrain --data fashion-mnist --out FOLDER`.
+"""Pretrains the shipped small backbone: `python -m lora_flow_vision.pretrain --data fashion-mnist --out FOLDER`.
 
 Labels alone give features that serve another task worse than its pixels do. So the class token must do two things at
 once: name the garment, and let a linear map redraw the image at half its resolution. Images are turned, scaled and
@@ -22,11 +22,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vision.check import features_of
-from vision.config import CONFIGS, ViTConfig
-from vision.data import epochs, load_dataset, prepare
-from vision.model import DTYPE, ViT
-from vision.weights import save_vit
+from lora_flow_vision.check import features_of
+from lora_flow_vision.config import CONFIGS, ViTConfig
+from lora_flow_vision.data import epochs, load_dataset, prepare
+from lora_flow_vision.model import DTYPE, ViT
+from lora_flow_vision.weights import save_vit
 
 SMOOTHING = 0.1  # of labels
 REDRAWN = 4.0  # weight of the redrawn image beside the label

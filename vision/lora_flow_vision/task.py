@@ -17,8 +17,8 @@ from lora_flow.arrays import AnyArray, as_labels, numbers
 from lora_flow.checks import require
 from lora_flow.problems.base import Layers
 from lora_flow.problems.one_layer import cross_entropy, cross_entropy_floor
-from vision.lora import attach, linear_layers
-from vision.model import ViT
+from lora_flow_vision.lora import attach, linear_layers
+from lora_flow_vision.model import ViT
 
 CHUNK = 256  # images that pass through a network together
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from lora_flow.checks import InputError, require
 from lora_flow.runtime.memory import require_memory
-from vision.checkpoint import ARRAYS, FILES, INDEX, PROCESSOR, require_vit, shards
-from vision.tensors import read_json
+from lora_flow_vision.checkpoint import ARRAYS, FILES, INDEX, PROCESSOR, require_vit, shards
+from lora_flow_vision.tensors import read_json
 
 SMALL = (FILES[0], INDEX, PROCESSOR)
 

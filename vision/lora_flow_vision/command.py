@@ -12,8 +12,8 @@ from lora_flow.runtime.interrupts import whole
 from lora_flow.settings import Settings, start_jax
 from lora_flow.storage.checksums import listed
 from lora_flow.storage.folder import locked, write_atomically
-from vision.results import VisionFolder, check_free, load_vision, stored_settings, units
-from vision.settings import VisionSettings
+from lora_flow_vision.results import VisionFolder, check_free, load_vision, stored_settings, units
+from lora_flow_vision.settings import VisionSettings
 
 
 def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) -> int:
@@ -26,9 +26,9 @@ def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) ->
     else:
         check_free(out, overwrite)
     start_jax(Settings(devices=1))
-    from vision.base import checkpoint
-    from vision.check import build, run
-    from vision.measures import MEASURES
+    from lora_flow_vision.base import checkpoint
+    from lora_flow_vision.check import build, run
+    from lora_flow_vision.measures import MEASURES
 
     weights = checkpoint(settings)
     settings = dataclasses.replace(settings, revision=weights.commit)
@@ -54,8 +54,8 @@ def tell(out: Path) -> int:
 
     mpl.use("Agg")
     from lora_flow.figures.over_time import save
-    from vision.claims import moment, report_steps, verdicts
-    from vision.figures import draw
+    from lora_flow_vision.claims import moment, report_steps, verdicts
+    from lora_flow_vision.figures import draw
 
     dataset = load_vision(out)
     found = verdicts(dataset)
@@ -76,6 +76,6 @@ def tell(out: Path) -> int:
     last = {moment(dataset, str(optimizer), report_steps(dataset)[-1]) for optimizer in dataset["optimizer"].values}
     print(*(one for one in found if one.time is None or one.time in last), sep="\n")
     print(f"rho is Spearman's correlation of the std with the quantity; {len(found)} verdicts: {out / 'report.md'}")
-    print(f"results: {out / 'results.zarr'} (vision.results.load_vision), final adapters: {out / 'adapters'}")
+    print(f"results: {out / 'results.zarr'} (lora_flow_vision.results.load_vision), final adapters: {out / 'adapters'}")
     print(*(f"picture: {picture}" for picture in pictures), sep="\n")
     return 0
