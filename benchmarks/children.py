@@ -34,9 +34,9 @@ def in_child(function: str, *arguments: Any, timeout: float) -> Any:
 
 def start_jax() -> None:
     """Double precision, one CPU device a core and kept programs, for every peer that is written in JAX."""
-    from lora_flow import settings
+    from lora_flow.runtime import start
 
-    settings.start_jax(settings.Settings())
+    start.start_jax()
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Every setting of a sweep, as groups of flags: what each means, and its default."""
+"""Flags of a sweep besides those of its problem, in groups: what each means, and its default."""
 
 from __future__ import annotations
 
@@ -46,81 +46,6 @@ class Times:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
-    """The problem. Several values here and below make several problems."""
-
-    problem: str = "aligned"
-    """To fine-tune: aligned (two layers, the flags below), pretrained (the same, with weights that are trained first),
-    regression (one layer on data), digits (real images), or a .npz or .safetensors file with arrays w1 (h, n),
-    w2 (m, h) and shift or target (m, n). To train from scratch: network (two layers; --rank is the width)."""
-    m: int = 10
-    """Outputs: rows of W2 and of the target, for every problem that is drawn."""
-    n: int = 10
-    """Inputs: columns of W1 and of the target, for every problem that is drawn."""
-    problem_seed: tuple[int, ...] = (0,)
-    """The seed of the problem's weights and data, and of the draws of --angle and --noise."""
-    angle: tuple[float, ...] = (0.0,)
-    """Turn the shift's singular vectors away from the pretrained weights' by this many degrees, 0 to 90."""
-    noise: tuple[float, ...] = (0.0,)
-    """Noise in each pretrained weight, relative to the weight's norm; the target is kept, so the shift absorbs the
-    noise."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Aligned:
-    """With --problem aligned: two layers whose weights are aligned with the task.
-
-    --problem pretrained takes all of these but --delta-w.
-    """
-
-    h: int = 100
-    """Hidden width, the rows of W1 and columns of W2."""
-    delta_w: tuple[float, ...] = (1 / 1.05**2,)
-    """sigma_W1 / sigma_W2. Below 1, layer 1's adapter learns faster."""
-    shift_scale: tuple[float, ...] = (5.0,)
-    """Singular value of the shift; one, or one for each component."""
-    component: tuple[str, ...] = ("top",)
-    """The shift's singular pair in the pretrained weights: top, bottom or an index; several give a
-    shift of higher rank."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pretrained:
-    """With --problem pretrained: the same, with weights that are trained first."""
-
-    pretraining: tuple[str, ...] = ("gaussian-both",)
-    """The initialisation that pretraining starts from, for instance gaussian-both:RATIO."""
-    pretraining_alpha: float = 0.1
-    """The scale alpha of that initialisation."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Regression:
-    """With --problem regression: one layer on data. --problem network takes --samples and --input-kappa too."""
-
-    samples: int = 0
-    """Number of samples; 0 for infinitely many."""
-    input_kappa: float = 1.0
-    """Condition number of the inputs' covariance (for regression along the weight's directions)."""
-    target_rank: int = 2
-    """Rank of the shift."""
-    kappa: tuple[float, ...] = (1.0,)
-    """Condition number of the shift; its singular values go from 1 to 1/kappa."""
-    activation: str = "linear"
-    """The activation behind the layer: linear or relu."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """With --problem network: two layers, trained from scratch."""
-
-    input_rank: int = 0
-    """Rank of the inputs' covariance; 0 for full rank."""
-    target_noise: float = 0.0
-    """Norm of the noise in the targets, relative to the part that the inputs explain."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Solving:
     """The flow, the solver and the devices."""
 
@@ -142,6 +67,3 @@ class Solving:
     """The largest number of runs that one device steps together, and that are stored together."""
     devices: int = 0
     """Number of devices to use: GPUs or TPUs, or cores of a CPU; 0 for all."""
-
-
-GROUPS = (Runs, Times, Trained, Aligned, Pretrained, Regression, Network, Solving)

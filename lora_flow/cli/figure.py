@@ -11,7 +11,7 @@ import tyro
 from lora_flow.checks import require, require_choice
 from lora_flow.cli.sweep import solve_runs
 from lora_flow.runtime.interrupts import whole
-from lora_flow.settings import Settings, start_jax
+from lora_flow.runtime.start import start_jax
 
 MOST_DRAWS = 10_000  # of an experiment that runs as a whole
 
@@ -94,7 +94,7 @@ class Figure:
         with locked(self.out):
             check_study_folder(self.out, self.overwrite)  # nobody can have made it since
             begin_study(self.out, self.name, seeds)
-            start_jax(Settings())
+            start_jax()
             dataset = study.run(seeds, lambda items: each(items, "parts"))
             with whole():
                 store_study(self.out, self.name, seeds, dataset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from lora_flow.settings import Settings, start_jax
+from lora_flow.runtime.start import start_jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Inits:
     """
 
     def run(self) -> int:
-        start_jax(Settings())
+        start_jax()
         from lora_flow.initialization import INITIALIZATIONS
 
         width = max(map(len, INITIALIZATIONS))

@@ -13,8 +13,11 @@ import tyro
 
 from lora_flow import flags
 from lora_flow.checks import require
+from lora_flow.recipes import kinds
 from lora_flow.runtime.interrupts import whole
-from lora_flow.settings import Settings, build_plan, from_table, start_jax, to_table, with_absolute_path
+from lora_flow.runtime.start import start_jax
+from lora_flow.settings import Settings, build_plan, from_table, to_table, with_absolute_path
+from lora_flow.sizes import check_sizes
 from lora_flow.storage.toml import read_toml
 
 
@@ -56,11 +59,11 @@ class Sweep:
     """Replace the run folder if one exists."""
     grid: flags.Runs = dataclasses.field(default_factory=flags.Runs)
     times: flags.Times = dataclasses.field(default_factory=flags.Times)
-    problem: flags.Trained = dataclasses.field(default_factory=flags.Trained)
-    aligned: flags.Aligned = dataclasses.field(default_factory=flags.Aligned)
-    pretrained: flags.Pretrained = dataclasses.field(default_factory=flags.Pretrained)
-    regression: flags.Regression = dataclasses.field(default_factory=flags.Regression)
-    network: flags.Network = dataclasses.field(default_factory=flags.Network)
+    problem: kinds.Trained = dataclasses.field(default_factory=kinds.Trained)
+    aligned: kinds.Aligned = dataclasses.field(default_factory=kinds.Aligned)
+    pretrained: kinds.Pretrained = dataclasses.field(default_factory=kinds.Pretrained)
+    regression: kinds.Regression = dataclasses.field(default_factory=kinds.Regression)
+    network: kinds.Network = dataclasses.field(default_factory=kinds.Network)
     solver: flags.Solving = dataclasses.field(default_factory=flags.Solving)
 
     @property
@@ -96,11 +99,11 @@ class Sweep:
 GROUPS: dict[str, Any] = {
     "grid": flags.Runs,
     "times": flags.Times,
-    "problem": flags.Trained,
-    "aligned": flags.Aligned,
-    "pretrained": flags.Pretrained,
-    "regression": flags.Regression,
-    "network": flags.Network,
+    "problem": kinds.Trained,
+    "aligned": kinds.Aligned,
+    "pretrained": kinds.Pretrained,
+    "regression": kinds.Regression,
+    "network": kinds.Network,
     "solver": flags.Solving,
 }
 
@@ -127,7 +130,8 @@ def solve_runs(
                 asked = dataclasses.replace(settings, problem=str(kept))
         else:
             check_free(path, overwrite)
-        start_jax(settings)
+        check_sizes(settings, devices=max(settings.devices, 1))
+        start_jax(settings.precision, settings.devices)
         planned[name] = (to_table(settings), build_plan(asked))
     with contextlib.ExitStack() as held:
         with whole(f"what is solved is stored, go on with: {go_on}"):

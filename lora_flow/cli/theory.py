@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from lora_flow.checks import require
-from lora_flow.settings import Settings, start_jax
+from lora_flow.runtime.start import start_jax
 from lora_flow.storage.folder import is_generated, locked, write_atomically
 
 
@@ -42,7 +42,7 @@ class Theory:
             return self._check(folder)
 
     def _check(self, folder: Path) -> int:
-        start_jax(Settings())
+        start_jax()
         import matplotlib as mpl
 
         mpl.use("Agg")

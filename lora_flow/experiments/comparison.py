@@ -100,11 +100,12 @@ def draw_inits(datasets: Datasets) -> dict[str, Figure]:
 
 def inits_dataset(*own: Init, settings: Settings = INITS, progress: bool = True) -> xr.Dataset:
     """The dataset of `figure inits` with own initialisations besides, for `draw_inits({"": dataset})` and its notes."""
-    from lora_flow.settings import build_problems, sweep_arguments
+    from lora_flow.recipes.kinds import draw_all
+    from lora_flow.settings import sweep_arguments
     from lora_flow.sweeps.sweep import sweep
 
     told = sweep_arguments(settings) | {"init": (*settings.init, *own)}
-    return sweep(build_problems(settings), **told, progress=progress)
+    return sweep(draw_all(settings), **told, progress=progress)
 
 
 def _styles(labels: Sequence[str]) -> list[tuple[str, Any, Any]]:

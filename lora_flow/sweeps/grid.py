@@ -31,7 +31,7 @@ from lora_flow.initialization import (
 from lora_flow.problems.base import Problem, check_padding, require_problem
 from lora_flow.problems.stale import check_problem
 from lora_flow.sweeps.labels import LANE_DIMS, check_labels
-from lora_flow.sweeps.sizes import LARGEST
+from lora_flow.sweeps.limits import LARGEST
 
 
 @dataclasses.dataclass(frozen=True)

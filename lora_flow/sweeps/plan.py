@@ -36,7 +36,7 @@ from lora_flow.runtime.memory import require_memory
 from lora_flow.runtime.progress import Progress
 from lora_flow.sweeps.grid import Grid, Problems, stack
 from lora_flow.sweeps.labels import PENDING, label, portable_attrs
-from lora_flow.sweeps.sizes import COPIES, LANE
+from lora_flow.sweeps.limits import COPIES, LANE
 from lora_flow.sweeps.values import Values, detail_values, start_values
 from lora_flow.version import __version__
 

@@ -25,7 +25,6 @@ import tomli_w
 import xarray as xr
 
 from lora_flow.checks import InputError, as_path, require, require_flag
-from lora_flow.settings import Settings, to_table
 from lora_flow.storage import checksums
 from lora_flow.storage.checksums import LANES, Damaged, lane_chunks, lane_sums, listed
 from lora_flow.storage.folder import (
@@ -258,7 +257,7 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     if is_vacant(path):
         return
     stored = set(read_toml(path / SETTINGS)) if is_started(path) else set()
-    is_run = {"init", "alpha", "rank", "t1"} <= stored <= set(to_table(Settings()))
+    is_run = {"init", "alpha", "rank", "t1"} <= stored
     require(is_run, "out", "be a new folder or a run folder", f"'{path}', which holds something else")
     require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lora_flow.checks import require
 from lora_flow.results.report import table
 from lora_flow.runtime.interrupts import whole
-from lora_flow.settings import Settings, start_jax
+from lora_flow.runtime.start import start_jax
 from lora_flow.storage.checksums import listed
 from lora_flow.storage.folder import locked, write_atomically
 from lora_flow_vision.results import VisionFolder, check_free, load_vision, stored_settings, units
@@ -25,7 +25,7 @@ def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) ->
             require(got == value, name, f"be {value}, as '{out}' was started, to resume it", got)
     else:
         check_free(out, overwrite)
-    start_jax(Settings(devices=1))
+    start_jax(devices=1)
     from lora_flow_vision.base import checkpoint
     from lora_flow_vision.check import build, run
     from lora_flow_vision.measures import MEASURES

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from lora_flow.checks import require
+from lora_flow.recipes.kinds import AXES, kind_of
 from lora_flow.runtime.memory import require_memory
+from lora_flow.settings import Settings
+from lora_flow.sweeps.limits import COPIES, LANE, LARGEST, OBSERVABLES
 
-if TYPE_CHECKING:
-    from lora_flow.settings import Settings
-
-LARGEST = 2**31 - 1  # of an integer that counts, as the programs take them
 LARGEST_SEED = {"double": 2**63 - 1, "single": 2**31 - 1}
-OBSERVABLES = 8  # at least so many numbers are stored of a run at each time
-LANE = 33  # bytes of a lane's status, steps and whatever else is not over time, as `Plan.empty` has them
-COPIES = 2  # of the results, and of what a start is drawn in, that memory must hold for a while
-_LISTS = ("init", "side", "alpha", "rank", "delta_w", "problem_seed", "angle", "noise", "kappa", "pretraining")
+_LISTS = ("init", "side", "alpha", "rank", *AXES)
 _COUNTS = ("m", "n", "h", "saves", "max_steps", "batch_size", "devices", "samples", "input_rank", "target_rank")
 
 
@@ -50,7 +45,7 @@ def _check_memory(settings: Settings, devices: int) -> None:
     many = max({"saves": times} | counts, key=lambda name: ({"saves": times} | counts)[name])
     _require(settings, many, results)
 
-    m, n, h = (max(size, 0) for size in _shape(settings))
+    m, n, h = (max(size, 0) for size in kind_of(settings.problem).shape(settings))
     rank = max(max(settings.rank), 0)
     hidden = 2 * h if h else 0  # of two layers
     rows = min(lanes, max(settings.batch_size, 1) * devices) * rank * number
@@ -63,23 +58,10 @@ def _check_memory(settings: Settings, devices: int) -> None:
     _require(settings, *_weights(settings, number))
 
 
-def _shape(settings: Settings) -> tuple[int, int, int]:
-    """m, n and the width of what is between, 0 where nothing is; zeros for a file."""
-    if settings.problem in ("aligned", "pretrained"):
-        return settings.m, settings.n, settings.h
-    if settings.problem in ("regression", "network"):
-        return settings.m, settings.n, 0
-    return (10, 64, 64) if settings.problem == "digits" else (0, 0, 0)
-
-
 def _weights(settings: Settings, number: int) -> tuple[str, int | float]:
     """The flag that asks for most of the frozen weights, and their size where they are written out."""
-    m, n, h = (max(size, 0) for size in (settings.m, settings.n, settings.h))
-    parts: dict[str, int] = {"m": 0}
-    if settings.problem == "pretrained":
-        parts = {"m": m * max(n, h), "n": n * max(m, h), "h": h * max(m, n)}
-    elif settings.problem in ("regression", "network"):
-        parts = {"m": m * max(m, n), "n": n * n, "samples": max(settings.samples, 0) * n}
+    m, n, h, samples = (max(size, 0) for size in (settings.m, settings.n, settings.h, settings.samples))
+    parts = {"m": 0} | kind_of(settings.problem).written_out(m, n, h, samples)
     most = max(parts, key=lambda name: parts[name])
     return most, COPIES * number * sum(parts.values())
 

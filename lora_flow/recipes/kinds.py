@@ -1,0 +1,296 @@
+"""The kinds of problems that a command can name: the flags of each, how it is drawn from them, and how large it is.
+
+One class a kind; a class without fields has no flags of its own. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lora_flow.checks import InputError, require, require_choice
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+
+    from lora_flow.problems.base import Factorization, Problem
+    from lora_flow.sweeps.grid import Problems
+
+TURNED = ("problem_seed", "angle", "noise")  # flags that every fine-tuned pair of layers takes
+LAYERS = ("m", "n", "h", "shift_scale", "component")
+DATA = ("m", "n", "samples", "input_kappa")
+
+
+class Kind:
+    """What a command must know of a kind of problem."""
+
+    takes: ClassVar[tuple[str, ...]] = TURNED
+    """The flags that go with it; any other must be left out."""
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        """The problem that the flags ask for, each axis with one value."""
+        raise NotImplementedError
+
+    @staticmethod
+    def shape(asked: Flags) -> tuple[int, int, int]:
+        """Outputs, inputs, and the width of what is between, 0 where nothing is; zeros where they are not known."""
+        return 0, 0, 0
+
+    @staticmethod
+    def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
+        """How many numbers large weights and the data have, by the flag that asks for them; a `Diagonal` has none."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The problem. Several values here and below make several problems."""
+
+    problem: str = "aligned"
+    """To fine-tune: aligned (two layers, the flags below), pretrained (the same, with weights that are trained first),
+    regression (one layer on data), digits (real images), or a .npz or .safetensors file with arrays w1 (h, n),
+    w2 (m, h) and shift or target (m, n). To train from scratch: network (two layers; --rank is the width)."""
+    m: int = 10
+    """Outputs: rows of W2 and of the target, for every problem that is drawn."""
+    n: int = 10
+    """Inputs: columns of W1 and of the target, for every problem that is drawn."""
+    problem_seed: tuple[int, ...] = (0,)
+    """The seed of the problem's weights and data, and of the draws of --angle and --noise."""
+    angle: tuple[float, ...] = (0.0,)
+    """Turn the shift's singular vectors away from the pretrained weights' by this many degrees, 0 to 90."""
+    noise: tuple[float, ...] = (0.0,)
+    """Noise in each pretrained weight, relative to the weight's norm; the target is kept, so the shift absorbs the
+    noise."""
+    axes: ClassVar[tuple[str, ...]] = ("problem_seed", "angle", "noise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligned(Kind):
+    """With --problem aligned: two layers whose weights are aligned with the task.
+
+    --problem pretrained takes all of these but --delta-w.
+    """
+
+    h: int = 100
+    """Hidden width, the rows of W1 and columns of W2."""
+    delta_w: tuple[float, ...] = (1 / 1.05**2,)
+    """sigma_W1 / sigma_W2. Below 1, layer 1's adapter learns faster."""
+    shift_scale: tuple[float, ...] = (5.0,)
+    """Singular value of the shift; one, or one for each component."""
+    component: tuple[str, ...] = ("top",)
+    """The shift's singular pair in the pretrained weights: top, bottom or an index; several give a
+    shift of higher rank."""
+    axes: ClassVar[tuple[str, ...]] = ("delta_w",)
+    takes: ClassVar[tuple[str, ...]] = (*LAYERS, *TURNED, "delta_w")
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.recipes.targets import aligned_problem
+
+        return turned(aligned_problem(key, **layers(asked), delta_w=asked.delta_w[0]), asked, key)
+
+    @staticmethod
+    def shape(asked: Flags) -> tuple[int, int, int]:
+        return asked.m, asked.n, asked.h
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained(Kind):
+    """With --problem pretrained: the same, with weights that are trained first."""
+
+    pretraining: tuple[str, ...] = ("gaussian-both",)
+    """The initialisation that pretraining starts from, for instance gaussian-both:RATIO."""
+    pretraining_alpha: float = 0.1
+    """The scale alpha of that initialisation."""
+    axes: ClassVar[tuple[str, ...]] = ("pretraining",)
+    takes: ClassVar[tuple[str, ...]] = (*LAYERS, *TURNED, "pretraining", "pretraining_alpha")
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.initialization import find_scheme
+        from lora_flow.recipes.network import pretrained_problem
+
+        alpha, init = asked.pretraining_alpha, asked.pretraining[0]
+        require(0 < alpha < math.inf, "pretraining_alpha", "be positive and finite", alpha)
+        try:
+            scheme = find_scheme(init)
+        except InputError as error:
+            raise InputError(f"pretraining: {error}") from error
+        must = "be an initialisation of networks (lora-flow inits marks them)"
+        require(scheme.network, "pretraining", must, f"'{init}'")
+        return turned(pretrained_problem(key, **layers(asked), init=init, alpha=alpha), asked, key)
+
+    @staticmethod
+    def shape(asked: Flags) -> tuple[int, int, int]:
+        return asked.m, asked.n, asked.h
+
+    @staticmethod
+    def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
+        return {"m": m * max(n, h), "n": n * max(m, h), "h": h * max(m, n)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(Kind):
+    """With --problem regression: one layer on data. --problem network takes --samples and --input-kappa too."""
+
+    samples: int = 0
+    """Number of samples; 0 for infinitely many."""
+    input_kappa: float = 1.0
+    """Condition number of the inputs' covariance (for regression along the weight's directions)."""
+    target_rank: int = 2
+    """Rank of the shift."""
+    kappa: tuple[float, ...] = (1.0,)
+    """Condition number of the shift; its singular values go from 1 to 1/kappa."""
+    activation: str = "linear"
+    """The activation behind the layer: linear or relu."""
+    axes: ClassVar[tuple[str, ...]] = ("kappa",)
+    takes: ClassVar[tuple[str, ...]] = (*DATA, "problem_seed", "angle", "target_rank", "kappa", "activation")
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.recipes.one_layer import regression_problem
+
+        return regression_problem(
+            key,
+            m=asked.m,
+            n=asked.n,
+            target_rank=asked.target_rank,
+            kappa=asked.kappa[0],
+            angle=asked.angle[0],
+            samples=asked.samples,
+            input_kappa=asked.input_kappa,
+            activation=asked.activation,
+        )
+
+    @staticmethod
+    def shape(asked: Flags) -> tuple[int, int, int]:
+        return asked.m, asked.n, 0
+
+    @staticmethod
+    def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
+        return {"m": m * max(m, n), "n": n * n, "samples": samples * n}
+
+
+@dataclasses.dataclass(frozen=True)
+class Network(Kind):
+    """With --problem network: two layers, trained from scratch."""
+
+    input_rank: int = 0
+    """Rank of the inputs' covariance; 0 for full rank."""
+    target_noise: float = 0.0
+    """Norm of the noise in the targets, relative to the part that the inputs explain."""
+    axes: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = (*DATA, "problem_seed", "input_rank", "target_noise")
+    shape, written_out = Regression.shape, Regression.written_out
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.recipes.network import network_problem
+
+        return network_problem(
+            key,
+            m=asked.m,
+            n=asked.n,
+            samples=asked.samples,
+            input_rank=asked.input_rank,
+            input_kappa=asked.input_kappa,
+            target_noise=asked.target_noise,
+        )
+
+
+class Digits(Kind):
+    """With --problem digits: two layers, and real images."""
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.recipes.targets import digits_problem
+
+        return turned(digits_problem(), asked, key)
+
+    @staticmethod
+    def shape(asked: Flags) -> tuple[int, int, int]:
+        return 10, 64, 64
+
+
+class File(Kind):
+    """With --problem PATH: a problem of one's own."""
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.recipes.targets import load_problem
+
+        return turned(load_problem(asked.problem), asked, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(Network, Regression, Pretrained, Aligned, Trained):
+    """All flags of all kinds."""
+
+
+KINDS: dict[str, type[Kind]] = {
+    "aligned": Aligned,
+    "pretrained": Pretrained,
+    "regression": Regression,
+    "network": Network,
+    "digits": Digits,
+}
+GROUPS = (Trained, Aligned, Pretrained, Regression, Network)  # as the help shows them
+AXES = (*Aligned.axes, *Trained.axes, *Regression.axes, *Pretrained.axes)  # several values: several problems
+
+
+def kind_of(problem: str) -> type[Kind]:
+    """The kind that `--problem` names."""
+    if is_file_name(problem):
+        return File
+    require_choice("problem", problem, KINDS, "or an .npz or .safetensors file")
+    return KINDS[problem]
+
+
+def is_file_name(problem: str) -> bool:
+    return "." in problem or "/" in problem
+
+
+def draw_all(asked: Flags) -> Problems:
+    """The problems that the flags name: one, or one for each combination of the axes that have several values.
+
+    **Raises:** `InputError` for a flag of another kind, and for what the kind refuses.
+    """
+    import jax
+
+    from lora_flow.sweeps.grid import Problems
+
+    kind = kind_of(asked.problem)
+    for field in dataclasses.fields(Flags):
+        value, free = getattr(asked, field.name), field.name in ("problem", *kind.takes)
+        must = f"be left out with problem '{asked.problem}'"
+        require(free or value == field.default, field.name, must, value)
+    axes = {name: getattr(asked, name) for name in AXES}
+    members = []
+    for values in itertools.product(*axes.values()):
+        one: dict[str, Any] = {name: (value,) for name, value in zip(AXES, values, strict=True)}
+        (seed,) = one["problem_seed"]
+        members.append(kind.draw(dataclasses.replace(asked, **one), jax.random.key(seed)))
+    for name, listed in axes.items():
+        require(len(set(listed)) == len(listed), name, "name each value once", listed)
+    return Problems(tuple(members), {name: listed for name, listed in axes.items() if len(listed) > 1})
+
+
+def layers(asked: Flags) -> dict[str, Any]:
+    """What `aligned_problem` and `pretrained_problem` are told alike."""
+    told: dict[str, Any] = {name: getattr(asked, name) for name in LAYERS}
+    if len(asked.shift_scale) == 1:
+        told["shift_scale"] = asked.shift_scale[0]
+    return told
+
+
+def turned(problem: Factorization, asked: Flags, key: Array) -> Factorization:
+    """The problem with its shift turned away and noise in its weights, as --angle and --noise ask."""
+    import jax
+
+    from lora_flow.recipes.targets import misaligned, noisy
+
+    away = misaligned(problem, jax.random.fold_in(key, 1), angle=asked.angle[0])
+    return noisy(away, jax.random.fold_in(key, 2), noise=asked.noise[0])

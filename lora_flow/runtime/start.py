@@ -1,0 +1,39 @@
+"""What JAX must know before it is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lora_flow.checks import require_choice
+
+PRECISIONS = ("double", "single")
+
+
+def start_jax(precision: str = "double", devices: int = 0) -> None:
+    """Sets one CPU device a core (or `devices`), the precision, and where compiled programs are kept.
+
+    Programs are kept from one command to the next in the user's cache folder, or where JAX's own variable
+    `JAX_COMPILATION_CACHE_DIR` says; nowhere, if the user's may not be written.
+    """
+    require_choice("precision", precision, PRECISIONS)
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        count = f"--xla_force_host_platform_device_count={min(max(devices, 0) or cores, cores)}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
+    import jax
+
+    jax.config.update("jax_enable_x64", precision == "double")
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lora_flow", "programs")
+        if _is_writable(cache):  # or else JAX warns of every program
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _is_writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

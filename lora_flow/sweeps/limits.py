@@ -1,0 +1,6 @@
+"""How large the parts of a sweep are, and how large its numbers may be. Imports nothing."""
+
+LARGEST = 2**31 - 1  # of an integer that counts, as the programs take them
+OBSERVABLES = 8  # at least so many numbers are stored of a run at each time
+LANE = 33  # bytes of a lane's status, steps and whatever else is not over time, as `Plan.empty` has them
+COPIES = 2  # of the results, and of what a start is drawn in, that memory must hold for a while
