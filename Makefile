@@ -3,7 +3,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 
-.PHONY: help figure1 figures theory vision test test-long test-interop lint format docs bench bench-quick bench-gpu clean
+.PHONY: help figure1 figures theory vision test test-long test-package test-interop lint format docs bench bench-quick bench-gpu clean
 
 help:  ## what each target does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test: .venv/dev .venv/vision  ## run the tests
 
 test-long: .venv/dev .venv/vision  ## run the tests that take longest, which `make test` leaves out
 	$(BIN)/python -m pytest -n $(WORKERS) --dist load -m long
+
+test-package: .venv/dev  ## build the wheel, and run it installed: newest and lowest versions, every Python found
+	$(BIN)/python -m pytest -m package tests/test_package.py
 
 test-interop: .venv/dev .venv/vision .venv/interop  ## run the tests against PyTorch's transformers and peft
 	$(BIN)/python -m pytest tests/initialization/test_initialization_interop.py tests/dynamics/test_descend_interop.py \

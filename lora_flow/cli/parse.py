@@ -60,7 +60,7 @@ def overview() -> str:
 
 
 def _version() -> str:
-    from lora_flow import __version__
+    from lora_flow.version import __version__
 
     return str(__version__)
 
