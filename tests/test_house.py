@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lora_flow"
 ROOMS = (  # the highest first: a room imports those below it, and modules beside it that do not import it back
+    ("__main__",),
     ("cli",),
     ("claims",),
     ("experiments",),
