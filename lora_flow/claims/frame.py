@@ -1,19 +1,35 @@
-"""What a claim is made of: cases with their verdicts, and the estimates behind them."""
+"""What a claim is made of: a statement, cases with their verdicts, and the intervals behind means over seeds.
+
+A claim is a generator. Its docstring is the statement, its decorator has the source, the runs behind it and the
+tolerance; it yields `(where, predicted, measured)` for each case, or a `Tried` where more is to be said.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import xarray as xr
 from scipy import stats
 
-from lora_flow.claims.lora_runs import DELTA_W, SIDES, Evidence
+DERIVED = "derived here"
 
-PAPER = "Xu et al."
+
+class Tried(NamedTuple):
+    """What a claim says of one case.
+
+    `measured` is a number, the worst of all runs, or has one value for each seed: then it is the mean that must obey,
+    a bound with its whole 95% interval. NaN, a run without the quantity, does not obey.
+    """
+
+    where: str
+    predicted: Any
+    measured: Any
+    applies: bool | np.bool_ = True
+    also: bool | np.bool_ = True  # what else must be so
+    counted: tuple[int, int] | None = None  # of how many runs it is, and how many there are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,98 +88,65 @@ class Line:
         return f"{some} of {all_of_them} runs count" if some < all_of_them else ""
 
 
-Claim = Callable[[Evidence], Line]
-Quantity = Callable[[xr.Dataset], xr.DataArray]
-Exponent = Callable[[Any], Any]  # of delta_w
+Cases = Iterator[tuple[Any, ...]]  # what a claim yields: `Tried`, or its first fields
+Claim = Callable[[int], Line]  # of a number of seeds
+Within = float | tuple[float, float]
 
 ENTERED: dict[str, Claim] = {}
 
 
-def claim(function: Claim) -> Claim:
-    """Enters a claim: a function of the evidence that returns one line."""
-    ENTERED[function.__name__] = function
-    return function
+def claim(
+    source: str, runs: str, relation: str = "=", within: Within = 0.0, relative: bool = False, identity: bool = False
+) -> Callable[[Callable[[int], Cases]], Claim]:
+    """Enters a claim.
+
+    - `source`: where it is from. `runs`: what it is tried on; "{seeds}" in it becomes their number.
+    - `relation`, `identity`: as for `Line`.
+    - `within`: the tolerance of "=", or how much less and how much more it may be; the slack of a bound. `relative`
+      to the prediction, or absolute.
+    """
+
+    def enter(function: Callable[[int], Cases]) -> Claim:
+        statement = " ".join(str(function.__doc__).split())
+
+        @functools.wraps(function)
+        def line(seeds: int) -> Line:
+            cases = tuple(judge(Tried(*case), relation, within, relative) for case in function(seeds))
+            return Line(source, statement, runs.format(seeds=seeds), cases, relation, identity)
+
+        ENTERED[function.__name__] = line
+        return line
+
+    return enter
 
 
-def by_construction(function: Claim) -> Claim:
-    """Marks a claim that follows from the code's own definitions, see `Line`."""
+def judge(tried: Tried, relation: str = "=", within: Within = 0.0, relative: bool = False) -> Case:
+    """Whether what was measured obeys; undecided where the interval over seeds is too wide to tell.
 
-    @functools.wraps(function)
-    def marked(evidence: Evidence) -> Line:
-        return dataclasses.replace(function(evidence), identity=True)
-
-    return marked
-
-
-def near(where: str, predicted: float, values: Any, within: float) -> Case:
-    """The mean over seeds is the prediction, to an absolute tolerance."""
-    return between(where, predicted, values, predicted - within, predicted + within)
-
-
-def between(where: str, predicted: float, values: Any, low: float, high: float) -> Case:
-    """The mean over seeds lies in a range; undecided where its interval is wider than the range and meets it."""
-    mean, width = estimate(values)
-    inside, meets = low <= mean <= high, low - width <= mean <= high + width
-    decided = not meets or width <= (high - low) / 2
-    return Case(where, float(predicted), mean, width, bool(inside), bool(decided))
-
-
-def at_least(where: str, predicted: float, values: Any) -> Case:
-    """The mean over seeds is at least the prediction, with its whole interval; undecided where that is within it."""
-    mean, width = estimate(values)
-    return Case(where, float(predicted), mean, width, bool(mean - width >= predicted), _apart(mean, width, predicted))
+    That is for "=" an interval wider than the tolerance that meets it, for a bound one that the bound lies in.
+    """
+    predicted, (mean, width) = float(tried.predicted), estimate(tried.measured)
+    unit, half = abs(predicted) if relative else 1.0, width or 0.0
+    below, above = within if isinstance(within, tuple) else (within, within)
+    low, high = predicted - below * unit, predicted + above * unit
+    if relation == "=":
+        holds, meets = low <= mean <= high, low - half <= mean <= high + half
+        decided = not meets or half <= (high - low) / 2
+    else:
+        least = relation == ">="
+        bound = low if least else high
+        holds = mean - half >= bound if least else mean + half <= bound
+        decided = not mean - half < bound < mean + half
+    if not tried.also:
+        holds, decided = False, True
+    return Case(tried.where, predicted, mean, width, holds if tried.applies else None, decided, tried.counted)
 
 
-def at_most(where: str, predicted: float, values: Any) -> Case:
-    """The same from above."""
-    mean, width = estimate(values)
-    return Case(where, float(predicted), mean, width, bool(mean + width <= predicted), _apart(mean, width, predicted))
-
-
-def _apart(mean: float, width: float, bound: float) -> bool:
-    return not mean - width < bound < mean + width
-
-
-def of_all(where: str, predicted: float, measured: float, holds: bool | np.bool_) -> Case:
-    """The worst of all runs and times, without an interval; NaN, a run without the quantity, fails."""
-    return Case(where, float(predicted), float(measured), None, bool(holds) and not np.isnan(measured))
-
-
-def estimate(values: Any) -> tuple[float, float]:
-    """Mean over seeds, and half the width of its 95% interval (Student's t)."""
-    values = np.ravel(np.asarray(values, float))
+def estimate(values: Any) -> tuple[float, float | None]:
+    """Mean over seeds, and half the width of its 95% interval (Student's t); a number by itself has none."""
+    values = np.asarray(values, float)
+    if not values.ndim:
+        return float(values), None
+    values = np.ravel(values)
     width = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values)), float(width)
-
-
-def slope(values: xr.DataArray, over: xr.DataArray) -> xr.DataArray:
-    """d log(values) / d log(over) by least squares over alpha, seed by seed; NaN where a value is missing."""
-    x, y = log(over), log(values)
-    x, y = x - x.mean("alpha", skipna=False), y - y.mean("alpha", skipna=False)
-    return (x * y).sum("alpha", skipna=False) / (x**2).sum("alpha", skipna=False)
-
-
-def log(values: xr.DataArray) -> xr.DataArray:
-    return xr.apply_ufunc(np.log, values)
-
-
-def case_name(delta_w: float, side: str | None = None, alpha: float | None = None) -> str:
-    parts = [f"delta_w = {delta_w:.3g}"]
-    return ", ".join(parts + ([f"side {side}"] if side else []) + ([f"alpha = {alpha:.3g}"] if alpha else []))
-
-
-def each_setting(dataset: xr.Dataset) -> Iterator[tuple[float, str, xr.Dataset]]:
-    """Every delta_w and side, with its runs."""
-    for delta_w in DELTA_W:
-        for side in SIDES:
-            yield delta_w, side, dataset.sel(delta_w=delta_w, side=side)
-
-
-def sine2(error: xr.DataArray) -> xr.DataArray:
-    """1 - cos^2 from 1 - cos."""
-    return error * (2 - error)
-
-
-def frobenius2(dataset: xr.Dataset, layer: int) -> xr.DataArray:
-    """||Z_i||_F^2."""
-    return dataset[f"norm_along{layer}"] ** 2 + dataset[f"norm_across{layer}"] ** 2

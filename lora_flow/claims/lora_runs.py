@@ -1,26 +1,22 @@
-"""The runs that theory is held against, each made when a claim first asks for it.
+"""The runs on Xu et al.'s problem that several claims share, each made once, and what is read from them.
 
-Time is counted as tau = sigma s t, with s the larger of the two weights' gains along the shift, so that problems
-with different delta_w share one axis; so are rates, in units of sigma s.
+The problem is 10 x 10, h = 100, sigma = 5, a rank-one shift along the top pair, r = 4. Time is counted as
+tau = sigma s t, with s the larger of the two weights' gains along the shift, so that problems with different delta_w
+share one axis; so are rates, in units of sigma s.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
-import diffrax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from lora_flow.adapter import Adapters
-from lora_flow.claims.layer_descent_runs import Descents
-from lora_flow.claims.layer_regression_runs import Regressions
-from lora_flow.claims.layer_runs import OneLayer
-from lora_flow.claims.network_runs import Networks
-from lora_flow.dynamics.solve import Trajectory, solve
+from lora_flow.dynamics.lanes import require_finished, solve_lanes, stack
+from lora_flow.dynamics.solve import Trajectory
 from lora_flow.initialization import initialize
 from lora_flow.problems.base import Factorization
 from lora_flow.recipes.targets import aligned_problem
@@ -28,6 +24,7 @@ from lora_flow.results.phases import phases
 from lora_flow.sweeps.sweep import sweep
 from lora_flow.theory import gradient_flow as theory
 
+PAPER = "Xu et al."
 DELTA_W = (1 / 1.05**2, 1 / 4, 1 / 100)
 SIDES = ("A", "B")
 ALPHAS = tuple(10.0 ** -np.arange(3.0, 6.5, 0.5))
@@ -35,172 +32,103 @@ TINY_ALPHAS = (1e-10, 1e-12, 1e-14, 1e-16, 1e-18)
 RANK = 4
 TAU = np.concatenate([np.linspace(0, 40, 161), np.geomspace(40, 100, 21)[1:]])
 
-
-class Evidence:
-    """Runs on the paper's problem: 10 x 10, h = 100, sigma = 5, rank-one shift along the top pair, r = 4."""
-
-    def __init__(self, seeds: int = 6, progress: bool = True):
-        self.seeds = seeds
-        self.progress = progress
-        self._precise: dict[Any, Trajectory] = {}
-
-    def problem(self, delta_w: float) -> Factorization:
-        return self._problems[delta_w]
-
-    @functools.cached_property
-    def _problems(self) -> dict[float, Factorization]:
-        return {delta_w: aligned_problem(jax.random.key(0), delta_w=delta_w) for delta_w in DELTA_W}
-
-    @functools.cached_property
-    def one_layer(self) -> OneLayer:
-        """Runs of one layer with white inputs."""
-        return OneLayer(self.seeds)
-
-    @functools.cached_property
-    def regressions(self) -> Regressions:
-        """Runs of one layer on data."""
-        return Regressions(self.seeds)
-
-    @functools.cached_property
-    def descents(self) -> Descents:
-        """Gradient descent on one layer."""
-        return Descents(self.one_layer)
-
-    @functools.cached_property
-    def networks(self) -> Networks:
-        """Linear networks that are trained from scratch."""
-        return Networks(self.seeds)
-
-    @functools.cached_property
-    def gaussian(self) -> xr.Dataset:
-        """Both sides, alpha from 1e-3 to 1e-6, to tau = 100."""
-        return self._sweeps(ALPHAS, TAU)
-
-    @functools.cached_property
-    def tiny(self) -> xr.Dataset:
-        """Both sides, alpha from 1e-10 to 1e-18, where That1 is well above 0; to tau = 17, with details."""
-        return self._sweeps(TINY_ALPHAS, np.linspace(0, 17, 86), details=True)
-
-    @functools.cached_property
-    def t1(self) -> xr.DataArray:
-        """T1 of every run of `gaussian`, in tau."""
-        return phases(self.gaussian)["t1"]
-
-    def gains(self, delta_w: float) -> theory.Gains:
-        return theory.gains(self.problem(delta_w))
-
-    def precise(
-        self, delta_w: float, init: str, side: str, alphas: tuple[float, ...], tau: tuple[float, ...]
-    ) -> Trajectory:
-        """Trajectories with their adapters at rtol = 1e-10, with leading axes (alpha, seed)."""
-        asked = (delta_w, init, side, alphas, tau)
-        if asked not in self._precise:
-            times = np.array(tau) / self.gains(delta_w).rate
-            self._precise[asked] = solve_all(self.problem(delta_w), init, side, alphas, range(self.seeds), times)
-        return self._precise[asked]
-
-    @functools.cached_property
-    def modes(self) -> dict[float, Modes]:
-        """Spectral initialisation at alpha = 1e-4, along the shift's mode, for every delta_w."""
-        tau = tuple(np.linspace(0, 40, 801))
-        solved = {d: self.precise(d, "spectral", "A", (1e-4,), tau) for d in DELTA_W}
-        return {d: Modes.of(self.problem(d), one, np.array(tau)) for d, one in solved.items()}
-
-    def _sweeps(self, alphas: tuple[float, ...], tau: np.ndarray, details: bool = False) -> xr.Dataset:
-        parts = []
-        for delta_w in DELTA_W:
-            problem, rate = self.problem(delta_w), self.gains(delta_w).rate
-            swept = sweep(
-                problem,
-                side=SIDES,
-                alpha=alphas,
-                rank=RANK,
-                seeds=self.seeds,
-                t1=tau[-1] / rate,
-                saves=tau / rate,
-                details=details,
-                progress=self.progress,
-            )
-            _require_success(swept["status"])
-            parts.append(swept.assign_coords(time=tau).expand_dims(delta_w=[delta_w]).squeeze(["init", "rank"]))
-        gains = ("sigma", "sigma_w1", "sigma_w2", "shift_rank", "aligned")
-        with xr.set_options(use_new_combine_kwarg_defaults=True):
-            joined = xr.concat([part.drop_vars(gains) for part in parts], "delta_w", combine_attrs="drop_conflicts")
-        return joined.assign_coords({name: ("delta_w", [float(part[name]) for part in parts]) for name in gains})
+GAUSSIAN = "gaussian, alpha = 1e-3 to 1e-6, both sides, to tau = 100"
+TINY = "gaussian, alpha = 1e-10 to 1e-18, both sides"
 
 
-class Modes:
-    """One mode's scalars over (seed, time): a1, b1, a2, b2 and their derivatives, and what is off the diagonal."""
-
-    def __init__(self, tau: np.ndarray, state: np.ndarray, speed: np.ndarray, off_diagonal: float, loss: np.ndarray):
-        self.tau, self.state, self.speed = tau, state, speed  # (4, seed, time); speed per unit of tau
-        self.off_diagonal, self.loss = off_diagonal, loss
-
-    @classmethod
-    def of(cls, problem: Factorization, trajectory: Trajectory, tau: np.ndarray) -> Modes:
-        c = theory.gains(problem)
-        history: Adapters = jax.tree.map(lambda leaf: np.asarray(leaf[0]), trajectory.history)
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[-2:]), history)
-        speed = jax.tree.map(
-            lambda leaf, like: np.asarray(leaf).reshape(like.shape) / c.rate, jax.vmap(problem.field)(flat), history
-        )
-        u, _, vt = np.linalg.svd(problem.shift)
-        g = np.asarray(problem.w2).T @ u[:, 0] / c.s2
-        v, first = vt[0], u[:, 0]
-
-        def along(adapters: Any) -> np.ndarray:
-            (a1, b1), (a2, b2) = adapters
-            return np.stack([a1[..., 0, :] @ v, b1[..., :, 0] @ g, a2[..., 0, :] @ g, b2[..., :, 0] @ first])
-
-        (a1, b1), (a2, b2) = history
-        rows: list[Any] = [a1, np.swapaxes(b1, -1, -2), a2, np.swapaxes(b2, -1, -2)]
-        loss = np.asarray(trajectory.observables["loss"])[0]
-        return cls(tau, along(history), along(speed), max(map(_off_diagonal, rows)), loss)
-
-    def size(self, layer: int) -> np.ndarray:
-        """z_k = a_k^2 + b_k^2."""
-        a, b = self.state[2 * layer - 2 : 2 * layer]
-        return a**2 + b**2
-
-    def growth(self, layer: int) -> np.ndarray:
-        """d/dtau log z_k."""
-        a, b = self.state[2 * layer - 2 : 2 * layer]
-        da, db = self.speed[2 * layer - 2 : 2 * layer]
-        return 2 * (a * da + b * db) / self.size(layer)
+@functools.cache
+def problem(delta_w: float) -> Factorization:
+    return aligned_problem(jax.random.key(0), delta_w=delta_w)
 
 
-def solve_all(
-    problem: Factorization, init: str, side: str, alphas: Any, seeds: Any, times: np.ndarray, rtol: float = 1e-10
+@functools.cache
+def gains(delta_w: float) -> theory.Gains:
+    return theory.gains(problem(delta_w))
+
+
+@functools.cache
+def gaussian(seeds: int) -> xr.Dataset:
+    """Both sides, alpha from 1e-3 to 1e-6, to tau = 100."""
+    return _sweeps(ALPHAS, TAU, seeds)
+
+
+@functools.cache
+def tiny(seeds: int) -> xr.Dataset:
+    """Both sides, alpha from 1e-10 to 1e-18, where That1 is well above 0; to tau = 17, with details."""
+    return _sweeps(TINY_ALPHAS, np.linspace(0, 17, 86), seeds, details=True)
+
+
+@functools.cache
+def t1(seeds: int) -> xr.DataArray:
+    """T1 of every run of `gaussian`, in tau."""
+    return phases(gaussian(seeds))["t1"]
+
+
+def precise(
+    delta_w: float, init: str, side: str, alphas: tuple[float, ...], tau: np.ndarray, seeds: int, *keep: str
 ) -> Trajectory:
-    """Trajectories with their adapters, leading axes (alpha, seed)."""
-    starts = [
-        initialize(init, jax.random.key(seed), problem, rank=RANK, alpha=alpha, side=side)
-        for alpha in alphas
-        for seed in seeds
-    ]
-    shape = (len(alphas), len(seeds))
-    start = jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*shape, *leaves[0].shape), *starts)
-
-    def one(adapters: Adapters) -> Trajectory:
-        adjoint = diffrax.ForwardMode()
-        return solve(problem, adapters, t1=times[-1], saves=times, rtol=rtol, adjoint=adjoint, save_adapters=True)
-
-    solved = jax.vmap(jax.vmap(one))(start)
-    _require_success(solved.status)
-    return solved
+    """Trajectories with their adapters at rtol = 1e-10, leading axes (alpha, seed), and the observables to keep."""
+    one = functools.partial(initialize, init, problem=problem(delta_w), rank=RANK, side=side)
+    starts = stack([stack([one(jax.random.key(seed), alpha=alpha) for seed in range(seeds)]) for alpha in alphas])
+    times = tau / gains(delta_w).rate
+    return solve_lanes(problem(delta_w), starts, times, rtol=1e-10, keep=keep, save_adapters=True, throw=True)
 
 
-def _require_success(status: Any) -> None:
-    if np.any(np.asarray(status) != 0):
-        raise RuntimeError(f"{np.sum(np.asarray(status) != 0)} runs that theory was to be held against did not finish")
+def _sweeps(alphas: tuple[float, ...], tau: np.ndarray, seeds: int, details: bool = False) -> xr.Dataset:
+    parts = []
+    for delta_w in DELTA_W:
+        rate = gains(delta_w).rate
+        swept = sweep(
+            problem(delta_w),
+            side=SIDES,
+            alpha=alphas,
+            rank=RANK,
+            seeds=seeds,
+            t1=tau[-1] / rate,
+            saves=tau / rate,
+            details=details,
+        )
+        require_finished(swept["status"])
+        parts.append(swept.assign_coords(time=tau).expand_dims(delta_w=[delta_w]).squeeze(["init", "rank"]))
+    names = ("sigma", "sigma_w1", "sigma_w2", "shift_rank", "aligned")
+    with xr.set_options(use_new_combine_kwarg_defaults=True):
+        joined = xr.concat([part.drop_vars(names) for part in parts], "delta_w", combine_attrs="drop_conflicts")
+    return joined.assign_coords({name: ("delta_w", [float(part[name]) for part in parts]) for name in names})
 
 
-def _off_diagonal(rows: np.ndarray) -> float:
-    """The largest inner product of two rows of (..., r, n), relative to the largest row's square.
+def each_setting(dataset: xr.Dataset) -> Iterator[tuple[str, theory.Gains, xr.Dataset]]:
+    """Every delta_w and side: what to call it, its gains and its runs."""
+    for delta_w in DELTA_W:
+        for side in SIDES:
+            yield case_name(delta_w, side), gains(delta_w), dataset.sel(delta_w=delta_w, side=side)
 
-    Rows that stay along singular vectors of their own are orthogonal.
-    """
-    gram = np.einsum("...in,...jn->...ij", rows, rows)
-    size = np.max(np.diagonal(gram, axis1=-2, axis2=-1), axis=-1)
-    off = np.max(np.abs(gram) * ~np.eye(rows.shape[-2], dtype=bool), axis=(-2, -1))
-    return float(np.max(off / np.where(size > 0, size, 1.0)))
+
+def t1_of(part: xr.Dataset, seeds: int) -> xr.DataArray:
+    """T1 of the runs of one setting of `gaussian`."""
+    return t1(seeds).sel(delta_w=part["delta_w"], side=part["side"])
+
+
+def case_name(delta_w: float, side: str | None = None, alpha: float | None = None) -> str:
+    parts = [f"delta_w = {delta_w:.3g}"]
+    return ", ".join(parts + ([f"side {side}"] if side else []) + ([f"alpha = {alpha:.3g}"] if alpha else []))
+
+
+def slope(values: xr.DataArray, over: xr.DataArray) -> xr.DataArray:
+    """d log(values) / d log(over) by least squares over alpha, seed by seed; NaN where a value is missing."""
+    x, y = log(over), log(values)
+    x, y = x - x.mean("alpha", skipna=False), y - y.mean("alpha", skipna=False)
+    return (x * y).sum("alpha", skipna=False) / (x**2).sum("alpha", skipna=False)
+
+
+def log(values: Any) -> Any:
+    return xr.apply_ufunc(np.log, values)
+
+
+def sine2(error: xr.DataArray) -> xr.DataArray:
+    """1 - cos^2 from 1 - cos."""
+    return error * (2 - error)
+
+
+def frobenius2(dataset: xr.Dataset, layer: int) -> xr.DataArray:
+    """||Z_i||_F^2."""
+    return dataset[f"norm_along{layer}"] ** 2 + dataset[f"norm_across{layer}"] ** 2

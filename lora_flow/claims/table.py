@@ -4,34 +4,29 @@ then on linear networks that are trained from scratch.
 What a paper prints in two versions has a line for each: the right reading is meant to hold, the other one to fail.
 """
 
-from lora_flow.claims import layer_alignment as one_layer
-from lora_flow.claims import layer_descent as descending
-from lora_flow.claims import layer_flows as preconditioned
-from lora_flow.claims import layer_starts as starts
-from lora_flow.claims import lora_alignment as alignment
-from lora_flow.claims import lora_convergence as convergence
-from lora_flow.claims import lora_linear as linear
-from lora_flow.claims import lora_spectral as spectral
-from lora_flow.claims import network_descent as network_descending
-from lora_flow.claims import network_flow as networks
-from lora_flow.claims.frame import ENTERED, Case, Claim, Line
+from lora_flow.claims import (
+    layer_alignment,
+    layer_descent,
+    layer_flows,
+    layer_starts,
+    lora_alignment,
+    lora_convergence,
+    lora_linear,
+    lora_mirror,
+    lora_spectral,
+    network_bias,
+    network_descent,
+    network_flow,
+    network_local,
+    network_weights,
+)
+from lora_flow.claims.frame import ENTERED, Claim
 
+CHAPTERS = (
+    *(lora_linear, lora_alignment, lora_convergence, lora_spectral, lora_mirror),
+    *(layer_alignment, layer_starts, layer_flows, layer_descent),
+    *(network_flow, network_bias, network_weights, network_descent, network_local),
+)
 CLAIMS: dict[str, Claim] = {
-    name: claim
-    for module in (
-        linear,
-        alignment,
-        convergence,
-        spectral,
-        one_layer,
-        starts,
-        preconditioned,
-        descending,
-        networks,
-        network_descending,
-    )
-    for name, claim in ENTERED.items()
-    if claim.__module__ == module.__name__
+    name: claim for chapter in CHAPTERS for name, claim in ENTERED.items() if claim.__module__ == chapter.__name__
 }
-
-__all__ = ["CLAIMS", "Case", "Claim", "Line"]

@@ -47,16 +47,15 @@ class Theory:
 
         mpl.use("Agg")
         from lora_flow.claims.check import HEADER, check, markdown, terminal_line, write_csv
-        from lora_flow.claims.lora_runs import Evidence
         from lora_flow.claims.pictures import draw
         from lora_flow.figures.over_time import save_with_numbers
 
-        evidence, lines = Evidence(self.seeds), []
+        lines = []
         print(HEADER, flush=True)
-        for line in check(evidence):
+        for line in check(self.seeds):
             print(terminal_line(line), flush=True)
             lines.append(line)
-        (picture,) = save_with_numbers({"theory": draw(evidence)}, folder / "figures")
+        (picture,) = save_with_numbers({"theory": draw(self.seeds)}, folder / "figures")
         write_csv(lines, folder / "theory.csv")
         text = f"# Theory against runs\n\n{markdown(lines)}\n\n![](figures/theory.png)\n"
         write_atomically(folder / "theory.md", text)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from lora_flow.claims.check import markdown, terminal_line, write_csv
-from lora_flow.claims.frame import at_least, at_most, between, by_construction, estimate, near
-from lora_flow.claims.lora_runs import Evidence
-from lora_flow.claims.table import CLAIMS, Case, Line
+from lora_flow.claims.frame import Case, Line, Tried, claim, estimate, judge
+from lora_flow.claims.table import CLAIMS
 
 WIDE = np.array([0.9, 1.1, 0.9, 1.1])  # its 95% interval is 1 +- 0.18
 NARROW = 1 + 1e-3 * np.array([-1.0, 1.0, -1.0, 1.0])
@@ -19,37 +18,57 @@ def test_the_interval_is_students():
     assert estimate(WIDE) == (pytest.approx(1.0), pytest.approx(3.18244630528 * 0.11547005384 / 2))
 
 
+def test_a_number_by_itself_has_no_interval():
+    assert estimate(2.0) == (2.0, None)
+
+
 @pytest.mark.parametrize(
-    ("case", "verdict"),
+    ("predicted", "values", "how", "verdict"),
     [
-        (near("", 1.0, NARROW, 0.01), "yes"),
-        (near("", 1.02, NARROW, 0.01), "no"),
-        (near("", 1.0, WIDE, 0.2), "yes"),
-        (near("", 1.0, WIDE, 0.1), "undecided"),  # within the tolerance, which is narrower than the interval
-        (near("", 1.15, WIDE, 0.1), "undecided"),  # beyond it, by less than the interval
-        (near("", 2.0, WIDE, 0.1), "no"),
-        (between("", 1.0, WIDE, 0.6, 1.1), "yes"),
-        (between("", 1.0, WIDE, 0.98, 1.1), "undecided"),
-        (at_least("", 0.8, WIDE), "yes"),
-        (at_least("", 0.9, WIDE), "undecided"),
-        (at_least("", 1.1, WIDE), "undecided"),
-        (at_least("", 1.2, WIDE), "no"),
-        (at_most("", 1.2, WIDE), "yes"),
-        (at_most("", 1.1, WIDE), "undecided"),
-        (at_most("", 0.8, WIDE), "no"),
-        (Case("", 1.0, 1.0, None, None), "not applicable"),
+        (1.0, NARROW, {"within": 0.01}, "yes"),
+        (1.02, NARROW, {"within": 0.01}, "no"),
+        (1.0, WIDE, {"within": 0.2}, "yes"),
+        (1.0, WIDE, {"within": 0.1}, "undecided"),  # within the tolerance, which is narrower than the interval
+        (1.15, WIDE, {"within": 0.1}, "undecided"),  # beyond it, by less than the interval
+        (2.0, WIDE, {"within": 0.1}, "no"),
+        (1.0, WIDE, {"within": (0.4, 0.1)}, "yes"),
+        (1.0, WIDE, {"within": (0.02, 0.1)}, "undecided"),
+        (1.3, NARROW, {"within": (0.4, 0.1)}, "yes"),
+        (0.8, NARROW, {"within": (0.4, 0.1)}, "no"),
+        (100.0, 100 * NARROW, {"within": 0.01, "relative": True}, "yes"),
+        (0.01, 0.01 * NARROW + 0.001, {"within": 0.01, "relative": True}, "no"),
+        (0.8, WIDE, {"relation": ">="}, "yes"),
+        (0.9, WIDE, {"relation": ">="}, "undecided"),
+        (1.1, WIDE, {"relation": ">="}, "undecided"),
+        (1.2, WIDE, {"relation": ">="}, "no"),
+        (1.2, WIDE, {"relation": "<="}, "yes"),
+        (1.1, WIDE, {"relation": "<="}, "undecided"),
+        (0.8, WIDE, {"relation": "<="}, "no"),
+        (1.0, 1.0, {"relation": "<="}, "yes"),  # a number by itself, the worst of all runs
+        (1.0, 1.1, {"relation": "<="}, "no"),
+        (1.0, 1 + 1e-10, {"relation": "<=", "within": 1e-9}, "yes"),
+        (1.0, 1 - 1e-10, {"relation": ">=", "within": 1e-9}, "yes"),
+        (0.0, 1e-10, {}, "no"),
+        *((1.0, np.nan, {"relation": relation}, "no") for relation in ("=", ">=", "<=")),
     ],
 )
-def test_a_case_is_decided_only_by_an_interval_that_can(case, verdict):
-    assert case.verdict == verdict
+def test_a_case_is_decided_only_by_an_interval_that_can(predicted, values, how, verdict):
+    assert judge(Tried("", predicted, values), **how).verdict == verdict
+
+
+def test_a_case_may_not_apply_or_ask_for_more():
+    assert judge(Tried("", 1.0, 1.0, applies=False)).verdict == "not applicable"
+    assert judge(Tried("", 1.0, 1.0, also=False)).verdict == "no"
+    assert judge(Tried("", 1.0, WIDE, also=False), within=0.1).verdict == "no"
+    assert judge(Tried("", 1.0, 1.0, also=True, counted=(3, 42))) == Case("", 1.0, 1.0, None, True, True, (3, 42))
 
 
 def line(*cases, **more):
     return Line("source", "statement", "gaussian", cases, **more)
 
 
-YES, NO = near("", 1.0, NARROW, 0.01), near("", 2.0, NARROW, 0.01)
-MAYBE, NONE = near("", 1.0, WIDE, 0.1), Case("", 1.0, np.nan, None, None)
+YES, NO = (judge(Tried("", predicted, NARROW), within=0.01) for predicted in (1.0, 2.0))
+MAYBE, NONE = judge(Tried("", 1.0, WIDE), within=0.1), judge(Tried("", 1.0, np.nan, applies=False))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +103,33 @@ def test_a_line_says_how_many_runs_stand_behind_it(tmp_path):
     ]
 
 
-def test_identities_are_marked_and_keep_their_names():
-    marked = by_construction(lambda evidence: line(YES))
-    assert marked(Evidence(seeds=3)).verdict == "holds (identity)"
+def test_a_claim_is_a_generator_whose_docstring_is_the_statement(monkeypatch):
+    entered = {}
+    monkeypatch.setattr("lora_flow.claims.frame.ENTERED", entered)
+
+    @claim("somewhere", "{seeds} runs", "<=", within=0.1, identity=True)
+    def small(seeds):
+        """
+        it is small, and its
+        statement two lines long
+        """
+        yield "here", 1, 1.05
+        yield "there", 1, np.ones(seeds), False
+
+    told = small(3)
+    assert entered == {"small": small}
+    assert told == Line(
+        "somewhere",
+        "it is small, and its statement two lines long",
+        "3 runs",
+        (Case("here", 1.0, 1.05, None, True), Case("there", 1.0, 1.0, 0.0, None)),
+        "<=",
+        identity=True,
+    )
+    assert told.verdict == "holds (identity)"
+
+
+def test_identities_keep_their_names():
     assert {"exact_split", "conservation", "step_rule", "one_step_product", "scaled_moves"} <= set(CLAIMS)
     assert CLAIMS["step_rule"].__module__ == "lora_flow.claims.layer_descent"
+    assert CLAIMS["step_rule"].__name__ == "step_rule"

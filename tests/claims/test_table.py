@@ -8,33 +8,26 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from lora_flow.claims import lora_alignment as alignment
-from lora_flow.claims import lora_convergence as convergence
-from lora_flow.claims import lora_linear as linear
-from lora_flow.claims import lora_spectral as spectral
+from lora_flow.claims import lora_alignment, lora_convergence, lora_linear, lora_mirror, lora_runs, lora_spectral
 from lora_flow.claims.check import markdown, measured
-from lora_flow.claims.lora_runs import Evidence
-from lora_flow.claims.pictures import draw  # noqa: F401  (imported before Evidence is replaced)
-from lora_flow.claims.table import CLAIMS, Case, Line
+from lora_flow.claims.frame import Case, Line
+from lora_flow.claims.table import CLAIMS
 from lora_flow.cli import main
 from lora_flow.theory import gradient_flow
 
 SEEDS = 4
 pytestmark = pytest.mark.long
 
-MODULES = {module.__name__ for module in (linear, alignment, convergence, spectral)}  # test_theory_one_layer has others
+# test_layers and test_networks have others
+CHAPTERS = (lora_linear, lora_alignment, lora_convergence, lora_spectral, lora_mirror)
+MODULES = {module.__name__ for module in CHAPTERS}
 NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ in MODULES]
 FALSE = ("early_smallness_not_squared", "published_with_side_a", "mode_t1_bound")
 
 
 @pytest.fixture(scope="module")
-def evidence():
-    return Evidence(seeds=SEEDS, progress=False)
-
-
-@pytest.fixture(scope="module")
-def lines(evidence):
-    return {name: CLAIMS[name](evidence) for name in NAMES}
+def lines():
+    return {name: CLAIMS[name](SEEDS) for name in NAMES}
 
 
 def test_right_readings_hold_and_misprints_fail(lines):
@@ -55,8 +48,8 @@ def test_exponents_of_the_linearised_flow(lines):
     assert all(case.measured == pytest.approx(1.0, abs=0.01) for case in lines["closed_form_as_printed"].cases)
 
 
-def test_exponents_at_t1_are_fitted_over_seven_alphas_with_intervals(lines, evidence):
-    assert len(evidence.gaussian["alpha"]) == 7
+def test_exponents_at_t1_are_fitted_over_seven_alphas_with_intervals(lines):
+    assert len(lora_runs.gaussian(SEEDS)["alpha"]) == 7
     for name in ("t1_alignment", "t1_alignment_claim", "t1_imbalance", "t1_imbalance_claim", "t1_imbalance_products"):
         assert len(lines[name].cases) == 6
         assert all(0 < case.half_width < 1.0 for case in lines[name].cases)
@@ -132,31 +125,32 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_formula_makes_its_line_fail(evidence, lines, monkeypatch, name):
+def test_a_broken_formula_makes_its_line_fail(lines, monkeypatch, name):
     formula, wrong = BROKEN[name]
     assert lines[name].verdict.split()[0] in ("holds", "undecided")
     monkeypatch.setattr(gradient_flow, formula, wrong)
-    assert CLAIMS[name](evidence).verdict.startswith("fails")
+    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
 
 
-def test_a_broken_mode_equation_makes_its_line_fail(evidence, lines, monkeypatch):
+def test_a_broken_mode_equation_makes_its_line_fail(lines, monkeypatch):
     right = gradient_flow.mode_field
     monkeypatch.setattr(gradient_flow, "mode_field", lambda c, state: 2 * right(c, state))
-    assert CLAIMS["spectral_scalars"](evidence).verdict.startswith("fails")
+    assert CLAIMS["spectral_scalars"](SEEDS).verdict.startswith("fails")
 
 
-def test_lines_fail_where_the_runs_disobey(evidence, lines, monkeypatch):
+def test_lines_fail_where_the_runs_disobey(lines, monkeypatch):
     """The measured side broken: layers exchanged, side A taken for side B, runs that never come to T1."""
-    swapped = evidence.gaussian.rename(norm_z1="norm_z2", norm_z2="norm_z1")
-    monkeypatch.setitem(evidence.__dict__, "gaussian", swapped)
-    assert CLAIMS["t1_imbalance_claim"](evidence).verdict.startswith("fails")
+    gaussian, t1 = lora_runs.gaussian(SEEDS), lora_runs.t1(SEEDS)
+    swapped = gaussian.rename(norm_z1="norm_z2", norm_z2="norm_z1")
+    monkeypatch.setattr(lora_runs, "gaussian", lambda seeds: swapped)
+    assert CLAIMS["t1_imbalance_claim"](SEEDS).verdict.startswith("fails")
     monkeypatch.undo()
-    exchanged = evidence.gaussian.assign_coords(side=["B", "A"])
-    monkeypatch.setitem(evidence.__dict__, "gaussian", exchanged)
-    assert CLAIMS["alignment_floor"](evidence).verdict.startswith("fails")
+    exchanged = gaussian.assign_coords(side=["B", "A"])
+    monkeypatch.setattr(lora_runs, "gaussian", lambda seeds: exchanged)
+    assert CLAIMS["alignment_floor"](SEEDS).verdict.startswith("fails")
     monkeypatch.undo()
-    never = evidence.t1.where(evidence.t1["seed"] > 0)
-    monkeypatch.setitem(evidence.__dict__, "t1", never)
+    never = t1.where(t1["seed"] > 0)
+    monkeypatch.setattr(lora_runs, "t1", lambda seeds: never)
     for name in (
         "t1_ratio",
         "t1_slope",
@@ -166,23 +160,27 @@ def test_lines_fail_where_the_runs_disobey(evidence, lines, monkeypatch):
         "local_decay",
         "local_bound",
     ):
-        assert CLAIMS[name](evidence).verdict.startswith("fails"), name
+        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
 
 
-def test_the_command_prints_and_stores_every_line(evidence, lines, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lora_flow.claims.lora_runs.Evidence", lambda seeds: evidence)
-    done = {name: lambda ev, line=line: line for name, line in lines.items()}
+def test_the_command_prints_and_stores_every_line(lines, tmp_path, monkeypatch, capsys):
+    done = {name: lambda seeds, line=line: line for name, line in lines.items()}
     monkeypatch.setattr("lora_flow.claims.check.CLAIMS", done)
     out = tmp_path / "theory"
-    assert main(["theory", "--out", str(out)]) == 0
+    assert main(["theory", "--out", str(out), "--seeds", str(SEEDS)]) == 0
     printed = capsys.readouterr().out
     assert all(line.statement in printed for line in lines.values())
     rows = list(csv.DictReader((out / "theory.csv").read_text().splitlines()))
     assert len(rows) == sum(len(line.cases) for line in lines.values())
     assert {row["holds"] for row in rows} - {"undecided"} == {"yes", "no", "not applicable"}
-    assert {path.name for path in out.rglob("*") if path.is_file()} == {"theory.csv", "theory.md", "theory.png"}
+    assert {path.name for path in out.rglob("*") if path.is_file()} == {
+        "theory.csv",
+        "theory.md",
+        "theory.png",
+        "theory.json",
+    }
     assert markdown(list(lines.values())) in (out / "theory.md").read_text()
-    assert main(["theory", "--out", str(out)]) == 0, "an earlier check is replaced"
+    assert main(["theory", "--out", str(out), "--seeds", str(SEEDS)]) == 0, "an earlier check is replaced"
 
 
 def test_the_docs_page_has_every_line_with_its_verdict(lines):
