@@ -28,8 +28,9 @@ ROOMS = (  # the highest first: a room imports those below it, and modules besid
     ("algebra",),
     ("storage",),
     ("runtime",),
+    ("adapter",),
     ("arrays",),
-    ("adapter", "checks", "version"),
+    ("checks", "version"),
 )
 LEVELS = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}
 

@@ -91,7 +91,7 @@ class Condition(NamedTuple):
 def condition(size: float, p: float, seeds: int) -> Condition:
     """With W* brought to a Frobenius norm and entries N(0, h^{-2p}), at `WIDTHS`, X of rank 5."""
     problems, _ = begun(seeds)[OBLONG, "even"]
-    each = np.array([_condition(problems, wide(h, p, seeds), size) for h in WIDTHS])
+    each = np.array([_condition(problems, wide(h, p, seeds), jnp.asarray(size)) for h in WIDTHS])
     return Condition(*np.moveaxis(each, 1, 0).reshape(2, len(WIDTHS), -1))
 
 

@@ -30,7 +30,6 @@ from lora_flow.checks import (
     require_integer,
     require_number,
 )
-from lora_flow.dynamics.derivatives import LoopKind, as_adjoint, guard_inputs, guard_outputs, loop_kind
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.observables import measure, principal_directions
 from lora_flow.dynamics.solve import STATUS, Trajectory, finite, observed, prepend, velocity, where
@@ -40,6 +39,7 @@ from lora_flow.problems.one_layer import AdaptedLayer
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
+from lora_flow.solvers.derivatives import LoopKind, as_adjoint, guard_inputs, guard_outputs, loop_kind
 
 Schedule = Callable[[Int[Array, ""]], Any]  # from the iteration to a step size, as optax has them
 ORDERS = ("simultaneous", "A first", "B first")

@@ -28,7 +28,6 @@ from lora_flow.checks import (
     require_integer,
     require_number,
 )
-from lora_flow.dynamics.derivatives import as_adjoint, guard_inputs, guard_outputs, loop_kind
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.observables import Direction, Measurement, measure, observables, principal_directions
 from lora_flow.problems.base import Problem, own_observables, vector_field
@@ -41,6 +40,7 @@ from lora_flow.runtime.memory import require_memory
 from lora_flow.solvers.automatic import Automatic
 from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
 from lora_flow.solvers.control import ResidualController
+from lora_flow.solvers.derivatives import as_adjoint, guard_inputs, guard_outputs, loop_kind
 
 RTOL = 5e-4
 MAX_STEPS = 100_000

@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from lora_flow.algebra.matrices import norm
 from lora_flow.checks import require_instance
-from lora_flow.dynamics.derivatives import LoopKind
 from lora_flow.solvers.chebyshev import ChebyshevState, RungeKuttaChebyshev, beyond_rounding, rounding_of
 from lora_flow.solvers.control import StepError
+from lora_flow.solvers.derivatives import LoopKind
 
 TABLEAU = diffrax.Tsit5.tableau
 STABLE = 3.0  # dt rho up to which Tsit5 is stable on the negative real axis, with a margin: 3.07 in full

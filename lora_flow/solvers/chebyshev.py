@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from lora_flow.algebra.matrices import norm
 from lora_flow.checks import require_choice, require_flag, require_integer
-from lora_flow.dynamics.derivatives import LoopKind
 from lora_flow.solvers.control import StepError
+from lora_flow.solvers.derivatives import LoopKind
 
 DAMPING = 2 / 13
 MARGIN = 1.05  # on the spectral radius, whose estimate errs on the low side
