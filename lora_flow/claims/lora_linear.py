@@ -16,7 +16,7 @@ from lora_flow.claims.frame import Cases, claim
 from lora_flow.claims.lora_runs import DELTA_W, PAPER, SIDES, TINY, case_name, each_setting, log, slope
 from lora_flow.dynamics.solve import Trajectory
 from lora_flow.initialization import gaussian_init
-from lora_flow.problems.base import Factorization
+from lora_flow.problems.factorization import Factorization
 from lora_flow.theory import gradient_flow as theory
 
 ALPHAS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)

@@ -11,8 +11,8 @@ from lora_flow.claims.frame import Cases, Tried, claim
 from lora_flow.claims.lora_runs import DELTA_W, case_name
 from lora_flow.dynamics.solve import solve
 from lora_flow.initialization import gaussian_init
-from lora_flow.problems.base import Factorization
-from lora_flow.recipes.targets import aligned_problem
+from lora_flow.problems.factorization import Factorization
+from lora_flow.recipes.aligned import aligned_problem
 from lora_flow.results.phases import phases
 from lora_flow.sweeps.sweep import sweep
 from lora_flow.theory import gradient_flow as theory

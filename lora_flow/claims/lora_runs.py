@@ -18,8 +18,8 @@ import xarray as xr
 from lora_flow.dynamics.lanes import require_finished, solve_lanes, stack
 from lora_flow.dynamics.solve import Trajectory
 from lora_flow.initialization import initialize
-from lora_flow.problems.base import Factorization
-from lora_flow.recipes.targets import aligned_problem
+from lora_flow.problems.factorization import Factorization
+from lora_flow.recipes.aligned import aligned_problem
 from lora_flow.results.phases import phases
 from lora_flow.sweeps.sweep import sweep
 from lora_flow.theory import gradient_flow as theory

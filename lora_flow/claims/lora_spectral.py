@@ -16,9 +16,9 @@ from lora_flow.claims.frame import Cases, claim
 from lora_flow.claims.lora_runs import DELTA_W, PAPER, case_name
 from lora_flow.dynamics.lanes import solve_lanes, stack
 from lora_flow.dynamics.solve import Trajectory, solve
-from lora_flow.problems.base import Factorization
+from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.rounding import resolved
-from lora_flow.recipes.targets import aligned_problem
+from lora_flow.recipes.aligned import aligned_problem
 from lora_flow.theory import gradient_flow as theory
 
 SPECTRAL = "spectral, alpha = 1e-4, to tau = 40, rtol = 1e-10"

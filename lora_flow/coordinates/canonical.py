@@ -12,9 +12,12 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.matrices import Diagonal, Matrix, gram_schmidt, norm_on_host
+from lora_flow.algebra.diagonal import Diagonal, Matrix
+from lora_flow.algebra.spectra import norm_on_host
+from lora_flow.algebra.thin import gram_schmidt
 from lora_flow.checks import require_integer
-from lora_flow.problems.base import Factorization, Layers, check_factorization, matrix_rank
+from lora_flow.problems.base import Layers, matrix_rank
+from lora_flow.problems.factorization import Factorization, check_factorization
 
 DENSE_BELOW = 4  # the shift is written out where the residual is no larger than this times the rank
 

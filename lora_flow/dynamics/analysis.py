@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from lora_flow.adapter import Adapters, as_adapters
-from lora_flow.algebra.matrices import norm_on_host, tie
+from lora_flow.algebra.spectra import norm_on_host, tie
 from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.observables import Direction, directions_of
-from lora_flow.problems.base import Factorization, Problem, matrix_rank, on_host, vector_field
+from lora_flow.problems.base import Problem, matrix_rank, on_host, vector_field
+from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.formulas import keeps_loss
 from lora_flow.problems.offset import Offset
 from lora_flow.problems.stale import check_problem

@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters, as_start
-from lora_flow.algebra.matrices import norm
+from lora_flow.algebra.spectra import norm
 from lora_flow.checks import (
     InputError,
     as_real,

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.matrices import solve_gram
+from lora_flow.algebra.thin import solve_gram
 from lora_flow.checks import InputError, concrete, kind, require, require_number
 
 

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.matrices import Matrix, dominant, norm, positive, root, rounded, top_eigenvectors, top_space
+from lora_flow.algebra.diagonal import Matrix
+from lora_flow.algebra.spectra import dominant, norm, positive, root, rounded, top_eigenvectors, top_space
 from lora_flow.problems.base import Problem, linearised_task, task_sizes
 from lora_flow.runtime.compiling import compiled
 

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters, as_start, zero_adapters
-from lora_flow.algebra.matrices import norm
+from lora_flow.algebra.spectra import norm
 from lora_flow.checks import (
     PrecisionWarning,
     as_real,

@@ -16,9 +16,9 @@ from lora_flow.adapter import Adapter
 from lora_flow.dynamics.solve import Trajectory, save_times, solve
 from lora_flow.figures.lines import letters
 from lora_flow.initialization import gaussian_both_init
-from lora_flow.problems.base import Factorization
+from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.network import LinearNetwork
-from lora_flow.recipes.targets import aligned_problem
+from lora_flow.recipes.aligned import aligned_problem
 from lora_flow.results.report import log10, table
 from lora_flow.sweeps.sweep import sweep
 from lora_flow.theory.linear_flow import trained_gains

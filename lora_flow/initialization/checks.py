@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.matrices import dense
+from lora_flow.algebra.diagonal import dense
 from lora_flow.arrays import require_key
 from lora_flow.checks import as_real, concrete, kind, require, require_integer, require_number
-from lora_flow.problems.base import Layers, Problem, require_problem, task_rank
+from lora_flow.problems.base import Layers, Problem, require_problem
+from lora_flow.problems.tasks import task_rank
 
 
 def check_rank(rank: Any, layers: Layers, bounded: bool = True) -> None:

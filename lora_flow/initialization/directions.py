@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lora_flow.algebra.matrices import Diagonal, Matrix, norm, positive, singular_triplets, tie
+from lora_flow.algebra.diagonal import Diagonal, Matrix
+from lora_flow.algebra.spectra import norm, positive, singular_triplets, tie
 from lora_flow.initialization.checks import above_rounding
 
 Columns = Float[Array, "size count"]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.matrices import Matrix, dense, positive, root
+from lora_flow.algebra.diagonal import Matrix, dense
+from lora_flow.algebra.spectra import positive, root
 from lora_flow.initialization.checks import check, check_reaches_task, check_twice, is_concrete
 from lora_flow.initialization.directions import triplets
 from lora_flow.problems.base import Problem, linearised_task, scaling_of

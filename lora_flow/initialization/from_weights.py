@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.matrices import norm, root
+from lora_flow.algebra.spectra import norm, root
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, pretrained_weights
 from lora_flow.initialization.directions import frame_of, triplets

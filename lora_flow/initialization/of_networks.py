@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.matrices import Matrix, root
+from lora_flow.algebra.diagonal import Matrix
+from lora_flow.algebra.spectra import root
 from lora_flow.checks import require_number
 from lora_flow.initialization.checks import check, layer_inputs
 from lora_flow.initialization.directions import triplets

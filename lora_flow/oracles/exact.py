@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from lora_flow.adapter import Adapter
-from lora_flow.algebra.matrices import as_matrix, dense
+from lora_flow.algebra.diagonal import as_matrix, dense
 from lora_flow.arrays import real_array
 from lora_flow.checks import concrete, require, require_number
 from lora_flow.oracles import modes

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
-from lora_flow.algebra.matrices import as_matrix, check_task, dense, frobenius_norm
+from lora_flow.algebra.diagonal import as_matrix, check_task, dense
+from lora_flow.algebra.spectra import frobenius_norm
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import kind, require
 from lora_flow.problems.base import Layers

@@ -8,19 +8,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
-from lora_flow.algebra.matrices import (
-    Diagonal,
-    as_matrix,
-    check_task,
-    dense,
-    frobenius_norm,
-    norm,
-    singular_values,
-    spectral_norm,
-)
+from lora_flow.algebra.diagonal import Diagonal, as_matrix, check_task, dense
+from lora_flow.algebra.spectra import frobenius_norm, norm, singular_values, spectral_norm
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import concrete, require, require_integer, require_number
-from lora_flow.problems.base import Factorization, Layers, matrix_rank, spectrum_text
+from lora_flow.problems.base import Layers, matrix_rank
+from lora_flow.problems.factorization import Factorization, spectrum_text
 from lora_flow.problems.one_layer import AdaptedLayer, tail
 
 Matrix = Array | np.ndarray

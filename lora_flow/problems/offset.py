@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, as_start
-from lora_flow.algebra.matrices import Matrix
+from lora_flow.algebra.diagonal import Matrix
 from lora_flow.problems.base import (
     Layers,
     Problem,

@@ -12,10 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.matrices import as_matrix, check_task, dense, frobenius_norm, singular_values, spectral_norm
+from lora_flow.algebra.diagonal import as_matrix, check_task, dense
+from lora_flow.algebra.spectra import frobenius_norm, singular_values, spectral_norm
 from lora_flow.arrays import AnyArray, as_labels, real_array
 from lora_flow.checks import require, require_choice, require_number
-from lora_flow.problems.base import Layers, matrix_rank, spectrum_text
+from lora_flow.problems.base import Layers, matrix_rank
+from lora_flow.problems.factorization import spectrum_text
 from lora_flow.solvers.control import ROUNDING_FLOOR
 
 ACTIVATIONS = ("linear", "relu")

@@ -15,7 +15,8 @@ from lora_flow.checks import InputError, require, require_choice
 if TYPE_CHECKING:
     from jaxtyping import Array
 
-    from lora_flow.problems.base import Factorization, Problem
+    from lora_flow.problems.base import Problem
+    from lora_flow.problems.factorization import Factorization
     from lora_flow.sweeps.grid import Problems
 
 TURNED = ("problem_seed", "angle", "noise")  # flags that every fine-tuned pair of layers takes
@@ -88,7 +89,7 @@ class Aligned(Kind):
 
     @staticmethod
     def draw(asked: Flags, key: Array) -> Problem:
-        from lora_flow.recipes.targets import aligned_problem
+        from lora_flow.recipes.aligned import aligned_problem
 
         return turned(aligned_problem(key, **layers(asked), delta_w=asked.delta_w[0]), asked, key)
 
@@ -206,7 +207,7 @@ class Digits(Kind):
 
     @staticmethod
     def draw(asked: Flags, key: Array) -> Problem:
-        from lora_flow.recipes.targets import digits_problem
+        from lora_flow.recipes.files import digits_problem
 
         return turned(digits_problem(), asked, key)
 
@@ -220,7 +221,7 @@ class File(Kind):
 
     @staticmethod
     def draw(asked: Flags, key: Array) -> Problem:
-        from lora_flow.recipes.targets import load_problem
+        from lora_flow.recipes.files import load_problem
 
         return turned(load_problem(asked.problem), asked, key)
 
@@ -290,7 +291,7 @@ def turned(problem: Factorization, asked: Flags, key: Array) -> Factorization:
     """The problem with its shift turned away and noise in its weights, as --angle and --noise ask."""
     import jax
 
-    from lora_flow.recipes.targets import misaligned, noisy
+    from lora_flow.recipes.turned import misaligned, noisy
 
     away = misaligned(problem, jax.random.fold_in(key, 1), angle=asked.angle[0])
     return noisy(away, jax.random.fold_in(key, 2), noise=asked.noise[0])

@@ -12,9 +12,9 @@ from lora_flow.arrays import require_key
 from lora_flow.checks import kind, require, require_integer, require_number
 from lora_flow.dynamics.solve import RTOL, STATUS, solve
 from lora_flow.initialization import check_alpha, find_scheme, initialize
-from lora_flow.problems.base import Factorization
+from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.network import LinearNetwork
-from lora_flow.recipes.targets import PAPER_SPECTRUM, Component, aligned_problem
+from lora_flow.recipes.aligned import PAPER_SPECTRUM, Component, aligned_problem
 
 LEFT_OVER = 1e-18  # of the pretraining's first loss: the weights' product is then the target to nine digits
 MOST_STEPS = 1_000_000

@@ -9,7 +9,8 @@ from jaxtyping import Array
 from lora_flow.arrays import require_key
 from lora_flow.checks import require, require_choice, require_integer, require_number
 from lora_flow.problems.one_layer import ACTIVATIONS, Regression, SingleLayer
-from lora_flow.recipes.targets import require_angle, turned
+from lora_flow.recipes.aligned import require_angle
+from lora_flow.recipes.turned import turned
 
 
 def regression_problem(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from lora_flow.algebra.matrices import norm
+from lora_flow.algebra.spectra import norm
 from lora_flow.checks import require_instance
 from lora_flow.solvers.chebyshev import ChebyshevState, RungeKuttaChebyshev, beyond_rounding, rounding_of
 from lora_flow.solvers.control import StepError

@@ -15,7 +15,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lora_flow.algebra.matrices import norm
+from lora_flow.algebra.spectra import norm
 from lora_flow.checks import require_choice, require_flag, require_integer
 from lora_flow.solvers.control import StepError
 from lora_flow.solvers.derivatives import LoopKind

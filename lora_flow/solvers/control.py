@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from lora_flow.algebra.matrices import norm
+from lora_flow.algebra.spectra import norm
 from lora_flow.checks import kind, require, require_instance, require_number
 
 GROWTH = 0.1  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong

@@ -19,7 +19,7 @@ import xarray as xr
 from jaxtyping import ArrayLike
 
 from lora_flow.adapter import Adapters, zero_adapters
-from lora_flow.algebra.matrices import WRITTEN_OUT, Diagonal
+from lora_flow.algebra.diagonal import WRITTEN_OUT, Diagonal
 from lora_flow.checks import require, require_flag, require_integer
 from lora_flow.coordinates.canonical import Canonical, canonical_all
 from lora_flow.dynamics.analysis import analyse
@@ -28,9 +28,11 @@ from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.observables import Direction, directions_of, measure, observables
 from lora_flow.dynamics.solve import Integrator, integrator, save_times
 from lora_flow.initialization import Init
-from lora_flow.problems.base import Factorization, Problem, fastest_rate, of_products, on_host, own_observables
+from lora_flow.problems.base import Problem, of_products, on_host, own_observables
+from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.formulas import keeps_all, keeps_loss
 from lora_flow.problems.network import LinearNetwork
+from lora_flow.problems.tasks import fastest_rate
 from lora_flow.runtime.compiling import compiled
 from lora_flow.runtime.memory import require_memory
 from lora_flow.runtime.progress import Progress

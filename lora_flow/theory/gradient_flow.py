@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lora_flow.problems.base import Factorization
+from lora_flow.problems.factorization import Factorization
 
 Value = Any  # a number or an array
 

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lora_flow.algebra.matrices import difference_spectrum
-from lora_flow.algebra.matrices import spectrum as spectrum_of
+from lora_flow.algebra.spectra import difference_spectrum
+from lora_flow.algebra.spectra import spectrum as spectrum_of
 
 Value = Any  # a number or a scalar array
 Scalar = Float[Array, ""]

@@ -18,8 +18,10 @@ from lora_flow import (
     solve,
     sweep,
 )
-from lora_flow.algebra.matrices import Diagonal, gram_schmidt, squared_norm_of_product, top_pair
-from lora_flow.recipes.targets import _gaussian_spectrum, misaligned, noisy
+from lora_flow.algebra.diagonal import Diagonal
+from lora_flow.algebra.thin import squared_norm_of_product
+from lora_flow.recipes.aligned import _gaussian_spectrum
+from lora_flow.recipes.turned import misaligned, noisy
 
 KEY = jax.random.key(0)
 
@@ -142,25 +144,6 @@ def test_the_loss_from_thin_factors_has_the_fields_gradient():
     assert largest_difference(jax.tree.map(jnp.negative, jax.grad(problem.loss)(start)), problem.field(start)) < 1e-12
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.integers(1, 9), st.integers(0, 10**6), st.integers(0, 3))
-def test_gram_schmidt_is_a_qr_factorisation(columns, seed, copies):
-    x = np.random.default_rng(seed).standard_normal((20, columns))
-    x[:, :copies] = x[:, -1:]  # dependent ones
-    q, r = gram_schmidt(jnp.asarray(x))
-    np.testing.assert_allclose(q @ r, x, atol=1e-13)
-    np.testing.assert_allclose(jnp.tril(r, -1), 0.0, atol=0)
-    gram = np.asarray(q.T @ q)
-    np.testing.assert_allclose(gram, np.diag(np.diag(gram)), atol=1e-13)
-    assert set(np.round(np.diag(gram), 12)) <= {0.0, 1.0}
-
-
-def test_squared_norm_of_a_product_that_cancels():
-    x, y = normal(1, 30, 2), normal(2, 2, 40)
-    twice = squared_norm_of_product(jnp.concatenate([x, -x * (1 + 1e-12)], axis=1), jnp.concatenate([y, y]))
-    np.testing.assert_allclose(twice, 1e-24 * jnp.sum((x @ y) ** 2), rtol=1e-2)
-
-
 @pytest.mark.long
 def test_a_large_aligned_problem_is_never_written_out():
     problem = aligned_problem(KEY, m=1100, n=1100, h=2200, component="bottom")
@@ -183,29 +166,6 @@ def test_the_spectrum_of_a_gaussian_matrix_without_the_matrix():
     expected = np.stack([np.linalg.svd(rng.standard_normal((12, 8)), compute_uv=False) for _ in range(300)])
     error = np.sqrt((drawn.var(axis=0) + expected.var(axis=0)) / 300)
     assert np.all(np.abs(drawn.mean(axis=0) - expected.mean(axis=0)) < 5 * error)
-
-
-@pytest.mark.parametrize("shape", [(12, 8), (8, 12), (1, 5)])
-def test_top_pairs_of_many_matrices_are_those_of_lapack(shape):
-    drawn = 1e-3 * np.random.default_rng(0).standard_normal((20, *shape))
-    left, right = jax.vmap(top_pair)(jnp.asarray(drawn))
-    u, _, vt = np.linalg.svd(drawn)
-    for found, expected in ((left, u[:, :, 0]), (right, vt[:, 0])):
-        cosines = np.abs(np.sum(np.asarray(found) * expected, axis=-1))
-        np.testing.assert_allclose(cosines, 1, rtol=1e-12)
-    np.testing.assert_allclose(np.einsum("ki,kij,kj->k", left, drawn, right), np.linalg.norm(drawn, 2, axis=(1, 2)))
-
-
-def test_the_top_pair_of_nothing_is_a_pair_of_unit_vectors():
-    for nothing in (jnp.zeros((3, 4)), Diagonal(jnp.zeros(2), (3, 4)), Diagonal(jnp.zeros(0), (3, 4))):
-        for vector in top_pair(nothing):
-            assert float(jnp.linalg.norm(vector)) == 1.0
-
-
-def test_the_top_pair_of_a_diagonal_has_its_sign():
-    left, right = top_pair(Diagonal(jnp.array([1.0, -3.0]), (3, 4)))
-    np.testing.assert_array_equal(left, [0, -1, 0])
-    np.testing.assert_array_equal(right, [0, 1, 0, 0])
 
 
 def test_a_rank_of_nothing_is_refused():
@@ -231,21 +191,3 @@ def test_small_parts_of_a_problem_are_kept_in_single_precision():
         problem = Factorization(np.eye(100) * 2, np.eye(100), np.diag(values))
         dataset = sweep(problem, side="B", alpha=1e-2, rank=1, seeds=1, t1=20.0, saves=3, rtol=1e-3, progress=False)
     assert float(dataset["loss"].isel(time=-1).squeeze()) == pytest.approx(0.5 * 99 * 25e-12, rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: Diagonal(jnp.ones(4), (3, 5)), "values must be a vector of at most 3 entries, got"),
-        (lambda: Diagonal(jnp.ones(2), (3, 5)) @ jnp.ones((4, 2)), "a factor must have 5 rows, got shape"),
-        (lambda: Diagonal(jnp.ones(2), (3, 5)) @ jnp.ones(5), "a factor must have 5 rows, got shape"),
-        (lambda: jnp.ones((2, 5)) @ Diagonal(jnp.ones(2), (3, 5)), "a factor must have 3 columns, got shape"),
-        (
-            lambda: Factorization(Diagonal(jnp.array([1.0, jnp.nan]), (3, 3)), np.eye(3), np.eye(3)),
-            "w1 must be finite, got 1 entries",
-        ),
-    ],
-)
-def test_diagonals_that_do_not_fit_are_refused(make, message):
-    with pytest.raises(InputError, match=message):
-        make()

@@ -30,7 +30,7 @@ from lora_flow import (
     spectral_init,
     sweep,
 )
-from lora_flow.algebra.matrices import dense
+from lora_flow.algebra.diagonal import dense
 from lora_flow.initialization import check_rank, initialize
 from lora_flow.sweeps.values import start_values
 

@@ -15,7 +15,7 @@ from lora_flow import (
     solve,
     sweep,
 )
-from lora_flow.algebra.matrices import tie
+from lora_flow.algebra.spectra import tie
 from lora_flow.initialization import initialize
 from lora_flow.initialization.directions import frame_of, triplets
 

@@ -29,8 +29,9 @@ from lora_flow import (
     solve,
     sweep,
 )
-from lora_flow.problems.base import fastest_rate, task_rank, vector_field
+from lora_flow.problems.base import vector_field
 from lora_flow.problems.formulas import FORMULAS, formula
+from lora_flow.problems.tasks import fastest_rate, task_rank
 from lora_flow.sweeps.plan import plan_sweep
 
 DECAY = 0.3

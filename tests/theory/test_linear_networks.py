@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 from lora_flow import InputError
-from lora_flow.algebra import matrices
+from lora_flow.algebra import spectra
 from lora_flow.theory import linear_descent as descent
 from lora_flow.theory import linear_flow as flow
 from lora_flow.theory import linear_local as local
@@ -891,8 +891,8 @@ def test_spectra_have_the_derivatives_of_the_eigenvalues(rows):
         return jnp.concatenate([values[:4], values[-5:]]) if rows > k else values
 
     for ours, reference, at, along in (
-        (matrices.spectrum, lambda x: jnp.linalg.svd(x, compute_uv=False), (x,), (dx,)),
-        (matrices.difference_spectrum, kept, (x, y), (dx, dy)),
+        (spectra.spectrum, lambda x: jnp.linalg.svd(x, compute_uv=False), (x,), (dx,)),
+        (spectra.difference_spectrum, kept, (x, y), (dx, dy)),
     ):
         np.testing.assert_allclose(ours(*at), reference(*at), atol=1e-12)
         slopes = [jax.jvp(function, at, along)[1] for function in (ours, reference)]
@@ -904,7 +904,7 @@ def test_spectra_have_the_derivatives_of_the_eigenvalues(rows):
 def test_no_more_than_one_matrix_is_given_to_lapack_at_a_time():
     """Batches of them, inside a compiled program on CPU, can wait for each other for ever."""
     x = jnp.zeros((7, 4, 3))
-    for function, batch in ((matrices.spectrum, (x,)), (matrices.difference_spectrum, (x, x))):
+    for function, batch in ((spectra.spectrum, (x,)), (spectra.difference_spectrum, (x, x))):
         program = jax.jit(jax.vmap(function)).lower(*batch).as_text()
         calls = [line for line in program.splitlines() if "custom_call @lapack" in line]
         assert calls

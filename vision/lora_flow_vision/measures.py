@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_flow import Adapter, Adapters
-from lora_flow.algebra.matrices import gram_schmidt, singular_triplets
+from lora_flow.algebra.spectra import singular_triplets
+from lora_flow.algebra.thin import gram_schmidt
 from lora_flow_vision.task import Classification
 
 MEASURES = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_flow import Adapter, Adapters, SingleLayer
-from lora_flow.algebra.matrices import singular_triplets
+from lora_flow.algebra.spectra import singular_triplets
 from lora_flow.checks import require_choice
 from lora_flow.initialization import initialize
 

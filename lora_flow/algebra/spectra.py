@@ -1,126 +1,20 @@
-"""Structured matrices: a diagonal one that is not written out, and thin factors without LAPACK."""
+"""Norms, singular values and singular vectors."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float
 
-from lora_flow.arrays import AnyArray, numbers, real_array
-from lora_flow.checks import concrete, kind, require
+from lora_flow.algebra.diagonal import Diagonal, Matrix
 
 WIDEST = 8  # singular vectors of one value that are taken together
+
 NEGLIGIBLE = 64  # eps of what it was made from, up to which a product of matrices is rounding
-
-WRITTEN_OUT = 1024  # the largest dimension at which matrices are made, and decomposed, without being asked for
-
-
-class Diagonal(eqx.Module):
-    """A real matrix of the given `shape` with `values` on the first places of its diagonal, zero elsewhere.
-
-    Multiplies arrays with `@` from either side, in O(rows) for each column; `dense()` and `numpy.asarray` write it out.
-    """
-
-    values: Float[Array | np.ndarray, " rank"]
-    shape: tuple[int, int] = eqx.field(static=True)
-
-    __array_ufunc__ = None  # NumPy leaves `array @ diagonal` to `__rmatmul__`
-
-    def __init__(self, values: AnyArray, shape: tuple[int, int]):
-        pair = isinstance(shape, (tuple, list)) and len(shape) == 2
-        whole = pair and all(isinstance(one, (int, np.integer)) and one is not True and one >= 0 for one in shape)
-        require(whole, "shape", "be two whole numbers", kind(shape))
-        self.shape = int(shape[0]), int(shape[1])
-        self.values, room = numbers("values", values), min(self.shape)  # NumPy's stay so: nothing is compiled for them
-        fits = self.values.ndim == 1 and len(self.values) <= room
-        require(fits, "values", f"be a vector of at most {room} entries", f"shape {self.values.shape}")
-
-    @property
-    def rank(self) -> int:
-        """The number of places with a value."""
-        return self.values.shape[-1]
-
-    @property
-    def T(self) -> Diagonal:
-        return Diagonal(self.values, self.shape[::-1])
-
-    @property
-    def dtype(self) -> Any:
-        return self.values.dtype
-
-    def __matmul__(self, x: Any) -> Any:
-        if isinstance(x, Diagonal):
-            require(self.shape[1] == x.shape[0], "a factor", f"have {self.shape[1]} rows", f"shape {x.shape}")
-            k = min(self.rank, x.rank)
-            return Diagonal(self.values[:k] * x.values[:k], (self.shape[0], x.shape[1]))
-        require(x.ndim == 2 and len(x) == self.shape[1], "a factor", f"have {self.shape[1]} rows", f"shape {x.shape}")
-        return jnp.pad(self.values[:, None] * x[: self.rank], ((0, self.shape[0] - self.rank), (0, 0)))
-
-    def __rmatmul__(self, x: Any) -> Any:
-        fits = x.ndim == 2 and x.shape[1] == self.shape[0]
-        require(fits, "a factor", f"have {self.shape[0]} columns", f"shape {x.shape}")
-        return jnp.pad(x[:, : self.rank] * self.values[None], ((0, 0), (0, self.shape[1] - self.rank)))
-
-    def dense(self) -> Float[Array, "rows columns"]:
-        return self @ jnp.eye(self.shape[1], dtype=self.dtype)
-
-    def factors(self) -> tuple[Float[Array, "rows rank"], Float[Array, "rank columns"]]:
-        """Thin factors, `dense() == left @ right`."""
-        rows, columns = self.shape
-        unit = jnp.ones(self.rank, self.dtype)
-        return Diagonal(self.values, (rows, self.rank)).dense(), Diagonal(unit, (self.rank, columns)).dense()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.dense(), dtype)
-
-
-Matrix = Array | np.ndarray | Diagonal
-
-
-def as_matrix(name: str, value: Any) -> Array | Diagonal:
-    """The value as a finite matrix of JAX's default floating-point type, a copy, or `InputError` under that name."""
-    if isinstance(value, Diagonal):
-        values = real_array(name, value.values)
-        _check_size(name, values)
-        return Diagonal(values, value.shape)
-    array = real_array(name, value, "be a matrix of real numbers")
-    require(array.ndim == 2, name, "be a matrix", f"shape {array.shape}")
-    require(array.size > 0, name, "have at least one entry", f"shape {array.shape}")
-    _check_size(name, array)
-    return array
-
-
-def _check_size(name: str, array: Array) -> None:
-    values = concrete(array)
-    if values is None:
-        return
-    bad, limits = int(np.sum(~np.isfinite(values))), np.finfo(values.dtype)
-    require(bad == 0, name, "be finite", f"{bad} entries that are NaN or infinite")
-    largest, most = np.max(np.abs(values), initial=0.0), float(limits.max) ** 0.25
-    must = f"have no entry above {most:.2g} in size, for its squares to hold in {values.dtype}"
-    require(largest <= most, name, must, f"{largest:.3g}")
-
-
-def check_task(name: str, matrix: Matrix) -> None:
-    """Raises for a matrix to learn that is zero, or so small that its squares are."""
-    for leaf in jax.tree.leaves(matrix):
-        values = concrete(leaf)
-        if values is None:
-            return
-        largest, least = np.max(np.abs(values), initial=0.0), float(np.finfo(values.dtype).tiny) ** 0.25
-        require(largest > 0, name, "have a non-zero entry", "nothing to learn")
-        must = f"have an entry of at least {least:.2g} in size, for its squares to hold in {values.dtype}"
-        require(largest >= least, name, must, f"{largest:.3g}")
-
-
-def dense(matrix: Matrix) -> Any:
-    """The matrix written out."""
-    return matrix.dense() if isinstance(matrix, Diagonal) else matrix
 
 
 def top_pair(matrix: Matrix) -> tuple[Array, Array]:
@@ -207,75 +101,6 @@ def singular_values(matrix: Matrix) -> np.ndarray:
 
 def frobenius_norm(matrix: Matrix) -> Array:
     return norm(jnp.asarray(matrix.values if isinstance(matrix, Diagonal) else matrix))
-
-
-def column_norms(matrix: Matrix) -> np.ndarray:
-    if isinstance(matrix, Diagonal):
-        return np.pad(np.abs(matrix.values), (0, matrix.shape[1] - matrix.rank))
-    return norm_on_host(np.asarray(matrix), axis=0)
-
-
-def gram_schmidt(
-    x: Float[Array, "rows columns"],
-) -> tuple[Float[Array, "rows columns"], Float[Array, "columns columns"]]:
-    """A thin QR factorisation x = Q R by Gram-Schmidt with every column orthogonalised twice (Giraud et al. 2005).
-
-    A column that depends on earlier ones gets zeros in Q; its diagonal place of R has the size of what is left of it,
-    which is rounding. There is no LAPACK in it: such calls inside a compiled program are slow for many small matrices,
-    and on CPU can wait for each other for ever.
-    """
-    sizes = norm(x, axis=0)
-    rounding = x.shape[0] * jnp.finfo(x.dtype).eps
-
-    def orthogonalise(j: Any, factors: tuple[Array, Array]) -> tuple[Array, Array]:
-        q, r = factors
-        column, overlap = x[:, j], jnp.zeros(x.shape[1], x.dtype)
-        for _ in range(2):
-            again = q.T @ column
-            column, overlap = column - q @ again, overlap + again
-        size = norm(column)
-        independent = size > rounding * sizes[j]
-        unit = jnp.where(independent, column / jnp.where(independent, size, 1.0), 0.0)
-        return q.at[:, j].set(unit), r.at[:, j].set(overlap).at[j, j].set(size)
-
-    count = x.shape[1]
-    return jax.lax.fori_loop(0, count, orthogonalise, (jnp.zeros_like(x), jnp.zeros((count, count), x.dtype)))
-
-
-def solve_gram(x: Float[Array, "rows columns"], y: Float[Array, "columns k"]) -> Float[Array, "columns k"]:
-    """z with x^T x z = y and 0 in the places of columns of x that depend on earlier ones; without LAPACK."""
-    _, r = gram_schmidt(x)
-    size = jnp.diagonal(r)
-    independent = size > x.shape[0] * jnp.finfo(x.dtype).eps * norm(x, axis=0)
-    inverse = jnp.where(independent, 1 / jnp.where(independent, size, 1.0), 0.0)
-    count = len(size)
-
-    def down(j: Any, z: Array) -> Array:  # R^T z = y
-        return z.at[j].set(inverse[j] * (y[j] - r[:, j] @ z))
-
-    def up(i: Any, z: Array) -> Array:  # R z = the z of before
-        j = count - 1 - i
-        above = jnp.where(jnp.arange(count) > j, r[j], 0.0)
-        return z.at[j].set(inverse[j] * (z[j] - above @ z))
-
-    return jax.lax.fori_loop(0, count, up, jax.lax.fori_loop(0, count, down, jnp.zeros_like(y)))
-
-
-@jax.custom_jvp
-def squared_norm_of_product(x: Float[Array, "m k"], y: Float[Array, "k n"]) -> Float[Array, ""]:
-    """||x y||_F^2 from the triangular factors of x and y^T, in O((m + n) k^2).
-
-    The Gram matrices of x and y would lose half of the digits of a small product of large factors. The derivative,
-    which is linear in the product, may use them.
-    """
-    return jnp.sum((gram_schmidt(x)[1] @ gram_schmidt(y.T)[1].T) ** 2)
-
-
-@squared_norm_of_product.defjvp
-def _(primals: Any, tangents: Any) -> Any:
-    (x, y), (dx, dy) = primals, tangents
-    slope = 2 * (jnp.sum(dx * (x @ (y @ y.T))) + jnp.sum(dy * ((x.T @ x) @ y)))
-    return squared_norm_of_product(x, y), slope
 
 
 Matrices = Float[Array, "*batch n n"]
@@ -370,10 +195,6 @@ def norm_on_host(x: np.ndarray, axis: int | tuple[int, ...] | None = None) -> An
 def root(values: Array) -> Array:
     """The square root, with a derivative of zero at zero; NaN stays NaN."""
     return jnp.where(values > 0, jnp.sqrt(positive(values)), 0.0 * values)
-
-
-# LAPACK's factorisations of many matrices at once, inside a compiled program on CPU, can wait for each other for ever:
-# under `vmap` these take one after another.
 
 
 @sequential_vmap

@@ -1,9 +1,8 @@
-"""Problems: an aligned draw as in the paper, departures from it, real images, or a file."""
+"""Two layers whose weights are aligned with the task, as in the paper."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,26 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.algebra.matrices import WRITTEN_OUT, Diagonal, dense
+from lora_flow.algebra.diagonal import WRITTEN_OUT, Diagonal
 from lora_flow.arrays import real_array, require_key
 from lora_flow.checks import (
-    InputError,
-    as_path,
     as_real,
     kind,
-    one_line,
     require,
     require_choice,
     require_integer,
     require_number,
 )
-from lora_flow.problems.base import Factorization, check_factorization, matrix_rank
+from lora_flow.problems.factorization import Factorization
 from lora_flow.runtime.compiling import compiled
-from lora_flow.storage.arrays import read_arrays
 
 PAPER_SPECTRUM = (6.5, 0.099)  # largest and smallest singular value of the paper's 10 x 10 draw
-
-ARRAYS = ("w1", "w2", "shift", "target")  # in a file
 
 Component = int | str
 
@@ -122,121 +115,8 @@ def _aligned_weights(
     return frame @ root @ vt / c, c * u @ root @ frame.T, shift
 
 
-def digits_problem(h: int = 64) -> Factorization:
-    """Fine-tuning a linear classifier of scikit-learn's digits from classes 0-4 to all ten classes.
-
-    The pretrained map is the ridge regression from the images of the digits 0-4 to their classes. The target is the
-    least-squares map from all images to all ten classes. Both are `(10, 64)`. All images are whitened, in pixel
-    coordinates, so the loss is exactly half the excess mean squared error over the best linear classifier. The
-    pretrained map has rank 4 and is split into balanced weights of hidden width `h`. The shift has rank 9 and is
-    **not** aligned with the weights; more than half of its squared norm lies outside the column space of W2 and the row
-    space of W1.
-
-    **Returns:** a `Factorization` with W1 `(h, 64)`, W2 `(10, h)` and a shift `(10, 64)`.
-
-    **Raises:** `InputError` for `h` below 4.
-    """
-    from sklearn.datasets import load_digits
-
-    require_integer("h", h, "be at least 4, the rank of the pretrained map", 4)
-    pixels, digit = load_digits(return_X_y=True)
-    images = _whiten(pixels)
-    classes = np.eye(10)[digit]
-    target = _regress(images, classes, ridge=0.0)
-    known = digit < 5
-    pretrained = _regress(images[known], classes[known], ridge=1e-2)
-    u, sigma, vt = np.linalg.svd(pretrained, full_matrices=False)
-    k = matrix_rank(sigma, pretrained.shape)
-    root = np.sqrt(sigma[:k])
-    w1, w2 = np.zeros((h, 64)), np.zeros((10, h))
-    w1[:k], w2[:, :k] = root[:, None] * vt[:k], u[:, :k] * root
-    return Factorization(w1=w1, w2=w2, target=target)
-
-
-def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factorization:
-    r"""The problem with each singular vector of the shift turned away by `angle` degrees.
-
-    With `shift = U S V^T` of rank k, U becomes `cos(angle) U + sin(angle) U'`, where U' is a random orthonormal frame
-    orthogonal to U, and V likewise: all principal angles between the old and the new singular subspaces are `angle`.
-    The singular values stay. For any angle above 0, Assumption 2.2 of arXiv 2503.06982 fails.
-
-    **Returns:** a `Factorization` of the same shapes; at angle 0 the problem itself.
-
-    **Raises:** `InputError` unless 0 <= angle <= 90 and twice the shift's rank is at most min(m, n).
-    """
-    check_factorization(problem)
-    require_key(key)
-    require_angle(angle)
-    if angle == 0:
-        return problem
-    u, sigma, vt = np.linalg.svd(np.asarray(problem.shift), full_matrices=False)
-    k = matrix_rank(sigma, problem.shift.shape)
-    room = min(problem.shift.shape) // 2
-    require(k <= room, "angle", f"be 0 for a shift of rank above {room}, which fills its space", f"{angle:g}, rank {k}")
-    left, right = (turned(x, one, angle) for x, one in zip((u[:, :k], vt[:k].T), jax.random.split(key), strict=True))
-    return Factorization(problem.w1, problem.w2, left * sigma[:k] @ right.T)
-
-
 def require_angle(angle: Any) -> None:
     require_number("angle", angle, "lie between 0 and 90 degrees", lambda known: 0 <= known <= 90)
-
-
-def turned(basis: np.ndarray, key: Array, angle: float) -> np.ndarray:
-    """An orthonormal frame at this angle, in degrees, to the given one: all principal angles are equal."""
-    if angle == 0:
-        return basis
-    drawn = np.asarray(jax.random.normal(key, basis.shape))
-    across, _ = np.linalg.qr(drawn - basis @ (basis.T @ drawn))
-    return np.cos(np.deg2rad(angle)) * basis + np.sin(np.deg2rad(angle)) * across
-
-
-def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
-    r"""The problem with Gaussian noise in the pretrained weights, and with the same target.
-
-    Each W_i becomes `W_i + N_i` with entries of N_i iid normal and `||N_i||_F = noise ||W_i||_F`. Fine-tuning aims at
-    the same Yft, so the shift absorbs the change of W2 W1 and has full rank. For any noise above 0, Assumptions 2.1 and
-    2.2 of arXiv 2503.06982 fail.
-
-    **Returns:** a `Factorization` of the same shapes; at noise 0 the problem itself.
-
-    **Raises:** `InputError` unless noise is finite and at least 0.
-    """
-    check_factorization(problem)
-    require_key(key)
-    require_number("noise", noise, "be at least 0", lambda known: known >= 0)
-    if noise == 0:
-        return problem
-    keys = jax.random.split(key)
-
-    def disturb(weight: Array, key: Array) -> Array:
-        drawn = jax.random.normal(key, weight.shape)
-        return weight + noise * jnp.linalg.norm(weight) / jnp.linalg.norm(drawn) * drawn
-
-    before, shift = [dense(weight) for weight in (problem.w1, problem.w2)], dense(problem.shift)
-    w1, w2 = map(disturb, before, keys)
-    return Factorization(w1, w2, shift + (before[1] @ before[0] - w2 @ w1))
-
-
-def load_problem(path: str | Path) -> Factorization:
-    """A problem from an `.npz` or `.safetensors` file with arrays `w1`, `w2` and `shift` or `target`.
-
-    **Returns:** a `Factorization` with W1 `(h, n)`, W2 `(m, h)` and a shift `(m, n)`.
-
-    **Raises:** `InputError` for a file that is missing, cannot be read, or lacks an array, and for arrays that
-    `Factorization` refuses.
-    """
-    path = as_path("problem", path)
-    require(path.suffix in (".npz", ".safetensors"), "problem", "be an .npz or .safetensors file", f"'{path}'")
-    require(path.is_file(), "problem", "be a file that exists", f"'{path}'")
-    try:
-        arrays = read_arrays(path, ARRAYS)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        raise InputError(f"problem must be a readable {path.suffix} file, got '{path}' ({one_line(error)})") from error
-    missing = {"w1", "w2"} - set(arrays)
-    require(not missing, f"'{path}'", f"hold an array {' and '.join(sorted(missing))}", f"only {sorted(arrays)}")
-    return Factorization(**arrays)
 
 
 def _component_indices(component: Component | Sequence[Component], k: int) -> list[int]:
@@ -279,18 +159,3 @@ def _rescale(sigma: Array, largest: float, smallest: float) -> Array:
     if sigma.size == 1:
         return jnp.full_like(sigma, largest)
     return smallest + (sigma - sigma[-1]) * (largest - smallest) / (sigma[0] - sigma[-1])
-
-
-def _whiten(pixels: np.ndarray) -> np.ndarray:
-    """Zero mean and unit covariance on the pixels' span; pixels that never vary become zero."""
-    centred = pixels - pixels.mean(axis=0)
-    u, sigma, vt = np.linalg.svd(centred, full_matrices=False)
-    k = matrix_rank(sigma, centred.shape)
-    return np.sqrt(len(pixels)) * u[:, :k] @ vt[:k]
-
-
-def _regress(inputs: np.ndarray, outputs: np.ndarray, ridge: float) -> np.ndarray:
-    """The `(out, in)` matrix of a linear regression with intercept; the ridge is in units of the inputs' variance."""
-    x, y = inputs - inputs.mean(axis=0), outputs - outputs.mean(axis=0)
-    covariance = x.T @ x / len(x) + ridge * np.eye(x.shape[1])
-    return (np.linalg.pinv(covariance, hermitian=True) @ (x.T @ y / len(x))).T
