@@ -11,7 +11,7 @@ import pytest
 
 from lora_flow import aligned_problem
 from lora_flow.cli import main
-from lora_flow.recipes import targets
+from lora_flow.recipes import aligned
 
 COMMAND_LINES = [
     ("swep", "the command must be 'sweep', 'plot', 'status', 'figure', 'theory', 'in"),
@@ -546,7 +546,7 @@ def _drawn_once(monkeypatch, drawn=aligned_problem, kept={}):  # noqa: B006
             kept[asked] = drawn(key, **settings)
         return kept[asked]
 
-    monkeypatch.setattr(targets, "aligned_problem", draw)
+    monkeypatch.setattr(aligned, "aligned_problem", draw)
 
 
 def refused(words, capsys):

@@ -14,9 +14,9 @@ from lora_flow.results.answers import answers, best, ending
 from lora_flow.results.predictions import predictions
 from lora_flow.results.report import Table, about, final_values, report, unfinished
 from lora_flow.results.summary import answered
-from lora_flow.settings import Settings, build_plan
+from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.sweeps.labels import PENDING, label
-from lora_flow.sweeps.run import load_run, open_runs, to_table
+from lora_flow.sweeps.run import load_run, open_runs
 
 TIME = np.linspace(0.0, 10.0, 101)
 FLOOR = 1e-26
