@@ -98,8 +98,8 @@ def _next(path: Path, parts: Sequence[Path], unfinished: Sequence[Path], at_work
     if not unfinished:
         return f"finished; draw it again with: lora-flow plot {path}"
     if at_work:
-        return "not finished; what is stored so far is drawn by: lora-flow plot " + str(path)
-    return f"not finished; go on with: {_command(path, parts)}"
+        return "not finished; draw the stored part with: lora-flow plot " + str(path)
+    return f"not finished; continue with: {_command(path, parts)}"
 
 
 def _figure(parts: Sequence[Path]) -> str:

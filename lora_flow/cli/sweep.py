@@ -134,7 +134,7 @@ def solve_runs(
         start_jax(settings.precision, settings.devices)
         planned[name] = (to_table(settings), build_plan(asked))
     with contextlib.ExitStack() as held:
-        with whole(f"what is solved is stored, go on with: {go_on}"):
+        with whole(f"solved batches are stored, continue with: {go_on}"):
             opened = open_runs(out, planned, resume=resume, overwrite=overwrite, attrs=attrs)
             folders = held.enter_context(opened)
         for name, folder in folders.items():

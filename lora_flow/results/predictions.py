@@ -28,7 +28,7 @@ def predictions(dataset: xr.Dataset) -> str | Table:
     The floor is for side "B" where W1 has the smaller gain, once the loss has fallen by six decades.
     """
     if reason := _not_about(dataset):
-        return f"## {HEADING}\n\nTheory's T1 and alignment floor are not for this run: {reason}."
+        return f"## {HEADING}\n\nTheory predicts neither T1 nor the alignment floor for this run: {reason}."
     measured = dataset.merge(phases(dataset)[["t1", "t1_predicted"]])
     varied, rows, left_out = problem_dims(dataset), [], dict.fromkeys([""])
     for where, cell in cells(measured):
@@ -55,19 +55,19 @@ def predictions(dataset: xr.Dataset) -> str | Table:
 def _not_about(dataset: xr.Dataset) -> str:
     """The reason why theory predicts nothing for any cell; "" where it predicts something."""
     if "sigma_w1" not in dataset.coords:
-        return f"they are of a factorisation of two layers with a shift, and this is {kind_of(dataset)}"
+        return f"the predictions are for a factorisation of two layers with a shift, and this is {kind_of(dataset)}"
     if (flow := dataset.attrs.get("flow", "plain")) != "plain":
-        return f"they are of the plain gradient flow, and this is {flow}"
+        return f"the predictions are for the plain gradient flow, and this is {flow}"
     why = [_cell_not_about(cell, where) for where, cell in cells(dataset)]
     return "" if "" in why else "; ".join(dict.fromkeys(why))
 
 
 def _cell_not_about(cell: xr.Dataset, where: Mapping[str, Any]) -> str:
     if where["init"] not in SMALL:
-        return f"they are of starts that alpha makes small, {' and '.join(SMALL)}, not of {where['init']}"
+        return f"the predictions are for starts that alpha makes small, {' and '.join(SMALL)}, not for {where['init']}"
     if int(cell["shift_rank"]) != 1:
-        return f"they are of shifts of rank one, not of rank {int(cell['shift_rank'])}"
-    return "" if bool(cell["aligned"]) else "they are of shifts that are aligned with the weights"
+        return f"the predictions are for shifts of rank one, not for rank {int(cell['shift_rank'])}"
+    return "" if bool(cell["aligned"]) else "the predictions are for shifts that are aligned with the weights"
 
 
 def _t1(cell: xr.Dataset) -> list[str]:

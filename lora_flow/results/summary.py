@@ -135,8 +135,8 @@ def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
     heading = "When it aligns"
     if not any(np.isfinite(cell.best).any() for cell in found):
         return (
-            f"## {heading}\n\nThere is nothing to align with: no direction is defined that adapters turn to while they "
-            "are small (the gradient of the loss with respect to the weights is zero at zero adapters)."
+            f"## {heading}\n\nThere is nothing to align with: small adapters turn to no direction, because the "
+            "gradient of the loss with respect to the weights is zero at zero adapters."
         )
     rows = []
     timed = "sigma_w1" in dataset.coords
@@ -148,9 +148,9 @@ def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
     header = [*_dims(dataset), "least 1 - cos", "from t", "1 - cos at the end", "t_align", *(["T1"] if timed else [])]
     layer = _layer(dataset)
     text = (
-        f"cos is of the angle between the top left singular vector of {layer} and the direction that it turns to "
-        "while small; `from t`: when 1 - cos is first within a tenth of a decade of its least. `t_align`: when the "
-        "part along that direction outgrows the rest."
+        f"cos is that of the angle between the top left singular vector of {layer} and the direction that it turns to "
+        "while small. `from t`: the first time at which 1 - cos is within a tenth of a decade of its least. `t_align`: "
+        "the time at which the part along this direction outgrows the rest."
     )
     text += (
         " `T1`: the end of alignment, when the update begins to show."
@@ -185,11 +185,11 @@ def _losses(dataset: xr.Dataset, found: Sequence[Cell]) -> Table:
     floor = float(rounding_floors(dataset).median())
     text = (
         "`level`: the loss changes by less than a hundredth of a decade in the last tenth of the time (on a saddle as "
-        f"well); `at rounding`: below {floor:.1g}, where it says nothing but how numbers are rounded. "
+        f"well); `at rounding`: below {floor:.1g}, where the loss is only rounding. "
         f"{_medians(dataset)}"
     )
     if "least_loss" in dataset.coords:
-        text = f"The loss is L - L*, above the least that a network of this kind has. {text}"
+        text = f"The loss is L - L*, in excess of the least loss of such a network. {text}"
     return Table("loss", "Where the loss stops", text, header, rows)
 
 

@@ -259,7 +259,7 @@ def check_free(path: str | Path, overwrite: bool) -> None:
     stored = set(read_toml(path / SETTINGS)) if is_started(path) else set()
     is_run = {"init", "alpha", "rank", "t1"} <= stored
     require(is_run, "out", "be a new folder or a run folder", f"'{path}', which holds something else")
-    require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
+    require(overwrite, "out", "be new (--overwrite replaces it, --resume continues it)", f"the run '{path}'")
 
 
 def is_vacant(path: Path) -> bool:

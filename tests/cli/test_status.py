@@ -39,7 +39,7 @@ def test_status_counts_lanes_and_says_how_to_go_on(unfinished, capsys):
     assert lines[1].startswith("last written ")
     assert " ago (" in lines[1]
     assert lines[2] == "no process is at work in it"
-    assert lines[3] == f"not finished; go on with: lora-flow sweep --out {unfinished} --resume"
+    assert lines[3] == f"not finished; continue with: lora-flow sweep --out {unfinished} --resume"
     assert len(lines) == 4
 
 
@@ -53,7 +53,7 @@ def test_lanes_whose_values_are_damaged_are_not_done(unfinished, tmp_path, name)
     told = status(copied).splitlines()
     assert lanes_done(told[0]) < whole[0] == 6
     assert told[0].endswith(f"; damaged or missing {name}/{chunk.name}")
-    assert told[-1] == f"not finished; go on with: lora-flow sweep --out {copied} --resume"
+    assert told[-1] == f"not finished; continue with: lora-flow sweep --out {copied} --resume"
 
 
 def test_batches_are_counted_by_their_lanes(tmp_path):
@@ -81,7 +81,7 @@ def test_a_folder_whose_coordinates_are_damaged_is_said_to_be(unfinished, tmp_pa
     (copied / "results.zarr/alpha/0").unlink()
     told = status(copied).splitlines()
     assert told[0] == f"{copied}: damaged or missing alpha/0"
-    assert told[-1] == f"not finished; go on with: lora-flow sweep --out {copied} --resume"
+    assert told[-1] == f"not finished; continue with: lora-flow sweep --out {copied} --resume"
 
 
 def test_status_tells_the_age_of_the_last_write(unfinished, tmp_path):
@@ -119,11 +119,11 @@ def test_status_of_finished_runs_figures_and_other_folders(unfinished, tmp_path)
     (tmp_path / "study/settings.toml").write_text('study = "scaling"\nseeds = 2\n')
     told = status(tmp_path / "study")
     assert "figure scaling, not finished" in told
-    assert f"go on with: lora-flow figure scaling --out {tmp_path / 'study'} --overwrite" in told
+    assert f"continue with: lora-flow figure scaling --out {tmp_path / 'study'} --overwrite" in told
     (tmp_path / "bare").mkdir()
     shutil.copy(unfinished / "settings.toml", tmp_path / "bare")
     assert "nothing stored yet" in status(tmp_path / "bare")
-    assert "go on with: lora-flow sweep" in status(tmp_path / "bare")
+    assert "continue with: lora-flow sweep" in status(tmp_path / "bare")
 
 
 def test_a_figure_of_several_runs_has_a_line_for_each(tmp_path):
@@ -138,7 +138,7 @@ def test_a_figure_of_several_runs_has_a_line_for_each(tmp_path):
         "2 of 8 lanes done (1 of 4 batches); ended",
     ]
     assert lines[2] == f"{tmp_path / 'delta_w-0.907'}: nothing stored yet"
-    assert lines[-1] == f"not finished; go on with: lora-flow figure 3 --out {tmp_path} --resume"
+    assert lines[-1] == f"not finished; continue with: lora-flow figure 3 --out {tmp_path} --resume"
 
 
 def test_a_partial_run_is_nan_where_nothing_has_run(unfinished):
@@ -162,7 +162,7 @@ def test_vision_units_are_counted(tmp_path):
     lanes = 2 * len(settings.alphas) * len(settings.rank)
     told = status(tmp_path / "run")
     assert f"0 of {lanes} lanes done (0 of {len(vision.units(settings))} units); ended: none" in told
-    assert f"go on with: lora-flow vision --out {tmp_path / 'run'} --resume" in told
+    assert f"continue with: lora-flow vision --out {tmp_path / 'run'} --resume" in told
     unit = vision.units(settings)[0]
     trained = lanes * len(unit.seeds) // 2 // len(settings.rank)
     losses = np.ones((len(settings.alphas), len(unit.seeds), len(vision.saved_steps(settings.steps))))

@@ -201,10 +201,13 @@ def test_one_seed_has_no_spread():
     ("change", "reason"),
     [
         ({"factorisation": False}, "this is one adapted layer"),
-        ({"flow": "scaled"}, "they are of the plain gradient flow, and this is scaled"),
-        ({"shift_rank": 3}, "they are of shifts of rank one, not of rank 3"),
-        ({"aligned": 0}, "they are of shifts that are aligned with the weights"),
-        ({"init": ["pissa"]}, "they are of starts that alpha makes small, gaussian and spectral, not of pissa"),
+        ({"flow": "scaled"}, "the predictions are for the plain gradient flow, and this is scaled"),
+        ({"shift_rank": 3}, "the predictions are for shifts of rank one, not for rank 3"),
+        ({"aligned": 0}, "the predictions are for shifts that are aligned with the weights"),
+        (
+            {"init": ["pissa"]},
+            "the predictions are for starts that alpha makes small, gaussian and spectral, not for pissa",
+        ),
     ],
 )
 def test_where_theory_does_not_apply_a_sentence_says_why(change, reason):
@@ -231,7 +234,7 @@ def test_theory_has_rows_only_where_it_applies():
     )
     told = predictions(with_another)
     assert [row[0] for row in told.rows] == ["gaussian"]
-    assert "not of pissa" in told.about
+    assert "not for pissa" in told.about
 
 
 def test_nothing_to_align_with_is_said():

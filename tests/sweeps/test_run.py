@@ -200,7 +200,7 @@ def test_refuses_to_overwrite_unless_told_to(unbroken, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(unbroken[0], out)
     assert main(["sweep", "--out", str(out), *FLAGS]) == 2
-    assert "out must be new (--overwrite replaces it, --resume goes on with it)" in capsys.readouterr().err
+    assert "out must be new (--overwrite replaces it, --resume continues it)" in capsys.readouterr().err
     assert stored_bytes(out) == stored_bytes(unbroken[0])
     assert main(["sweep", "--out", str(out), "--overwrite", "--rank", "1", "--t1", "0.1", "--saves", "2"]) == 0
     assert load_run(out).sizes["time"] == 2

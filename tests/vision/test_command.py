@@ -221,13 +221,13 @@ def test_an_interruption_says_how_to_go_on_once_there_is_a_folder(weights, copie
             "lora_flow_vision.check.run",
             tmp_path / "new",
             fresh,
-            "; what is trained is stored, go on with: lora-flow vision --out {}",
+            "; trained units are stored, continue with: lora-flow vision --out {}",
         ),
         (
             "lora_flow_vision.check.run",
             copied,
             ["--resume"],
-            "; what is trained is stored, go on with: lora-flow vision --out {}",
+            "; trained units are stored, continue with: lora-flow vision --out {}",
         ),
         ("lora_flow_vision.check.build", tmp_path / "none", fresh, ""),
     ):
@@ -442,7 +442,7 @@ def write_cut_idx(folder):
 def test_refuses_to_replace_or_to_go_on_with_what_it_was_not_told_to(copied, tmp_path, capsys):
     before = stored_bytes(copied)
     for flags, message in (
-        ([], r"out must be new \(--overwrite replaces it, --resume goes on with it\), got the run"),
+        ([], r"out must be new \(--overwrite replaces it, --resume continues it\), got the run"),
         (
             ["--resume", "--alpha", "0.3"],
             r"alpha must be \(0\.05, 0\.2, 0\.8\), as '.*' was started, to resume it, got",

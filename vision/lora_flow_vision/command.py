@@ -36,7 +36,7 @@ def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) ->
     with locked(out):
         if not resume:
             check_free(out, overwrite)  # nobody can have made it since
-        note = f"what is trained is stored, go on with: lora-flow vision --out {out} --resume"
+        note = f"trained units are stored, continue with: lora-flow vision --out {out} --resume"
         with whole(note):
             folder = (VisionFolder.resume if resume else VisionFolder.create)(out, settings, MEASURES, attrs)
         if folder.damaged:

@@ -169,7 +169,7 @@ def check_free(path: Path, overwrite: bool) -> None:
     if is_vacant(path):
         return
     require(is_vision(path), "out", "be a new folder or one of an image check", f"'{path}', which holds something else")
-    require(overwrite, "out", "be new (--overwrite replaces it, --resume goes on with it)", f"the run '{path}'")
+    require(overwrite, "out", "be new (--overwrite replaces it, --resume continues it)", f"the run '{path}'")
 
 
 def is_vision(path: Path) -> bool:
