@@ -111,7 +111,7 @@ def as_real(value: Any) -> np.ndarray | None:
 
 
 def listed(value: Any) -> Iterator[Any]:
-    """What lists and tuples hold, however deep, or the value itself."""
+    """The items of nested lists and tuples, or the value itself."""
     if isinstance(value, (list, tuple)):
         for one in value:
             yield from listed(one)

@@ -52,7 +52,7 @@ def with_absolute_path(settings: Settings, folder: Path | None = None) -> Settin
 
 
 def sweep_arguments(settings: Settings) -> dict[str, Any]:
-    """What `sweep` is told of these settings, besides the problems."""
+    """The arguments of `sweep` that these settings give, besides the problems."""
     from lora_flow.dynamics.solve import save_times
 
     names = ("init", "side", "alpha", "rank", "seeds", "t1", "flow", "solver", "rtol", "max_steps")

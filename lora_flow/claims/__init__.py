@@ -1,1 +1,1 @@
-"""What the papers say, tried on runs."""
+"""The claims of the papers, tested on runs."""

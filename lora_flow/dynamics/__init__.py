@@ -1,1 +1,1 @@
-"""What moves the adapters: the flow, gradient descent, and what is read off along the way."""
+"""The motion of the adapters: the flow, gradient descent, and the observables along the way."""

@@ -140,10 +140,10 @@ def inits_notes(datasets: Datasets) -> str:
     header = ["angle", "alpha", "init", *(f"t to {level:g}" for level in LEVELS)]
     header += [f"loss at t = {dataset.attrs['t1']:g}", "lowest possible", "dead directions"]
     return (
-        "Times at which the loss is first below a level, relative to that of the pretrained weight; medians over "
-        "seeds, and - where half of them do not reach it. The shift has singular values 1 and 1/2 along the weight's "
-        "top singular pairs (angle 0) or across them (angle 90), and the rank is 4. At angle 0 milora starts on a "
-        "saddle, which only rounding leaves.\n\n" + table(header, rows)
+        "Times at which the loss is first below a level, relative to the loss of the pretrained weight; medians over "
+        "seeds, with - for a level that half of the seeds do not reach. The shift has singular values 1 and 1/2 along "
+        "the weight's top singular pairs (angle 0) or across them (angle 90), and the rank is 4. At angle 0 milora "
+        "starts on a saddle, which it leaves only by rounding.\n\n" + table(header, rows)
     )
 
 
@@ -198,9 +198,9 @@ def kappa_notes(datasets: Datasets) -> str:
     header = ["init", "flow", *(f"kappa = {show(kappa)}" for kappa in KAPPAS), "largest less smallest, of the mean"]
     return (
         f"The rate at which ||E|| falls while the loss goes from {WINDOW[0]:g} to {WINDOW[1]:g} of its start. "
-        "Preconditioned, 2 where the adapters' subspaces are the task's from the start (lora-one-theory) and 1 where "
-        "only one side is (gora). The plain flow's goes like 2/kappa from the one start, and is lower from the other; "
-        f"- where the loss is not there by t = {KAPPA.t1:g}.\n\n" + table(header, rows)
+        "The preconditioned rate is 2 if the adapters' subspaces are the task's from the start (lora-one-theory) and "
+        "1 where only one side's is (gora). The plain flow's rate goes like 2/kappa from lora-one-theory, and is lower "
+        f"from gora; - where the loss does not fall so far by t = {KAPPA.t1:g}.\n\n" + table(header, rows)
     )
 
 

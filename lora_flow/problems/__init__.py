@@ -1,1 +1,1 @@
-"""What is trained: layers, a loss, and the formulas that belong to it."""
+"""Problems to train: layers, a loss, and the formulas that belong to the loss."""

@@ -1,4 +1,4 @@
-"""What a problem asks of its adapters: the rank of its task, and how fast they grow towards it."""
+"""The task of a problem: its rank, and the rate at which adapters grow towards it."""
 
 from __future__ import annotations
 

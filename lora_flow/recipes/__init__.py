@@ -1,1 +1,1 @@
-"""How problems are drawn or read."""
+"""Recipes: functions that draw or read problems."""

@@ -25,10 +25,10 @@ DATA = ("m", "n", "samples", "input_kappa")
 
 
 class Kind:
-    """What a command must know of a kind of problem."""
+    """A kind of problem on the command line: its flags, its draw and its size."""
 
     takes: ClassVar[tuple[str, ...]] = TURNED
-    """The flags that go with it; any other must be left out."""
+    """The flags of this kind; any other must be left out."""
 
     @staticmethod
     def draw(asked: Flags, key: Array) -> Problem:
@@ -37,12 +37,12 @@ class Kind:
 
     @staticmethod
     def shape(asked: Flags) -> tuple[int, int, int]:
-        """Outputs, inputs, and the width of what is between, 0 where nothing is; zeros where they are not known."""
+        """Outputs, inputs, and the hidden width, 0 without a hidden layer; zeros where the sizes are not known."""
         return 0, 0, 0
 
     @staticmethod
     def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
-        """How many numbers large weights and the data have, by the flag that asks for them; a `Diagonal` has none."""
+        """The count of numbers in large weights and data, by the flag that sets it; a `Diagonal` counts as none."""
         return {}
 
 
@@ -280,7 +280,7 @@ def draw_all(asked: Flags) -> Problems:
 
 
 def layers(asked: Flags) -> dict[str, Any]:
-    """What `aligned_problem` and `pretrained_problem` are told alike."""
+    """The common arguments of `aligned_problem` and `pretrained_problem`."""
     told: dict[str, Any] = {name: getattr(asked, name) for name in LAYERS}
     if len(asked.shift_scale) == 1:
         told["shift_scale"] = asked.shift_scale[0]

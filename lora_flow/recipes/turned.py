@@ -1,4 +1,4 @@
-"""What departs from an aligned problem: a shift turned away, and noise in the weights."""
+"""Departures from an aligned problem: a shift turned away, and noise in the weights."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a stored dataset says."""
+"""Results: the answers, times and tables that a stored dataset gives."""

@@ -1,1 +1,1 @@
-"""What the process does: compile, count its memory, stop on a signal, say how far it is."""
+"""The process: compiling, memory, signals, and progress."""

@@ -1,4 +1,4 @@
-"""What JAX must know before it is imported."""
+"""The settings that JAX needs before it is imported."""
 
 from __future__ import annotations
 

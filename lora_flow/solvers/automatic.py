@@ -143,7 +143,7 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
     def _once(self, active: Bool[Array, ""], function: Callable[[_Step], _Step], step: _Step) -> _Step:
         """`lax.cond` as a loop: under `vmap` the function is not evaluated at all where no lane is active.
 
-        What the function starts from is carried by the loop; XLA would move whatever does not depend on that out of it.
+        The loop carries the function's input; XLA would move any part that does not depend on it out of the loop.
         """
 
         def body(carry: tuple[Array, _Step]) -> tuple[Array, _Step]:
@@ -155,7 +155,7 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
 
 
 class _Step(NamedTuple):
-    """Where a step ends, its error, the increment half way, what is carried on; before the step, where it starts."""
+    """The end of a step, its error, the increment half way, and the state carried on; before the step, its start."""
 
     y: Float[Array, " d"]
     error: Float[Array, " d"]

@@ -194,7 +194,7 @@ def stages_needed(reach: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def rounding_of(dtype: Any, reach: Float[Array, ""]) -> Float[Array, ""]:
-    """What rounding makes of a step with dt rho = `reach`, relative to the state: it grows as the stages squared.
+    """The effect of rounding on a step with dt rho = `reach`, relative to the state; it grows as the stages squared.
 
     Verwer, Hundsdorfer and Sommeijer, Numer. Math. 57 (1990), 157-178; the constant is measured.
     """
@@ -202,10 +202,10 @@ def rounding_of(dtype: Any, reach: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def beyond_rounding(error: Float[Array, " d"], y: Float[Array, " d"], reach: Float[Array, ""]) -> Float[Array, " d"]:
-    """A step's estimated error without what rounding makes of it.
+    """A step's estimated error, minus the part that rounding makes.
 
-    The state is known to eps, hence its slope to rho eps: an estimate of dt rho eps says nothing about the step. Held
-    against a tolerance it would keep the step at the length that it has.
+    The state is known to eps, hence its slope to rho eps: an estimate of dt rho eps says nothing about the step.
+    Compared with a tolerance, such an estimate would hold the step at its present length.
     """
     unknown = rounding_of(y.dtype, reach) * norm(y)
     size = norm(error)
@@ -226,7 +226,7 @@ def spectral_radius(
     """A unit vector near the Jacobian's dominant eigenvector at y, and ||J v|| by the last iterate, at most rho.
 
     Power iteration from `vector`, until the estimate, `radius` before the first iteration, moves by less
-    than `CHANGE`. A step's length is not differentiated, and no more is this.
+    than `CHANGE`. Like a step's length, the result is not differentiated.
     """
     field, t, y, vector, radius = jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, (field, t, y, vector, radius)

@@ -24,7 +24,7 @@ Norm = Callable[[PyTree], Array]
 
 
 class StepError(NamedTuple):
-    """What a solver that changes methods tells `ResidualController` of a step.
+    """The error of a step, from a solver that changes methods to `ResidualController`.
 
     - `error`: the estimated error, of the order `order`.
     - `rounding`: what rounding alone may make of the step, relative to the state.
@@ -36,7 +36,7 @@ class StepError(NamedTuple):
 
 
 class _ControlState(NamedTuple):
-    """What one step leaves to the next.
+    """Passed from one step to the next.
 
     - `reached`: the least relative residual so far.
     - `defined`: whether there was a loss and a field at the start.
@@ -162,7 +162,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         )
 
     def _scaled_error(self, error: PyTree, y0: PyTree, y1: PyTree, tolerance: Array) -> Array:
-        """The largest over factors of the error over what is allowed; a factor that is and stays zero is exact."""
+        """The largest ratio, over factors, of the error to the allowed error; a factor that stays zero is exact."""
 
         def scaled(e: Array, before: Array, after: Array, origin: Array) -> Array:
             size = jnp.fmax(norm(before), norm(after))

@@ -45,9 +45,9 @@ def loop_kind(adjoint: diffrax.AbstractAdjoint) -> LoopKind:
 
 
 def guard_inputs(adjoint: diffrax.AbstractAdjoint, inputs: Tree) -> Tree:
-    """What is solved from, such that derivatives that only the loops inside would refuse are refused by name.
+    """The inputs of a solve, guarded: derivatives that the adjoint lacks are refused by name, before JAX meets a loop.
 
-    A forward derivative comes by the inputs first, and one in reverse by the outputs.
+    A forward derivative passes the inputs first, a reverse one the outputs.
     """
     return _guarded(inputs, "reverse") if isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint) else inputs
 

@@ -1,4 +1,4 @@
-"""What the variables of a result mean, for whoever opens it."""
+"""The meaning of a result's variables, for its readers."""
 
 from __future__ import annotations
 

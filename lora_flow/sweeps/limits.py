@@ -1,4 +1,4 @@
-"""How large the parts of a sweep are, and how large its numbers may be. Imports nothing."""
+"""The sizes of a sweep's parts, and the limits of its numbers. Imports nothing."""
 
 LARGEST = 2**31 - 1  # of an integer that counts, as the programs take them
 OBSERVABLES = 8  # at least so many numbers are stored of a run at each time
