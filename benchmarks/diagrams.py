@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.tables import OURS
 from benchmarks.tasks import ENOUGH
-from lora_flow.figures.over_time import STYLE
+from lora_flow.figures.style import STYLE
 
 # Okabe and Ito's palette without black, which is ours
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999")

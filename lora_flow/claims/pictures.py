@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,8 +12,7 @@ from matplotlib.lines import Line2D
 from lora_flow.claims import lora_runs as runs
 from lora_flow.claims.lora_runs import ALPHAS, DELTA_W
 from lora_flow.claims.lora_spectral import modes
-from lora_flow.figures.bands import band, mark_rounding
-from lora_flow.figures.over_time import BLUE, GREEN, ORANGE, STYLE
+from lora_flow.figures.style import BLUE, GREEN, ORANGE, band, letters, mark_rounding, panels
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.phases import at_times
 from lora_flow.results.report import log10
@@ -27,12 +24,10 @@ TAU = r"time $\tau = \sigma\,\sigma_{W_2} t$"
 
 def draw(seeds: int) -> Figure:
     """Six panels: bounds, closed forms and predicted levels (dashed) over measured trajectories and values."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(7.2, 5.4), layout="constrained")
-        panels = (_loss, _closed_form, _growth, _t1, _floor, _imbalance)
-        for ax, panel, letter in zip(axes.flat, panels, "abcdef", strict=True):
-            title = panel(seeds, ax)
-            ax.set_title(f"({letter}) {title}", loc="left")
+    with panels(2, 3, height=5.4) as (figure, axes):
+        for ax, panel in zip(axes.flat, (_loss, _closed_form, _growth, _t1, _floor, _imbalance), strict=True):
+            ax.set_title(panel(seeds, ax))
+        letters(axes)
         handles: list[Any] = [
             Line2D([], [], color=colour, label=rf"$\delta_w$ = {d:.3g}") for d, colour in COLOURS.items()
         ]

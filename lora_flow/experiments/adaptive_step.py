@@ -7,7 +7,7 @@ values of alpha_0/beta_0 in the titles of Figure 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
@@ -20,8 +20,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters, narrow
 from lora_flow.dynamics.descend import StepRule, descend
 from lora_flow.dynamics.network_steps import AdaptiveStep, AdmissibleStep, AroraStep, DuStep
-from lora_flow.figures.bands import band
-from lora_flow.figures.lines import keys, letters
+from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.results.report import table
 from lora_flow.theory import linear_descent as theory
@@ -146,20 +145,28 @@ def _rate(
     return theory.rate_bound(start, start.loss if name == "f(., 0)" else loss, *settings)
 
 
+MARKS = {
+    "constant": Mark(r"constant $\eta_{\max}$", {"color": "0.75", "linewidth": 5, "solid_capstyle": "butt"}),
+    "rho": Mark(r"adaptive, $\rho$", {"color": BLUE}),
+    "rhohat": Mark(
+        r"adaptive, $\hat\rho$", {"color": PURPLE, "linestyle": "", "marker": "o", "ms": 3, "markevery": 20}
+    ),
+    "f(., t)": Mark(r"adaptive, $f(\cdot, t)$", {"color": GREEN}),
+    "f(., 0)": Mark(r"adaptive, $f(\cdot, 0)$", {"color": ORANGE}),
+    "Arora": Mark("Arora et al.", {"color": "0.1", "linestyle": (0, (1, 1))}),
+    "Du": Mark("Du et al.", {"color": "0.1", "linestyle": "-."}),
+}
+BOUND = Mark("its proven bound", {"color": "0.4", "linestyle": "--", "linewidth": 1})
+FREE = Mark("step without the cap", {"color": "0.4", "linestyle": ":", "linewidth": 1})
+
+
 def draw(dataset: xr.Dataset) -> Figure:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.over_time import STYLE
-
-    styles = _styles()
-    with mpl.rc_context(STYLE | {"axes.titlesize": 7}):
-        figure, axes = plt.subplots(2, len(EXPERIMENTS), figsize=(7.2, 4.4), layout="constrained", sharex=True)
+    with panels(2, len(EXPERIMENTS), height=4.4, look={"axes.titlesize": 7}, sharex=True) as (figure, axes):
         for column, experiment in zip(axes.T, EXPERIMENTS, strict=True):
             one = dataset.sel(experiment=experiment)
-            for name, style in styles.items():
+            for name, mark in MARKS.items():
                 if bool(one["loss"].sel(rule=name).notnull().any()):
-                    _draw_rule(one.sel(rule=name), column, style)
+                    _draw_rule(one.sel(rule=name), column, mark.style)
             column[0].set(yscale="log", ylim=(1e-20, 3), title=_title(one))
             column[1].set(yscale="log", xlabel="iteration", ylim=(0.35, 7))
         for ax in axes[1, 1:]:
@@ -170,12 +177,14 @@ def draw(dataset: xr.Dataset) -> Figure:
         axes[1, 0].set_ylim(3e-5, 7)
         axes[0, 0].set_ylabel(r"loss $L/L_0$")
         axes[1, 0].set_ylabel(r"step size, in units of $\eta_{\max}$")
-        figure.legend(handles=_legend(styles), loc="outside lower center", ncols=5, columnspacing=1.2)
+        figure.legend(
+            handles=keys((*MARKS.values(), BOUND, FREE)), loc="outside lower center", ncols=5, columnspacing=1.2
+        )
         letters(axes)
     return figure
 
 
-def _draw_rule(one: xr.Dataset, axes: np.ndarray, style: dict[str, Any]) -> None:
+def _draw_rule(one: xr.Dataset, axes: np.ndarray, style: Mapping[str, Any]) -> None:
     start = one["loss"].isel(iteration=0)
     for ax in axes:
         ax.set_yscale("log")
@@ -183,42 +192,11 @@ def _draw_rule(one: xr.Dataset, axes: np.ndarray, style: dict[str, Any]) -> None
     colour, largest = style["color"], one["largest_step"]
     if bool(one["bound"].notnull().any()):
         bound = (one["bound"] / start).median("seed")
-        axes[0].plot(bound["iteration"], bound, color=colour, linestyle="--", linewidth=1)
+        axes[0].plot(bound["iteration"], bound, **{**BOUND.style, "color": colour})
     band(one["step"] / largest, axes[1], **style)
     if str(one["rule"].values) in ("rho", "rhohat"):
         free = (one["free_step"] / largest).median("seed")
-        axes[1].plot(free["iteration"], free, color=colour, linestyle=":", linewidth=1)
-
-
-def _styles() -> dict[str, dict[str, Any]]:
-    from lora_flow.figures.over_time import BLUE, GREEN, ORANGE
-
-    return {
-        "constant": {"color": "0.75", "linewidth": 5, "solid_capstyle": "butt"},
-        "rho": {"color": BLUE},
-        "rhohat": {"color": "#CC79A7", "linestyle": "", "marker": "o", "ms": 3, "markevery": 20},
-        "f(., t)": {"color": GREEN},
-        "f(., 0)": {"color": ORANGE},
-        "Arora": {"color": "0.1", "linestyle": (0, (1, 1))},
-        "Du": {"color": "0.1", "linestyle": "-."},
-    }
-
-
-def _legend(styles: dict[str, dict[str, Any]]) -> list[Any]:
-    grey = {"color": "0.4", "linewidth": 1}
-    styles = {**styles, "bound": {"linestyle": "--", **grey}, "free": {"linestyle": ":", **grey}}
-    labels = {
-        "constant": r"constant $\eta_{\max}$",
-        "rho": r"adaptive, $\rho$",
-        "rhohat": r"adaptive, $\hat\rho$",
-        "f(., t)": r"adaptive, $f(\cdot, t)$",
-        "f(., 0)": r"adaptive, $f(\cdot, 0)$",
-        "Arora": "Arora et al.",
-        "Du": "Du et al.",
-        "bound": "its proven bound",
-        "free": "step without the cap",
-    }
-    return keys(styles, labels)
+        axes[1].plot(free["iteration"], free, **{**FREE.style, "color": colour})
 
 
 def _title(one: xr.Dataset) -> str:

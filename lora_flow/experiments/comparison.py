@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from lora_flow.figures.style import BLUE, ORANGE, band, letters, panels, shades
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import AT_ROUNDING
 from lora_flow.results.phases import time_to
@@ -72,16 +73,9 @@ def times_to(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def draw_inits(datasets: Datasets) -> dict[str, Figure]:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.bands import band
-    from lora_flow.figures.over_time import STYLE
-
     dataset = datasets[""].squeeze("rank")
     floor = float(rounding_floors(dataset).max())
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.4), layout="constrained", sharex=True, sharey=True)
+    with panels(2, 2, height=5.4, sharex=True, sharey=True) as (figure, axes):
         for row, alpha in zip(axes, dataset["alpha"].values, strict=True):
             for ax, angle in zip(row, dataset["angle"].values, strict=True):
                 ax.set_yscale("log")
@@ -155,35 +149,30 @@ def rates(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def draw_kappa(datasets: Datasets) -> dict[str, Figure]:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.over_time import BLUE, ORANGE, STYLE
-
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.8), layout="constrained")
-        colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(KAPPAS)))
+    with panels(1, 2, height=2.8) as (figure, axes):
+        left, right = axes[0]
         for name, style in (("plain", "--"), ("scaled", "-")):
             one = datasets[name]["loss"].sel(init="lora-one-theory").squeeze()
-            for kappa, colour in zip(KAPPAS, colours, strict=True):
+            for kappa, colour in zip(KAPPAS, shades(len(KAPPAS)), strict=True):
                 curve = one.sel(kappa=kappa)
                 label = f"{kappa:g}" if style == "-" else None
-                axes[0].plot(curve["time"], curve, color=colour, linestyle=style, label=label)
-        axes[0].set(xscale="log", yscale="log", xlim=(1, KAPPA.t1), ylim=(1e-12, 1))
-        axes[0].set(xlabel="time t (log scale)", ylabel="loss L (log scale)")
-        axes[0].set_title("(a) lora-one-theory: plain (dashed), scaled", loc="left")
-        axes[0].legend(title=r"$\kappa$", loc="upper right", ncols=2, columnspacing=1.0)
+                left.plot(curve["time"], curve, color=colour, linestyle=style, label=label)
+        left.set(xscale="log", yscale="log", xlim=(1, KAPPA.t1), ylim=(1e-12, 1))
+        left.set(xlabel="time t (log scale)", ylabel="loss L (log scale)")
+        left.set_title("lora-one-theory: plain (dashed), scaled")
+        left.legend(title=r"$\kappa$", loc="upper right", ncols=2, columnspacing=1.0)
         for name, style in (("plain", "--"), ("scaled", "-")):
             found = rates(datasets[name]).squeeze()
             for init, colour in (("lora-one-theory", BLUE), ("gora", ORANGE)):
                 label = f"{init}, {name}"
-                axes[1].plot(KAPPAS, found.sel(init=init), color=colour, linestyle=style, marker="o", ms=3, label=label)
+                right.plot(KAPPAS, found.sel(init=init), color=colour, linestyle=style, marker="o", ms=3, label=label)
         guide = 2 / np.array(KAPPAS)
-        axes[1].plot(KAPPAS, guide, color="0.5", linestyle=":", label=r"$2/\kappa$")
-        axes[1].set(xscale="log", yscale="log", xlabel=r"condition number $\kappa$ of the shift")
-        axes[1].set_ylabel(r"rate $-\,d\,\log\|E\|/dt$")
-        axes[1].set_title("(b) final rate", loc="left")
-        axes[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        right.plot(KAPPAS, guide, color="0.5", linestyle=":", label=r"$2/\kappa$")
+        right.set(xscale="log", yscale="log", xlabel=r"condition number $\kappa$ of the shift")
+        right.set_ylabel(r"rate $-\,d\,\log\|E\|/dt$")
+        right.set_title("final rate")
+        right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        letters(axes)
     return {"": figure}
 
 

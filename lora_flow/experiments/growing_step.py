@@ -18,8 +18,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters, narrow
 from lora_flow.dynamics.descend import StepRule, descend
 from lora_flow.dynamics.network_steps import AdaptiveStep, Backtracking, GrowingStep
-from lora_flow.figures.bands import band
-from lora_flow.figures.lines import keys, letters
+from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.results.report import table
 from lora_flow.theory import linear_descent, linear_local, linear_networks
@@ -149,55 +148,67 @@ def fall(dataset: xr.Dataset) -> xr.DataArray:
     return (after / loss).where(after > RESOLVED * loss.isel(iteration=0))
 
 
+MARKS = {
+    "constant": Mark(r"constant $\eta_0$", {"color": "0.75", "linewidth": 5, "solid_capstyle": "butt"}),
+    "K_t": Mark(r"growing, $1/K_t$", {"color": BLUE}),
+    "Kbar_t": Mark(
+        r"growing, $1/\bar{K}_t$", {"color": PURPLE, "linestyle": "", "marker": "o", "ms": 3, "markevery": 5}
+    ),
+    "adaptive": Mark(r"adaptive, $\rho$ (AISTATS 2023)", {"color": ORANGE}),
+    "backtracking": Mark("backtracking", {"color": GREEN}),
+}
+PROVEN = Mark(r"proven, $\bar\rho_0^{\,t}$ and $\bar\rho_0$", {"color": "0.1", "linestyle": "--", "linewidth": 1})
+LOCAL = Mark(r"local rate $\rho_t$", {"color": "0.4", "linestyle": (0, (1, 1)), "linewidth": 1.2})
+LIMIT = Mark(r"$1/K_t$", {"color": "0.1", "linestyle": ":", "linewidth": 1})
+
+
 def draw(dataset: xr.Dataset) -> Figure:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.over_time import STYLE
-
-    styles = _styles()
-    with mpl.rc_context(STYLE | {"axes.titlesize": 7}):
-        figure, axes = plt.subplots(2, 4, figsize=(7.2, 4.4), layout="constrained", sharex=True)
+    with panels(2, 4, height=4.4, look={"axes.titlesize": 7}, sharex=True) as (figure, axes):
         for ax, setting in zip(axes[0], PANELS, strict=True):
-            _draw_losses(dataset.sel(setting=setting), ax, styles)
+            _draw_losses(dataset.sel(setting=setting), ax)
         for i, setting in enumerate(CLOSER):
-            _draw_steps(dataset.sel(setting=setting), axes[1, 2 * i], styles)
-            _draw_rates(dataset.sel(setting=setting), axes[1, 2 * i + 1], styles)
+            _draw_steps(dataset.sel(setting=setting), axes[1, 2 * i])
+            _draw_rates(dataset.sel(setting=setting), axes[1, 2 * i + 1])
         for ax in axes[0, 1:]:
             ax.tick_params(labelleft=False)
         axes[0, 0].set_ylabel(r"loss $L/L_0$")
-        figure.legend(handles=_legend(styles), loc="outside lower center", ncols=4, columnspacing=1.2)
+        figure.legend(
+            handles=keys((*MARKS.values(), PROVEN, LOCAL, LIMIT)),
+            loc="outside lower center",
+            ncols=4,
+            columnspacing=1.2,
+        )
         letters(axes)
     return figure
 
 
-def _draw_losses(one: xr.Dataset, ax: Axes, styles: dict[str, dict[str, Any]]) -> None:
+def _draw_losses(one: xr.Dataset, ax: Axes) -> None:
     loss = one["loss"] / one["loss"].isel(iteration=0)
     ax.set_yscale("log")
-    for rule, style in styles.items():
-        band(loss.sel(rule=rule), ax, **style)
+    for rule, mark in MARKS.items():
+        band(loss.sel(rule=rule), ax, **mark.style)
     bound = (one["rhobar"] ** one["iteration"]).median("seed")
-    ax.plot(bound["iteration"], bound, color="0.1", linestyle="--", linewidth=1)
+    ax.plot(bound["iteration"], bound, **PROVEN.style)
     ax.set(yscale="log", ylim=(1e-20, 3), xlim=(0, SHOWN), title=_title(one))
 
 
-def _draw_steps(one: xr.Dataset, ax: Axes, styles: dict[str, dict[str, Any]]) -> None:
-    for rule, style in styles.items():
-        band((one["step"] / one["first_step"]).sel(rule=rule), ax, **style)
+def _draw_steps(one: xr.Dataset, ax: Axes) -> None:
+    for rule, mark in MARKS.items():
+        band((one["step"] / one["first_step"]).sel(rule=rule), ax, **mark.style)
     limit = (one["smooth_step"].sel(rule="K_t") / one["first_step"]).median("seed")
-    ax.plot(limit["iteration"], limit, color="0.1", linestyle=":", linewidth=1)
+    ax.plot(limit["iteration"], limit, **LIMIT.style)
     ax.set(xlim=(0, SHOWN), ylim=(0, None), xlabel="iteration", ylabel=r"step size, in units of $\eta_0$")
     ax.set_title(f"steps, {_short(one)}")
 
 
-def _draw_rates(one: xr.Dataset, ax: Axes, styles: dict[str, dict[str, Any]]) -> None:
+def _draw_rates(one: xr.Dataset, ax: Axes) -> None:
     ratios = fall(one)
     for rule in ("adaptive", "K_t"):
-        seen, colour = ratios.sel(rule=rule).median("seed", skipna=False), styles[rule]["color"]
+        seen, colour = ratios.sel(rule=rule).median("seed", skipna=False), MARKS[rule].style["color"]
         proven = one["rate"].sel(rule=rule).median("seed").where(seen.notnull())
         ax.plot(seen["iteration"], seen, color=colour)
-        ax.plot(proven["iteration"], proven, color=colour, linestyle=(0, (1, 1)), linewidth=1.2)
-    ax.axhline(float(one["rhobar"].median()), color="0.1", linestyle="--", linewidth=1)
+        ax.plot(proven["iteration"], proven, **{**LOCAL.style, "color": colour})
+    ax.axhline(float(one["rhobar"].median()), **PROVEN.style)
     ax.set(xlim=(0, SHOWN), ylim=(0, 1), xlabel="iteration", ylabel=r"$L(t+1)/L(t)$", title=f"rates, {_short(one)}")
 
 
@@ -211,38 +222,6 @@ def _title(one: xr.Dataset) -> str:
 def _short(one: xr.Dataset) -> str:
     name = str(one["setting"].values)
     return name if name == FIGURE_5 else f"h = {SETTINGS[name].width}"
-
-
-def _styles() -> dict[str, dict[str, Any]]:
-    from lora_flow.figures.over_time import BLUE, GREEN, ORANGE
-
-    return {
-        "constant": {"color": "0.75", "linewidth": 5, "solid_capstyle": "butt"},
-        "K_t": {"color": BLUE},
-        "Kbar_t": {"color": "#CC79A7", "linestyle": "", "marker": "o", "ms": 3, "markevery": 5},
-        "adaptive": {"color": ORANGE},
-        "backtracking": {"color": GREEN},
-    }
-
-
-def _legend(styles: dict[str, dict[str, Any]]) -> list[Any]:
-    styles = {
-        **styles,
-        "bound": {"color": "0.1", "linestyle": "--", "linewidth": 1},
-        "local": {"color": "0.4", "linestyle": (0, (1, 1)), "linewidth": 1.2},
-        "limit": {"color": "0.1", "linestyle": ":", "linewidth": 1},
-    }
-    labels = {
-        "constant": r"constant $\eta_0$",
-        "K_t": r"growing, $1/K_t$",
-        "Kbar_t": r"growing, $1/\bar{K}_t$",
-        "adaptive": r"adaptive, $\rho$ (AISTATS 2023)",
-        "backtracking": "backtracking",
-        "bound": r"proven, $\bar\rho_0^{\,t}$ and $\bar\rho_0$",
-        "local": r"local rate $\rho_t$",
-        "limit": r"$1/K_t$",
-    }
-    return keys(styles, labels)
 
 
 def notes(dataset: xr.Dataset) -> str:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters, narrow, pad
 from lora_flow.dynamics.solve import STATUS, solve
-from lora_flow.figures.lines import letters
+from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels, shades
 from lora_flow.initialization import gaussian_both_init
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.results.report import table
@@ -179,32 +179,24 @@ def _variables(runs: Sequence[Sequence[dict[str, Any]]], dim: str, prefix: str) 
     return variables
 
 
+MARKS = (
+    Mark("gradient flow", {"color": "0.2", "linestyle": "-"}),
+    Mark("bound: Theorem 1 in (a, c, d), Proposition 1 in (b)", {"color": "0.2", "linestyle": "--"}),
+    Mark("bound: Theorem 3, where it is another", {"color": "0.2", "linestyle": ":"}),
+)
+
+
 def draw(dataset: xr.Dataset) -> Figure:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-
-    from lora_flow.figures.over_time import STYLE
-
-    told: Any = (
-        ("-", "gradient flow"),
-        ("--", "bound: Theorem 1 in (a, c, d), Proposition 1 in (b)"),
-        (":", "bound: Theorem 3, where it is another"),
-    )
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.8), layout="constrained")
+    with panels(2, 2, height=5.8) as (figure, axes):
         _draw_starts(dataset.isel(seed=0), axes[0])
         _draw_widths(dataset, axes[1])
         letters(axes)
-        handles = [Line2D([], [], color="0.2", linestyle=style, label=label) for style, label in told]
-        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+        figure.legend(handles=keys(MARKS), loc="outside lower center", ncols=3)
     return figure
 
 
 def _draw_starts(dataset: xr.Dataset, axes: Any) -> None:
-    from lora_flow.figures.over_time import BLUE, GREEN, ORANGE
-
-    for start, colour in zip(dataset["start"].values, (BLUE, ORANGE, GREEN, "0.35", "#CC79A7"), strict=True):
+    for start, colour in zip(dataset["start"].values, (BLUE, ORANGE, GREEN, "0.35", PURPLE), strict=True):
         one = dataset.sel(start=start).isel(save=slice(1, None))
         _draw_loss(axes[0], one, "", colour, start)
         axes[1].plot(one["time"], one["rate"], color=colour)
@@ -219,12 +211,8 @@ def _draw_starts(dataset: xr.Dataset, axes: Any) -> None:
 
 
 def _draw_widths(dataset: xr.Dataset, axes: Any) -> None:
-    import matplotlib as mpl
-
-    from lora_flow.figures.over_time import BLUE
-
     shown = [h for h in dataset["width"].values if h <= WIDEST]
-    for h, colour in zip(shown, mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(shown))), strict=True):
+    for h, colour in zip(shown, shades(len(shown)), strict=True):
         _draw_loss(axes[0], dataset.sel(width=h).isel(seed=0), "width_", colour, f"h = {h}")
     _finish(axes[0])
     rows, columns = dataset.attrs["rows"], dataset.attrs["columns"]
@@ -232,10 +220,9 @@ def _draw_widths(dataset: xr.Dataset, axes: Any) -> None:
     axes[0].set_title(f"Loss of a {rows} x {columns} factorisation")
     axes[0].legend(loc="lower left")
     least = dataset["width_rate"].min("save")
-    for values, colour, style in ((least, BLUE, "o-"), (dataset["width_theorem1"], "0.4", "--")):
-        low, middle, high = values.quantile([0.0, 0.5, 1.0], "seed")
-        axes[1].plot(dataset["width"], middle, style, ms=3, color=colour)
-        axes[1].fill_between(dataset["width"], low, high, color=colour, alpha=0.2, linewidth=0)
+    band(least, axes[1], spread="range", marker="o", ms=3, color=BLUE)
+    band(dataset["width_theorem1"], axes[1], spread="range", linestyle="--", color="0.4")
+    axes[1].autoscale(axis="x")  # with room for the markers
     axes[1].axhline(4 / columns, color="0.5", linewidth=1)
     place = (dataset["width"][0], 4 / columns)
     axes[1].annotate("4/m, of infinite width", place, (0, 3), textcoords="offset points", fontsize=7, color="0.3")

@@ -14,8 +14,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
 from lora_flow.dynamics.descend import Descent, descend
-from lora_flow.figures.bands import band, mark_rounding
-from lora_flow.figures.lines import letters
+from lora_flow.figures.style import BLUE, ORANGE, band, letters, mark_rounding, panels, shades
 from lora_flow.initialization import gaussian_init, lora_ga_init, lora_one_theory_init
 from lora_flow.problems.offset import Offset
 from lora_flow.problems.one_layer import Regression, SingleLayer
@@ -33,6 +32,7 @@ ALIGNMENT_STEPS, ALIGNMENT_STEP, DIP = 1500, 1 / 64, 300
 RISK_STEPS, SCALED_STEP, PLAIN_STEP, DAMPING = 100, 0.5, 0.25, 1e-3
 PUBLISHED_END = {1.0: 1.0, 1e-1: 1.0, 1e-2: 0.62, 1e-3: 0.265, 1e-4: 0.265}
 PUBLISHED_DIP = {1e-3: 0.20, 1e-4: 0.16}
+TITLES = {"sampled": f"N = {SAMPLES} samples", "white": r"infinitely many samples, $\hat\Sigma$ = I"}
 
 
 def alignment(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
@@ -98,19 +98,11 @@ def preconditioning(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
 
 
 def draw_alignment(dataset: xr.Dataset) -> Figure:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.over_time import STYLE
-
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(7.2, 4.8), layout="constrained", sharex=True)
-        colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, dataset.sizes["alpha2"]))
-        titles = {"sampled": f"N = {SAMPLES} samples", "white": r"infinitely many samples, $\hat\Sigma$ = I"}
+    with panels(2, 2, height=4.8, sharex=True) as (figure, axes):
         for column, inputs in zip(axes.T, INPUTS, strict=True):
-            column[0].set(yscale="log", title=titles[inputs], ylim=(1e-4, 2))
+            column[0].set(yscale="log", title=TITLES[inputs], ylim=(1e-4, 2))
             column[1].set(yscale="log", xlabel="iteration", ylim=(1e-9, 10))
-            for variance, colour in zip(VARIANCES, colours, strict=True):
+            for variance, colour in zip(VARIANCES, shades(len(VARIANCES)), strict=True):
                 one = dataset.sel(inputs=inputs, alpha2=variance)
                 label = rf"$\alpha^2$ = {_power(variance)}"
                 for ax, name in zip(column, ("angle", "risk"), strict=True):
@@ -128,29 +120,23 @@ def draw_alignment(dataset: xr.Dataset) -> Figure:
 
 
 def draw_preconditioning(dataset: xr.Dataset) -> Figure:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.over_time import BLUE, ORANGE, STYLE
-
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained", sharey=True)
-        rounding = float(_rounding(dataset).max())
-        titles = {"sampled": f"N = {SAMPLES} samples", "white": r"infinitely many samples, $\hat\Sigma$ = I"}
-        for ax, inputs in zip(axes, INPUTS, strict=True):
-            ax.set(yscale="log", xlabel="iteration", title=titles[inputs])
+    rounding = float(_rounding(dataset).max())
+    with panels(1, 2, height=2.9, sharey=True) as (figure, axes):
+        for ax, inputs in zip(axes[0], INPUTS, strict=True):
+            ax.set(yscale="log", xlabel="iteration", title=TITLES[inputs])
             for init, colour in (("lora-one-theory", BLUE), ("lora-ga", ORANGE)):
                 for flow, style in (("plain", "--"), ("scaled", "-")):
                     one = dataset["risk"].sel(inputs=inputs, init=init, flow=flow)
                     band(one, ax, rounding, color=colour, linestyle=style, label=f"{init}, {flow}")
-        for ax in axes:
+        for ax in axes[0]:
             mark_rounding(ax, rounding)
         floor = float(dataset["floor"].sel(inputs="sampled", init="lora-ga").median())
-        axes[0].axhline(floor, color="0.3", linestyle=":", linewidth=1)
+        first = axes[0, 0]
+        first.axhline(floor, color="0.3", linestyle=":", linewidth=1)
         place = (RISK_STEPS, floor)
-        axes[0].annotate("rank floor of lora-ga", place, (0, -8), textcoords="offset points", ha="right", fontsize=6.5)
-        axes[0].set_ylabel(r"risk $\frac{1}{2}\|W - W^\star\|_F^2$")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        first.annotate("rank floor of lora-ga", place, (0, -8), textcoords="offset points", ha="right", fontsize=6.5)
+        first.set_ylabel(r"risk $\frac{1}{2}\|W - W^\star\|_F^2$")
+        figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         letters(axes)
     return figure
 

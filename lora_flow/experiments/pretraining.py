@@ -14,7 +14,7 @@ import xarray as xr
 
 from lora_flow.adapter import Adapter
 from lora_flow.dynamics.solve import Trajectory, save_times, solve
-from lora_flow.figures.lines import letters
+from lora_flow.figures.style import BLUE, ORANGE, band, letters, panels, shades
 from lora_flow.initialization import gaussian_both_init
 from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.network import LinearNetwork
@@ -127,14 +127,8 @@ def _share(tuned: xr.Dataset) -> xr.DataArray:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.over_time import BLUE, ORANGE, STYLE
-
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.4), layout="constrained")
-        colours = dict(zip(SHOWN, mpl.colormaps["viridis"]([0.0, 0.45, 0.85]), strict=True))
+    with panels(2, 2, height=5.4) as (figure, axes):
+        colours = dict(zip(SHOWN, shades(len(SHOWN)), strict=True))
         _draw_pretraining(dataset, axes[0], colours)
         _draw_fine_tuning(dataset, axes[1, 0], colours)
         _draw_shares(dataset, axes[1, 1], (BLUE, ORANGE, "0.4"))
@@ -144,17 +138,16 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 def _draw_pretraining(dataset: xr.Dataset, axes: Any, colours: dict[float, Any]) -> None:
     times = dataset["pretraining_time"].values[1:]
+    for ax in axes:
+        ax.set(xscale="log", yscale="log", xlabel="pretraining time", xlim=(times[0], times[-1]))
     for ratio, colour in colours.items():
         one = dataset.sel(ratio=ratio).isel(pretraining_time=slice(1, None))
         axes[0].plot(times, 10 ** log10(one["loss"]).mean("seed"), color=colour, label=f"{ratio:g}")
-        low, middle, high = one["delta_w"].quantile([0.0, 0.5, 1.0], "seed")
-        axes[1].plot(times, middle, color=colour)
-        axes[1].fill_between(times, low, high, color=colour, alpha=0.25, linewidth=0)
+        band(one["delta_w"], axes[1], spread="range", color=colour)
         axes[1].axhline(float(one["predicted"].median()), color=colour, linestyle=":", linewidth=1)
-    axes[0].set(xscale="log", yscale="log", xlabel="pretraining time", ylabel="pretraining loss", title="Pretraining")
+    axes[0].set(ylabel="pretraining loss", title="Pretraining")
     axes[0].legend(title="ratio of the starts\nof W1 and W2", loc="lower left")
-    axes[1].set(xscale="log", yscale="log", xlabel="pretraining time", ylabel=r"$\|W_1 v\| / \|W_2^T u\|$")
-    axes[1].set_title(r"Its imbalance becomes $\delta_w$")
+    axes[1].set(ylabel=r"$\|W_1 v\| / \|W_2^T u\|$", title=r"Its imbalance becomes $\delta_w$")
     note = "dotted: from the start's imbalance"
     axes[1].annotate(note, (0.98, 0.9), xycoords="axes fraction", ha="right", fontsize=7)
 

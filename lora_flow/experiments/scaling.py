@@ -19,7 +19,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, pad
 from lora_flow.dynamics.descend import descend
-from lora_flow.figures.lines import letters
+from lora_flow.figures.style import band, letters, panels, shades
 from lora_flow.problems.one_layer import SingleLayer
 from lora_flow.results.levels import spread
 from lora_flow.results.report import log10, table
@@ -72,34 +72,26 @@ def best(dataset: xr.Dataset) -> xr.Dataset:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.over_time import STYLE
-
     found = best(dataset)
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 2, figsize=(7.2, 5.2), layout="constrained")
+    with panels(2, 2, height=5.2) as (figure, axes):
         for row, name in zip(axes, RATES, strict=True):
             one, values = found.sel(optimizer=name), 10 ** log10(dataset["loss"]).mean("seed").sel(optimizer=name)
             middle = len(RATES[name]) // 2
-            colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.85, len(RANKS)))
-            for rank, colour in zip(RANKS, colours, strict=True):
+            for rank, colour in zip(RANKS, shades(len(RANKS)), strict=True):
                 curve = values.isel(rate_index=middle).sel(rank=rank)
                 row[0].plot(LORA_ALPHAS, curve.where(np.isfinite(curve)), color=colour, label=f"r = {rank}")
             row[0].set(xscale="log", yscale="log", xlabel="lora_alpha", ylabel=f"mean loss over {STEPS} steps")
             row[0].set_title(f"{name}, step size {RATES[name][middle]:g}")
-            colours = mpl.colormaps["plasma"](np.linspace(0.0, 0.8, len(RATES[name])))
+            colours = shades(len(RATES[name]), until=0.8, of="plasma")
             for j, (rate, colour) in enumerate(zip(RATES[name], colours, strict=True)):
-                low, middle_of, high = one["lora_alpha"].isel(rate_index=j).quantile([0.0, 0.5, 1.0], "seed")
-                row[1].plot(RANKS, middle_of, "o-", ms=3, color=colour, label=f"{rate:g}")
-                row[1].fill_between(RANKS, low, high, color=colour, alpha=0.2, linewidth=0)
-            middle_of = float(one["lora_alpha"].median())
-            guide = middle_of * np.sqrt(np.array(RANKS) / np.sqrt(RANKS[0] * RANKS[-1]))
+                best_at = one["lora_alpha"].isel(rate_index=j)
+                band(best_at, row[1], spread="range", marker="o", ms=3, color=colour, label=f"{rate:g}")
+            guide = float(one["lora_alpha"].median()) * np.sqrt(np.array(RANKS) / np.sqrt(RANKS[0] * RANKS[-1]))
             row[1].plot(RANKS, guide, color="0.5", linestyle=":", label=r"$\sqrt{r}$")
             row[1].set(xscale="log", yscale="log", xlabel="rank r", ylabel="best lora_alpha", title=f"{name}, best")
             row[1].set_xticks(RANKS, [str(rank) for rank in RANKS], minor=False)
             row[1].minorticks_off()
+            row[1].autoscale(axis="x")  # with room for the markers
             row[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
             row[1].legend(title="step size", loc="center left", bbox_to_anchor=(1.0, 0.5))
         letters(axes)

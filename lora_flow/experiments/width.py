@@ -18,7 +18,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, narrow
 from lora_flow.dynamics.solve import STATUS, solve
-from lora_flow.figures.lines import letters
+from lora_flow.figures.style import BLUE, ORANGE, band, letters, panels, shades
 from lora_flow.initialization import gaussian_wide_init, invariant_init
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.results.levels import spread
@@ -148,22 +148,14 @@ def _condition(problem: LinearNetwork, start: Adapters) -> tuple[Array, Array]:
 
 
 def draw(dataset: xr.Dataset) -> Figure:
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    from lora_flow.figures.over_time import STYLE
-
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.2), layout="constrained")
-        _draw_ends(dataset, axes[0])
-        _draw_conditions(dataset, axes[1])
+    with panels(1, 2, height=3.2) as (figure, axes):
+        _draw_ends(dataset, axes[0, 0])
+        _draw_conditions(dataset, axes[0, 1])
         letters(axes)
     return figure
 
 
 def _draw_ends(dataset: xr.Dataset, ax: Any) -> None:
-    from lora_flow.figures.over_time import BLUE, ORANGE
-
     for p, colour in zip(dataset["p"].values, (BLUE, ORANGE), strict=True):
         one = dataset["distance"].sel(p=p)
         label = rf"p = {p:g}: {_slope(one, 'width')}, Theorem 2: {0.5 - 2 * p:.2f}"
@@ -178,10 +170,7 @@ def _draw_ends(dataset: xr.Dataset, ax: Any) -> None:
 
 
 def _draw_conditions(dataset: xr.Dataset, ax: Any) -> None:
-    import matplotlib as mpl
-
-    colours = mpl.colormaps["viridis"]([0.0, 0.45, 0.85])
-    for p, colour in zip(dataset["condition_p"].values, colours, strict=True):
+    for p, colour in zip(dataset["condition_p"].values, shades(dataset.sizes["condition_p"]), strict=True):
         one = 1 - dataset["ratio"].sel(condition_p=p)
         label = rf"p = {p:g}: {_slope(_published(one), 'condition_width')}, Theorem 3.3: {2 * p - 1:.2f}"
         _draw_over_widths(ax, one, "condition_width", colour, label, 2 * p - 1)
@@ -198,12 +187,11 @@ def _draw_conditions(dataset: xr.Dataset, ax: Any) -> None:
 
 def _draw_over_widths(ax: Any, values: xr.DataArray, dim: str, colour: Any, label: str, exponent: float) -> None:
     """Medians and the full range over seeds, and the power law of the theorem from the first median on."""
-    h = values[dim].values
-    low, middle, high = values.quantile([0.0, 0.5, 1.0], "seed").values
-    ax.plot(h, middle, "o-", ms=3, color=colour, label=label)
-    ax.fill_between(h, low, high, color=colour, alpha=0.2, linewidth=0)
-    ax.plot(h, middle[0] * (h / h[0]) ** exponent, color=colour, linestyle=":", linewidth=1)
+    h, first = values[dim].values, float(values.isel({dim: 0}).median())
+    band(values, ax, spread="range", marker="o", ms=3, color=colour, label=label)
+    ax.plot(h, first * (h / h[0]) ** exponent, color=colour, linestyle=":", linewidth=1)
     ax.set(xscale="log", yscale="log", xlabel="hidden width h")
+    ax.autoscale(axis="x")  # with room for the markers
     shown = [500, 1000, 2000, 5000, 10000]
     ax.set_xticks(shown, [str(one) for one in shown])
     ax.minorticks_off()

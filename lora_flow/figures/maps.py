@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_flow.figures.bands import band, mark_rounding
-from lora_flow.figures.over_time import STYLE, line_styles
+from lora_flow.figures.style import axes_or_new, band, letters, line_styles, mark_rounding, panels, shades
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import clipped
 from lora_flow.results.phases import phases
@@ -37,7 +35,7 @@ def phase_values(dataset: xr.Dataset) -> xr.Dataset:
 
 def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "") -> Axes:
     """A heat map of values over alpha (across) and one more dimension (up), a cell each; grey where not finite."""
-    ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+    ax = axes_or_new(ax)
     (other,) = (dim for dim in values.dims if dim != "alpha")
     values = values.sortby([other, "alpha"]).transpose(other, "alpha")
     colours = mpl.colormaps["viridis"].with_extremes(bad="0.85")
@@ -58,14 +56,11 @@ def phase_diagram(dataset: xr.Dataset, rank: int, delta_w: float) -> Figure:
     """Final loss, final alignment error and T1 over alpha x rank (above) and alpha x delta_w (below)."""
     values = phase_values(dataset).squeeze("init")
     rows = (values.sel(delta_w=delta_w, method="nearest"), values.sel(rank=rank))
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(7.2, 4.6), layout="constrained")
+    with panels(2, 3, height=4.6) as (figure, axes):
         for row, part, fixed in zip(axes, rows, (rf"$\delta_w$ = {delta_w:.3g}", f"r = {rank}"), strict=True):
             for ax, (name, title) in zip(row, QUANTITIES.items(), strict=True):
                 plot_map(part[name], ax, f"{title}, {fixed}")
-        for ax, letter in zip(axes.flat, "abcdef", strict=True):
-            ax.set_title(f"({letter}) {ax.get_title()}", loc="left")
-            ax.set_title("", loc="center")
+        letters(axes)
     return figure
 
 
@@ -74,7 +69,7 @@ def plot_family(dataset: xr.Dataset, variable: str, over: str, ax: Axes) -> Axes
     values = dataset[over].values
     floor = float(rounding_floors(dataset).max()) if variable == "loss" else None
     ax.set_yscale("log")
-    for value, colour in zip(values, _colours(len(values)), strict=True):
+    for value, colour in zip(values, shades(len(values)), strict=True):
         for init, style in line_styles(dataset).items():
             band(dataset[variable].sel({over: value, "init": init}), ax, floor, color=colour, linestyle=style)
     if floor is not None:
@@ -87,17 +82,14 @@ def plot_family(dataset: xr.Dataset, variable: str, over: str, ax: Axes) -> Axes
 
 def families(rows: Sequence[tuple[str, str, xr.Dataset]]) -> Figure:
     """Loss and alignment error over time for several families of problems, a row for each (title, dim, dataset)."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(len(rows), 2, figsize=(7.2, 2.5 * len(rows)), layout="constrained")
-        letters = iter("abcdefgh")
+    with panels(len(rows), 2, height=2.5 * len(rows)) as (figure, axes):
         for row, (title, over, dataset) in zip(axes, rows, strict=True):
             for ax, name, label in zip(
                 row, ("loss", "alignment_error"), ("loss L (log scale)", r"$1 - \cos$ (log scale)"), strict=True
             ):
                 plot_family(dataset, name, over, ax)
-                ax.set(ylabel=label)
-                ax.set_title(f"({next(letters)}) {title}", loc="left")
-            colours = _colours(dataset.sizes[over])
+                ax.set(ylabel=label, title=title)
+            colours = shades(dataset.sizes[over])
             handles: list[Any] = [
                 Line2D([], [], color=colour, label=f"{show(value.item())}")
                 for value, colour in zip(dataset[over].values, colours, strict=True)
@@ -108,8 +100,5 @@ def families(rows: Sequence[tuple[str, str, xr.Dataset]]) -> Figure:
                     for init, style in line_styles(dataset).items()
                 ]
             row[1].legend(handles=handles, title=over, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        letters(axes)
     return figure
-
-
-def _colours(count: int) -> Any:
-    return mpl.colormaps["viridis"](np.linspace(0.0, 0.85, count))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
@@ -16,30 +14,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lora_flow.checks import require
-from lora_flow.figures.bands import band, mark_rounding, quartiles
+from lora_flow.figures import style as look
 from lora_flow.figures.shown import save_numbers
+from lora_flow.figures.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    axes_or_new,
+    band,
+    letters,
+    line_styles,
+    mark_rounding,
+    quantiles,
+    shades,
+)
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import phases, saddles
 from lora_flow.results.report import problem_dims, show
 from lora_flow.storage.folder import appearing
 
-OWN_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
-OTHER_STYLES: tuple[Any, ...] = ("-.", (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)), (0, (8, 1, 1, 1)), (0, (1, 4)))
-STYLE: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.dpi": 200,
-    "lines.linewidth": 1.4,
-}
-BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"  # Okabe and Ito's palette
 PHASES = {"align": "#e3e3e3", "grow": "#f4f4f4", "converge": "#dce9f5", "slow tail": "#fff2cc"}
 
 
@@ -49,7 +43,7 @@ def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     Medians over seeds, with bands between the quartiles, down to the rounding floor.
     """
     _check_dims(dataset)
-    ax, floor = _axes(ax), _floor(dataset)
+    ax, floor = axes_or_new(ax), _floor(dataset)
     ax.set_yscale("log")
     for init, style in line_styles(dataset).items():
         for alpha, colour in _colours(dataset, init):
@@ -63,7 +57,7 @@ def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Distance of a network's product from the solution of least norm over time, drawn as the loss in `plot_loss`."""
     _check_dims(dataset)
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set_yscale("log")
     for init, style in line_styles(dataset).items():
         for alpha, colour in _colours(dataset, init):
@@ -76,7 +70,7 @@ def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
     """Alignment error of layer 1 over time, random initialisations only where there are any."""
     _check_dims(dataset)
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set_yscale("log")
     inits = _random_inits(dataset)
     for init in inits:
@@ -100,7 +94,7 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     line is the talk's prediction of t1.
     """
     _check_dims(dataset)
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
     one = dataset.sel(init=[init], alpha=[alpha])
     floor = _floor(one)
@@ -119,18 +113,12 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     mark_rounding(ax, floor)
     if spans is not None:
         shade_phases(spans, ax)
-    median = quartiles(one["loss"].squeeze(["init", "alpha"]), log=True, floor=floor)[1]
+    median = quantiles(one["loss"].squeeze(["init", "alpha"]), log=True, floor=floor)[1]
     hatch_saddles(saddles(median, one["time"].values, float(initial_losses(one).median()), floor), ax)
     where = rf", $\alpha$ = {_power(alpha)}" if len(init) <= len("gaussian") else ""
     ax.set(xlabel="gradient-flow time t", ylabel="value (log scale)", title=f"Phases, {init}{where}")
     _legend(ax, ax.get_legend_handles_labels()[0])
     return ax
-
-
-def line_styles(dataset: xr.Dataset) -> dict[str, Any]:
-    """A line style for every initialisation of a dataset."""
-    others = itertools.cycle(OTHER_STYLES)
-    return {str(init): OWN_STYLES.get(str(init)) or next(others) for init in dataset["init"].values}
 
 
 def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
@@ -174,8 +162,7 @@ def three_panels(dataset: xr.Dataset, alignment_until: float | None = None) -> F
 
 def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | None]) -> Figure:
     """The three panels of several datasets, a row for each."""
-    with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(len(datasets), 3, figsize=(7.2, 2.9 * len(datasets)), squeeze=False)
+    with look.panels(len(datasets), 3, height=2.9 * len(datasets)) as (figure, axes):
         figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
         for dataset, until, row in zip(datasets, alignment_until, axes, strict=True):
             plot_loss(dataset, row[0])
@@ -187,9 +174,7 @@ def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | Non
             if len(datasets) > 1:
                 ratio = float(dataset["sigma_w1"] / dataset["sigma_w2"])
                 row[0].set_title(rf"{row[0].get_title()}, $\delta_w$ = {ratio:.3g}")
-        for ax, letter in zip(axes.flat, "abcdefghijkl", strict=False):
-            ax.set_title(f"({letter}) {ax.get_title()}", loc="left")
-            ax.set_title("", loc="center")
+        letters(axes)
     return figure
 
 
@@ -248,10 +233,6 @@ def _legend(ax: Axes, handles: Sequence[Any]) -> None:
     )
 
 
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if ax is None else ax
-
-
 def _until(values: xr.DataArray, until: float | None) -> xr.DataArray:
     return values if until is None else values.sel(time=slice(None, until * (1 + 1e-9)))
 
@@ -263,7 +244,7 @@ def _random_inits(dataset: xr.Dataset) -> Sequence[str]:
 
 def _alpha_colours(dataset: xr.Dataset) -> list[tuple[float, Any]]:
     alphas = np.sort(dataset["alpha"].values)[::-1]
-    return list(zip(alphas, mpl.colormaps["viridis"](np.linspace(0.0, 0.75, len(alphas))), strict=True))
+    return list(zip(alphas, shades(len(alphas), until=0.75), strict=True))
 
 
 def _alpha_handles(dataset: xr.Dataset) -> list[Line2D]:
@@ -278,8 +259,8 @@ def _colours(dataset: xr.Dataset, init: str) -> list[tuple[float, Any]]:
     """A colour for every alpha; for every initialisation where there is only one alpha."""
     if dataset.sizes["alpha"] > 1 or dataset.sizes["init"] == 1:
         return _alpha_colours(dataset)
-    places = np.linspace(0.0, 0.9, dataset.sizes["init"])
-    return [(float(dataset["alpha"][0]), mpl.colormaps["viridis"](places[list(dataset["init"].values).index(init)]))]
+    colours = shades(dataset.sizes["init"], until=0.9)
+    return [(float(dataset["alpha"][0]), colours[list(dataset["init"].values).index(init)])]
 
 
 def _init_handles(dataset: xr.Dataset) -> list[Line2D]:

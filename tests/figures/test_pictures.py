@@ -9,9 +9,9 @@ import xarray as xr
 from stored import STORED, check_agrees
 
 from lora_flow.cli import main
-from lora_flow.figures.bands import band, mark_rounding, quartiles
-from lora_flow.figures.over_time import plot_alignment, plot_loss, plot_phases
+from lora_flow.figures import plot_alignment, plot_loss, plot_phases
 from lora_flow.figures.shown import shown
+from lora_flow.figures.style import band, mark_rounding, quantiles
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +48,9 @@ def two_drops(time):
 
 def test_quartiles_are_those_of_the_draws_on_the_scale_of_the_axis():
     values = xr.DataArray([[1e-4], [1e-2], [1.0], [np.nan]], dims=("seed", "time"), coords={"time": [0.0]})
-    np.testing.assert_allclose(quartiles(values, log=True)[:, 0], [1e-3, 1e-2, 1e-1])
-    np.testing.assert_allclose(quartiles(values, log=False)[:, 0], np.quantile([1e-4, 1e-2, 1.0], [0.25, 0.5, 0.75]))
-    np.testing.assert_allclose(quartiles(values, log=True, floor=1e-1)[:, 0], [1e-1, 1e-1, 10**-0.5])
+    np.testing.assert_allclose(quantiles(values, log=True)[:, 0], [1e-3, 1e-2, 1e-1])
+    np.testing.assert_allclose(quantiles(values, log=False)[:, 0], np.quantile([1e-4, 1e-2, 1.0], [0.25, 0.5, 0.75]))
+    np.testing.assert_allclose(quantiles(values, log=True, floor=1e-1)[:, 0], [1e-1, 1e-1, 10**-0.5])
 
 
 def test_no_band_shows_an_alignment_error_above_one():

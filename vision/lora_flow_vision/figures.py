@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_flow.figures.bands import band, quartiles
-from lora_flow.figures.over_time import BLUE, GREEN, ORANGE, STYLE
+from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, axes_or_new, band, panels, quantiles, shades
 from lora_flow_vision.claims import LABELS, STARTS, report_steps
 
-PURPLE = "#CC79A7"
 COLOURS = {"gaussian-A": BLUE, "gaussian-B": ORANGE, "spectral": GREEN, "lora-one": PURPLE}
 NAMES = {
     "train_loss": "train loss",
@@ -84,11 +80,11 @@ def starts(dataset: xr.Dataset) -> Figure:
 
 def plot_early(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | None = None) -> Axes:
     """A line for each rank, with its band."""
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     if name != "alignment":
         ax.set_yscale("log")
     ranks = dataset["rank"].values
-    for rank, colour in zip(ranks, mpl.colormaps["viridis"](np.linspace(0, 0.75, len(ranks))), strict=True):
+    for rank, colour in zip(ranks, shades(len(ranks), until=0.75), strict=True):
         band(dataset[name].sel(optimizer=optimizer, rank=rank), ax, color=colour, label=f"rank {rank}")
     if name == "alignment":
         ax.set_ylim(0, 1.05)
@@ -99,13 +95,13 @@ def plot_early(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | None =
 
 def plot_over_stds(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | None = None) -> Axes:
     """A line for each time, solid for A random and dashed for B random; bars between the quartiles."""
-    ax, log = _axes(ax), name.endswith("loss")
+    ax, log = axes_or_new(ax), name.endswith("loss")
     values = dataset[name].sel(optimizer=optimizer, alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
     how: dict[str, Any] = {"marker": ".", "capsize": 2, "elinewidth": 0.8}
     for step, colour in _step_colours(dataset):
         for init, style in _styles(dataset):
             one = values.sel(init=init, step=step)
-            low, middle, high = quartiles(one, log)
+            low, middle, high = quantiles(one, log)
             ax.errorbar(one["alpha"], middle, (middle - low, high - middle), color=colour, linestyle=style, **how)
     ax.set(xscale="log", yscale="log" if log else "linear")
     ax.set_xticks(ticks := [0.025, 0.1, 0.4, 1.0], [f"{tick:g}" for tick in ticks])
@@ -115,7 +111,7 @@ def plot_over_stds(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | No
 
 
 def plot_starts(values: xr.DataArray, optimizer: str, ax: Axes | None = None) -> Axes:
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set(xscale="log", yscale="log")
     for init in values["init"].values:
         one = values.sel(init=init, optimizer=optimizer).where(values["step"] > 0, drop=True)
@@ -128,7 +124,7 @@ def plot_starts(values: xr.DataArray, optimizer: str, ax: Axes | None = None) ->
 
 def _step_colours(dataset: xr.Dataset) -> list[tuple[int, Any]]:
     steps = report_steps(dataset)
-    return list(zip(steps, mpl.colormaps["viridis"](np.linspace(0, 0.75, len(steps))), strict=True))
+    return list(zip(steps, shades(len(steps), until=0.75), strict=True))
 
 
 def _styles(dataset: xr.Dataset) -> list[tuple[str, Any]]:
@@ -137,9 +133,8 @@ def _styles(dataset: xr.Dataset) -> list[tuple[str, Any]]:
 
 def _grid(dataset: xr.Dataset, rows: tuple[Any, ...], plot: Any) -> Figure:
     optimizers = dataset["optimizer"].values
-    with mpl.rc_context(STYLE):
-        size = 2.5 * len(optimizers), 2.2 * len(rows) + 0.3
-        figure, axes = plt.subplots(len(rows), len(optimizers), figsize=size, squeeze=False, layout="constrained")
+    width, height = 2.5 * len(optimizers), 2.2 * len(rows) + 0.3
+    with panels(len(rows), len(optimizers), height, width) as (figure, axes):
         for row, line in zip(rows, axes, strict=True):
             for optimizer, ax in zip(optimizers, line, strict=True):
                 plot(row, str(optimizer), ax)
@@ -148,7 +143,3 @@ def _grid(dataset: xr.Dataset, rows: tuple[Any, ...], plot: Any) -> Figure:
 
 def _horizon(optimizer: str) -> str:
     return "time / sgd rate" if optimizer == "flow" else "steps"
-
-
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if ax is None else ax

@@ -1,0 +1,78 @@
+"""What all pictures share: where plotting functions are imported from, bands, letters and legends."""
+
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import xarray as xr
+
+from lora_flow import figures
+from lora_flow.figures import maps, over_time
+from lora_flow.figures.style import STYLE, Mark, axes_or_new, band, keys, letters, panels, quantiles, shades
+
+DRAWS = xr.DataArray(
+    [[1.0, 1.0], [10.0, 2.0], [100.0, 4.0], [1000.0, 3.0]], dims=("seed", "x"), coords={"x": [2.0, 5.0]}
+)
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def test_the_plotting_functions_are_imported_from_figures():
+    of_maps = {"plot_map", "phase_diagram"}
+    assert of_maps < set(figures.__all__)
+    for name in figures.__all__:
+        assert getattr(figures, name) is getattr(maps if name in of_maps else over_time, name), name
+
+
+def test_matplotlib_is_imported_when_something_is_drawn():
+    code = "import sys, lora_flow.figures.style; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_range_has_all_the_draws_and_the_median_of_the_axes_scale():
+    np.testing.assert_allclose(quantiles(DRAWS, log=True, spread="range")[:, 0], [1.0, 10**1.5, 1000.0])
+    np.testing.assert_allclose(quantiles(DRAWS, log=False, spread="range")[:, 0], [1.0, 55.0, 1000.0])
+
+
+def test_a_band_is_the_median_between_its_ends_as_far_as_it_goes():
+    ax = axes_or_new(None)
+    band(DRAWS, ax, spread="range", color="C0")
+    (line,), (filled,) = ax.lines, ax.collections
+    np.testing.assert_allclose(line.get_ydata(), [55.0, 2.5])
+    heights = filled.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (1.0, 1000.0)
+    assert ax.get_xlim() == (2.0, 5.0)
+    assert axes_or_new(ax) is ax
+
+
+def test_panels_are_lettered_in_the_style_of_all_pictures_which_ends_with_them():
+    before = plt.rcParams["font.size"]
+    assert before != STYLE["font.size"]
+    with panels(1, 2, height=2.0, look={"axes.titlesize": 5}, sharey=True) as (figure, axes):
+        assert plt.rcParams["font.size"] == STYLE["font.size"]
+        assert axes.shape == (1, 2)
+        axes[0, 0].set(title="Loss", ylim=(1, 3))
+        letters(axes)
+    assert plt.rcParams["font.size"] == before
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["(a) Loss", "(b)"]
+    assert [ax.get_title() for ax in figure.axes] == ["", ""]
+    assert figure.axes[1].get_ylim() == (1, 3)
+    assert figure.axes[0].title.get_fontsize() == 5
+    assert tuple(figure.get_size_inches()) == (7.2, 2.0)
+
+
+def test_a_legend_names_each_mark_once_without_the_gaps_of_its_curve():
+    (key,) = keys([Mark("mine", {"color": "red", "marker": "o", "markevery": 20})])
+    assert (key.get_label(), key.get_color(), key.get_markevery()) == ("mine", "red", None)
+
+
+def test_shades_go_from_dark_to_light():
+    brightness = shades(4)[:, :3].mean(axis=1)
+    assert np.all(np.diff(brightness) > 0)
+    assert shades(4, until=0.5)[-1, :3].mean() < brightness[-1]
