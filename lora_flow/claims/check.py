@@ -66,7 +66,7 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
 
 
 def predicted(line: Line) -> str:
-    """The range over the cases that the claim applies to, with the relation that what is measured must have to it."""
+    """The predicted range over the cases that the claim applies to, with the relation to the measured numbers."""
     return ("" if line.relation == "=" else f"{line.relation} ") + _range(line, lambda case: case.predicted)
 
 

@@ -1,7 +1,7 @@
-"""What a claim is made of: a statement, cases with their verdicts, and the intervals behind means over seeds.
+"""The frame of a claim: a statement, cases with their verdicts, and the intervals behind means over seeds.
 
-A claim is a generator. Its docstring is the statement, its decorator has the source, the runs behind it and the
-tolerance; it yields `(where, predicted, measured)` for each case, or a `Tried` where more is to be said.
+A claim is a generator. Its docstring is the statement; its decorator has the source, the runs behind it and the
+tolerance. The generator yields `(where, predicted, measured)` for each case, or a `Tried` with further fields.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ DERIVED = "derived here"
 
 
 class Tried(NamedTuple):
-    """What a claim says of one case.
+    """One case of a claim.
 
-    `measured` is a number, the worst of all runs, or has one value for each seed: then it is the mean that must obey,
-    a bound with its whole 95% interval. NaN, a run without the quantity, does not obey.
+    `measured` is a number, the worst of all runs, or has one value for each seed. With seeds the mean must obey, and
+    its whole 95% interval must obey a bound. NaN, a run without the quantity, does not obey.
     """
 
     where: str
@@ -37,7 +37,7 @@ class Case:
     """One number against its prediction; `half_width` of a 95% interval over seeds where there is one.
 
     `holds` is None where the claim does not apply. A case is not `decided` where its interval is too wide to tell.
-    `counted` says of how many runs the number is, and of how many there are, where not all of them count.
+    `counted` has the number of runs that count and of all runs, where not all count.
     """
 
     where: str
@@ -57,10 +57,10 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A claim: where it is from, what it says, the cases it was tried on, and the runs behind them.
+    """A claim's result: the source, the statement, the tested cases, and the runs behind them.
 
-    `relation` is what the measured number must be to the predicted one: "=", ">=" or "<=". An `identity` follows from
-    what the code's own definitions are: that it holds tests the code and its rounding, and says nothing of theory.
+    `relation` relates the measured number to the predicted one: "=", ">=" or "<=". An `identity` follows from the
+    code's own definitions: it tests the code and its rounding, and says nothing of theory.
     """
 
     source: str
@@ -82,7 +82,7 @@ class Line:
 
     @property
     def counted(self) -> str:
-        """How many of the runs stand behind the line, "" where all do."""
+        """The number of runs behind the line, "" where all count."""
         counts = [case.counted for case in self.cases if case.counted is not None]
         some, all_of_them = (sum(count[i] for count in counts) for i in (0, 1))
         return f"{some} of {all_of_them} runs count" if some < all_of_them else ""
@@ -121,9 +121,9 @@ def claim(
 
 
 def judge(tried: Tried, relation: str = "=", within: Within = 0.0, relative: bool = False) -> Case:
-    """Whether what was measured obeys; undecided where the interval over seeds is too wide to tell.
+    """Whether the measured number obeys; undecided where the interval over seeds is too wide to tell.
 
-    That is for "=" an interval wider than the tolerance that meets it, for a bound one that the bound lies in.
+    For "=" such an interval is wider than the tolerance and meets it; for a bound it contains the bound.
     """
     predicted, (mean, width) = float(tried.predicted), estimate(tried.measured)
     unit, half = abs(predicted) if relative else 1.0, width or 0.0

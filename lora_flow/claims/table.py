@@ -1,7 +1,7 @@
 """The claims in the order in which they are tried: of arXiv 2503.06982 and the talk on it, then on one adapted layer,
 then on linear networks that are trained from scratch.
 
-What a paper prints in two versions has a line for each: the right reading is meant to hold, the other one to fail.
+A formula that a paper states in two forms has a line for each: the right reading is meant to hold, the other to fail.
 """
 
 from lora_flow.claims import (
