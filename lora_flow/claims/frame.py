@@ -100,10 +100,10 @@ def claim(
 ) -> Callable[[Callable[[int], Cases]], Claim]:
     """Enters a claim.
 
-    - `source`: where it is from. `runs`: what it is tried on; "{seeds}" in it becomes their number.
+    - `source`: the paper and the place there. `runs`: the runs that test the claim; "{seeds}" becomes their number.
     - `relation`, `identity`: as for `Line`.
-    - `within`: the tolerance of "=", or how much less and how much more it may be; the slack of a bound. `relative`
-      to the prediction, or absolute.
+    - `within`: the tolerance of "=", one number or (below, above), or the slack of a bound; `relative` to the
+      prediction, or absolute.
     """
 
     def enter(function: Callable[[int], Cases]) -> Claim:
