@@ -198,14 +198,17 @@ def test_the_command_touches_no_other_folder(tmp_path, capsys):
     assert main(["theory", "--out", str(tmp_path)]) == 2
     assert "out must be a new folder or one of an earlier check" in capsys.readouterr().err
     assert main(["theory", "--out", str(tmp_path / "new"), "--seeds", "2"]) == 2
-    assert "seeds must be at least 3, for intervals, got 2" in capsys.readouterr().err
+    assert "seeds must lie between 3, for intervals, and 1000, got 2" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_lines_say_how_many_runs_count(lines):
     """That1 is positive for the smallest alphas only; a floor above rounding is not had at delta_w = 1/100."""
-    for name in ("t1_window", "local_imbalance", "final_loss"):
+    for name in ("t1_window", "final_loss"):
         assert "runs count" in lines[name].counted, name
+    counted = [case.counted for case in lines["local_imbalance"].cases]
+    assert [of for _, of in counted] == [7 * SEEDS] * 6
+    assert all(0 < some <= of for some, of in counted), "layer 1 is ahead at T1, but for few"
     assert lines["closed_form"].counted == ""
 
 
