@@ -12,10 +12,9 @@ figure1: .venv/core  ## run the main job: sweep, store and draw Figure 1 of the 
 	$(BIN)/lora-flow figure 1 --out runs/figure1 --overwrite
 
 figures: figure1  ## run and draw all the experiments
-	for name in 3 4; do $(BIN)/lora-flow figure $$name --out runs/figure$$name --overwrite || exit 1; done
-	for name in phase beyond inits kappa lora-one preconditioner scaling \
-		imbalance width adaptive-step growing-step pretraining; do \
-		$(BIN)/lora-flow figure $$name --out runs/$$name --overwrite || exit 1; done
+	for name in $$($(BIN)/python -c "from lora_flow.experiments.table import EXPERIMENTS; print(*EXPERIMENTS)"); do \
+		case $$name in 1) continue;; [0-9]*) out=figure$$name;; *) out=$$name;; esac; \
+		$(BIN)/lora-flow figure $$name --out runs/$$out --overwrite || exit 1; done
 
 theory: .venv/core  ## hold every claim of the theory against runs, about three minutes on two cores
 	$(BIN)/lora-flow theory --out runs/theory

@@ -1,10 +1,10 @@
-"""`lora-flow figure`: the named experiments, sweeps and studies."""
+"""`lora-flow figure`: the named experiments."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -13,43 +13,58 @@ from lora_flow.cli.sweep import solve_runs
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
 
+if TYPE_CHECKING:
+    from lora_flow.experiments.base import Experiment, Function
+
 MOST_DRAWS = 10_000  # of an experiment that runs as a whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """Run and draw a named experiment, with a table of its values.
+    """Run and draw a named experiment, with a table of its values:
 
-    1: loss, alignment and phases for three alphas from random and spectral initialisations, as in Figure 1 of Xu et
-    al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982).
+    1: loss, alignment and phases for three alphas, from random and spectral initialisations
 
-    3 and 4: the same for three delta_w and both sides, with the shift along the top (3) or bottom (4) pair of the
-    pretrained weights. The table has the published values beside those of the runs.
+    3: the same for three delta_w and both sides, with the shift along the top pair of the pretrained weights
 
-    phase: final loss, alignment and T1 over alpha x rank and over alpha x delta_w.
+    4: the same as 3, with the shift along the bottom pair
 
-    beyond: shifts turned away from the pretrained weights or of higher rank, and noise in the weights.
+    phase: final loss, alignment and T1 over alpha x rank and over alpha x delta_w
 
-    inits: all the initialisations on one layer, with a task along the weight's top singular pairs and one across them.
+    beyond: shifts turned away from the pretrained weights or of higher rank, and noise in the weights
 
-    kappa: the rate of the plain and of the preconditioned flow against the condition number of the task.
+    inits: all the initialisations on one layer, with a task along the weight's top singular pairs and one across them
 
-    lora-one and preconditioner: the toy experiments of LoRA-One (arXiv 2502.01235, Figures 2 and 4), by gradient
-    descent. scaling: the best lora_alpha against the rank, for gradient descent and Adam.
+    kappa: the rate of the plain and of the preconditioned flow against the condition number of the task
 
-    imbalance and width: gradient flow of linear networks trained from scratch, with bounds, and its implicit bias
-    (Min et al. 2021, arXiv 2105.06351). adaptive-step and growing-step: gradient descent of the same networks, with
-    the step sizes of Xu et al. 2023 (AISTATS) and Xu et al. 2025 (arXiv 2505.11664). pretraining: from pretraining
-    such a network to fine-tuning it.
+    pretraining: how the imbalance of pretraining becomes delta_w, and which adapter then wins
 
-    The figures of the last two paragraphs run as a whole, without --resume.
+    imbalance: how imbalance speeds up linear networks, and the bounds on their rate
+
+    width: how far wide linear networks end from the solution of least norm, and how well conditioned they begin
+
+    lora-one: alignment of A with the gradient and risk, for several alpha
+
+    preconditioner: risk with and without the preconditioner, LoRA-One's start and LoRA-GA's
+
+    adaptive-step: constant and adaptive steps of linear networks, with their proven bounds
+
+    growing-step: steps of linear networks that grow as the loss falls, and local rates
+
+    scaling: the best lora_alpha against the rank, gradient descent and Adam
+
+    1, 3 and 4 are figures of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982). Their tables
+    have the published values beside those of the runs. lora-one and preconditioner are Figures 2 and 4 of LoRA-One
+    (arXiv 2502.01235). imbalance and width are of Min et al. 2021 (arXiv 2105.06351), adaptive-step of Xu et al. 2023
+    (AISTATS), growing-step of Xu et al. 2025 (arXiv 2505.11664).
+
+    The figures from pretraining on run as a whole, without --resume.
 
     For example: lora-flow figure 3 --out runs/figure3
     """
 
     name: Annotated[str, tyro.conf.Positional]
-    """The figure: 1, 3, 4, phase, beyond, inits, kappa, lora-one, preconditioner, scaling, imbalance, width,
-    adaptive-step, growing-step or pretraining."""
+    """The figure, by its name above."""
     out: Annotated[str, tyro.conf.arg(metavar="PATH")]
     """The run folder, or a folder of run folders for a figure of several runs."""
     seeds: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
@@ -60,17 +75,17 @@ class Figure:
     """Replace the folder's runs if the folder has some."""
 
     def run(self) -> int:
-        from lora_flow.experiments.studies import STUDIES
         from lora_flow.experiments.table import EXPERIMENTS
-        from lora_flow.sweeps.run import check_parts, is_started
 
         require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
-        require_choice("figure", self.name, [*EXPERIMENTS, *STUDIES])
-        if self.name in STUDIES:
-            return self._study()
-        runs = EXPERIMENTS[self.name].runs
-        if self.seeds is not None:
-            runs = {name: dataclasses.replace(settings, seeds=self.seeds) for name, settings in runs.items()}
+        require_choice("figure", self.name, EXPERIMENTS)
+        experiment = EXPERIMENTS[self.name]
+        return self._sweeps(experiment) if experiment.function is None else self._whole(experiment, experiment.function)
+
+    def _sweeps(self, experiment: Experiment) -> int:
+        from lora_flow.sweeps.run import check_parts, is_started
+
+        runs = experiment.runs(self.seeds)
         if list(runs) != [""]:
             check_parts(self.out, runs)
         started = any(is_started(Path(self.out) / name) for name in runs)
@@ -78,15 +93,13 @@ class Figure:
         go_on = f"lora-flow figure {self.name} --out {self.out} --resume"
         return solve_runs(self.out, runs, self.resume, self.overwrite, {"figure": self.name}, go_on)
 
-    def _study(self) -> int:
-        from lora_flow.cli.plot import draw_study
+    def _whole(self, experiment: Experiment, function: Function) -> int:
+        from lora_flow.cli.plot import draw
         from lora_flow.experiments.folder import begin_study, check_study_folder, store_study
-        from lora_flow.experiments.studies import STUDIES
         from lora_flow.runtime.progress import each
         from lora_flow.storage.folder import locked
 
-        study = STUDIES[self.name]
-        seeds = study.seeds if self.seeds is None else self.seeds
+        seeds = self.seeds if self.seeds is not None else experiment.seeds or 1
         require(1 <= seeds <= MOST_DRAWS, "seeds", f"lie between 1 and {MOST_DRAWS}", seeds)
         must = f"be left out with figure {self.name}, which runs as a whole"
         require(not self.resume, "resume", must, "--resume")
@@ -95,7 +108,7 @@ class Figure:
             check_study_folder(self.out, self.overwrite)  # nobody can have made it since
             begin_study(self.out, self.name, seeds)
             start_jax()
-            dataset = study.run(seeds, lambda items: each(items, "parts"))
+            dataset = function(seeds, lambda items: each(items, "parts"))
             with whole():
                 store_study(self.out, self.name, seeds, dataset)
-            return draw_study(self.out, self.name)
+            return draw(self.out)

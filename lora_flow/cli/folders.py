@@ -111,10 +111,12 @@ def _figure(parts: Sequence[Path]) -> str:
 
 def _missing(path: Path, parts: Sequence[Path]) -> list[str]:
     """The missing runs of a figure that is made of several."""
+    name = "" if parts[0] == path else _figure(parts)
+    if not name:
+        return []
     from lora_flow.experiments.table import EXPERIMENTS
 
-    name = "" if parts[0] == path else _figure(parts)
-    names = EXPERIMENTS[name].runs if name in EXPERIMENTS else ()
+    names = EXPERIMENTS[name].parts if name in EXPERIMENTS else ()
     return [run for run in names if path / run not in parts]
 
 

@@ -7,7 +7,7 @@ values of alpha_0/beta_0 in the titles of Figure 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
@@ -20,6 +20,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters, narrow
 from lora_flow.dynamics.descend import StepRule, descend
 from lora_flow.dynamics.network_steps import AdaptiveStep, AdmissibleStep, AroraStep, DuStep
+from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.results.report import table
@@ -48,7 +49,7 @@ class Settings(NamedTuple):
 CONSTANTS = {"balanced": Settings(0.8, 1.2), **dict.fromkeys(SIGMAS, Settings(0.5, 1.5))}
 
 
-def run(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+def run(seeds: int, progress: Progress) -> xr.Dataset:
     """Losses, steps and proven bounds over experiment, rule, seed and iteration; the draws have the seeds 1, 2, ...
 
     The steps of Arora et al. and of Du et al. are compared in the balanced experiment only, and NaN elsewhere.
@@ -255,3 +256,12 @@ def _row(one: xr.Dataset) -> list[str]:
     ends = [f"{float(np.log10(end.median())):.3g}" for end in (relative.isel(iteration=-1), proven)]
     steps = [f"{float(step.isel(iteration=at)):.3g}" for at in (0, -1)]
     return [*steps, f"{float(first):g}" if np.isfinite(first) else "-", ends[0], ends[1].replace("nan", "-")]
+
+
+EXPERIMENT = Experiment.of_one(
+    "constant and adaptive steps of linear networks, with their proven bounds",
+    run,
+    draw,
+    notes,
+    seeds=3,
+)

@@ -1,4 +1,4 @@
-"""The run folder of a study: its name, its results, its picture."""
+"""The folder of an experiment that runs as a whole, a "study" on disk: its name, its number of draws, its results."""
 
 from __future__ import annotations
 

@@ -5,8 +5,7 @@ Y = X W1 W2 + sigma^2 noise at the start W1, W2, so sigma sets the distance to t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,6 +17,7 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapter, Adapters, narrow
 from lora_flow.dynamics.descend import StepRule, descend
 from lora_flow.dynamics.network_steps import AdaptiveStep, Backtracking, GrowingStep
+from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.results.report import table
@@ -53,7 +53,7 @@ RULES = ("constant", "K_t", "Kbar_t", "adaptive", "backtracking")
 GROWING = ["K_t", "Kbar_t"]
 
 
-def run(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+def run(seeds: int, progress: Progress) -> xr.Dataset:
     """Losses, steps, local rates and 1/K_t over setting, rule, seed and iteration, and the constants of the starts."""
     shape = len(SETTINGS), len(RULES), seeds, STEPS + 1
     found = {name: np.empty(shape) for name in ("loss", "step", "rate", "smooth_step")}
@@ -297,3 +297,12 @@ def _iterations(loss: xr.DataArray) -> float:
     """The number of iterations until solved, median over seeds; infinite where a run is not solved."""
     solved = loss <= SOLVED * loss.isel(iteration=0)
     return float(xr.where(solved.any("iteration"), solved.argmax("iteration"), np.inf).median("seed"))
+
+
+EXPERIMENT = Experiment.of_one(
+    "steps of linear networks that grow as the loss falls, and local rates",
+    run,
+    draw,
+    notes,
+    seeds=5,
+)

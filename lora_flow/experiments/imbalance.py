@@ -5,7 +5,7 @@ Min et al. 2021 is arXiv 2105.06351, and Min et al. 2022 its extension; `lora_fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import diffrax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters, narrow, pad
 from lora_flow.dynamics.solve import STATUS, solve
+from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels, shades
 from lora_flow.initialization import gaussian_both_init
 from lora_flow.problems.network import LinearNetwork
@@ -55,7 +56,7 @@ class Sizes(NamedTuple):
 FULL = Sizes()
 
 
-def run(seeds: int, progress: Callable[[Any], Any], sizes: Sizes = FULL) -> xr.Dataset:
+def run(seeds: int, progress: Progress, sizes: Sizes = FULL) -> xr.Dataset:
     """Losses and their rates, with the bounds, over starts and over widths; times and rates in units of the papers."""
     starts, widths = [], []
     for seed in progress(range(seeds)):
@@ -317,3 +318,12 @@ def violations(dataset: xr.Dataset, prefix: str = "") -> tuple[int, int]:
         highest = np.exp(-dataset[f"{prefix}{theorem}"] * time) * loss.isel(save=0)
         fails |= (loss > highest * (1 + SLACK)) & rate.notnull()
     return int(fails.sum()), int(rate.notnull().sum())
+
+
+EXPERIMENT = Experiment.of_one(
+    "how imbalance speeds up linear networks, and the bounds on their rate",
+    run,
+    draw,
+    notes,
+    seeds=5,
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -14,6 +13,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
 from lora_flow.dynamics.descend import Descent, descend
+from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, ORANGE, band, letters, mark_rounding, panels, shades
 from lora_flow.initialization import gaussian_init, lora_ga_init, lora_one_theory_init
 from lora_flow.problems.offset import Offset
@@ -35,7 +35,7 @@ PUBLISHED_DIP = {1e-3: 0.20, 1e-4: 0.16}
 TITLES = {"sampled": f"N = {SAMPLES} samples", "white": r"infinitely many samples, $\hat\Sigma$ = I"}
 
 
-def alignment(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+def alignment(seeds: int, progress: Progress) -> xr.Dataset:
     """The turn of A to the gradient: angle and risk over the iterations, several scales, sampled and white inputs."""
     iterations = np.arange(0, ALIGNMENT_STEPS + 1, 20)
     shape = len(INPUTS), len(VARIANCES), seeds, len(iterations)
@@ -58,7 +58,7 @@ def alignment(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
     )
 
 
-def preconditioning(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+def preconditioning(seeds: int, progress: Progress) -> xr.Dataset:
     """The risk of LoRA-One's and LoRA-GA's starts, with and without the preconditioner, sampled and white inputs."""
     iterations = np.arange(RISK_STEPS + 1)
     shape = len(INPUTS), 2, 2, seeds, len(iterations)
@@ -237,3 +237,21 @@ def _median(values: xr.DataArray) -> str:
 
 def _power(value: float) -> str:
     return f"$10^{{{round(np.log10(value))}}}$" if value < 1 else "1"
+
+
+EXPERIMENTS = {
+    "lora-one": Experiment.of_one(
+        "alignment of A with the gradient and risk, for several alpha",
+        alignment,
+        draw_alignment,
+        alignment_notes,
+        seeds=10,
+    ),
+    "preconditioner": Experiment.of_one(
+        "risk with and without the preconditioner, LoRA-One's start and LoRA-GA's",
+        preconditioning,
+        draw_preconditioning,
+        preconditioning_notes,
+        seeds=5,
+    ),
+}

@@ -1,17 +1,22 @@
-"""The experiments of arXiv 2503.06982 as settings, and the values read off its published figures."""
+"""Figures 1, 3 and 4 of arXiv 2503.06982: settings, pictures, and the values read off the published figures."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from lora_flow.experiments.base import Datasets, Experiment
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import spread, told
 from lora_flow.results.report import log10, show, table
 from lora_flow.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ALPHAS = (1e-3, 1e-4, 1e-5)
 
@@ -53,7 +58,19 @@ FIGURE_4 = {
 }
 
 
-def comparison(rows: Mapping[str, Row], datasets: Mapping[str, xr.Dataset]) -> str:
+def draw(rows: Mapping[str, Row], datasets: Datasets) -> dict[str, Figure]:
+    """The panels of all rows, a picture for each side."""
+    from lora_flow.figures.over_time import panels, single_cases
+
+    cases = {name: dict(single_cases(dataset)) for name, dataset in datasets.items()}
+    until = [row.alignment_until for row in rows.values()]
+    return {
+        "" if suffix == "-B" else suffix: panels([cases[name][suffix] for name in rows], until)
+        for suffix in next(iter(cases.values()))
+    }
+
+
+def notes(rows: Mapping[str, Row], datasets: Datasets) -> str:
     """A Markdown table of the published end values beside those of these runs, for every side."""
     sides = _sides(next(iter(datasets.values())))
     header = ["delta_w", "alpha", "quantity, gaussian", "published", *(f"here, side {side}" for side in sides)]
@@ -84,3 +101,20 @@ def _shown(one: xr.Dataset, variable: str) -> str:
 
 def _sides(dataset: xr.Dataset) -> list[str]:
     return [str(side) for side in dataset["side"].values] if "side" in dataset.dims else [dataset.attrs["side"]]
+
+
+def _experiment(about: str, rows: Mapping[str, Row]) -> Experiment:
+    parts = {name: row.settings for name, row in rows.items()}
+    return Experiment(about, parts, functools.partial(draw, rows), functools.partial(notes, rows))
+
+
+EXPERIMENTS = {
+    "1": _experiment(
+        "loss, alignment and phases for three alphas, from random and spectral initialisations", {"": FIGURE_1}
+    ),
+    "3": _experiment(
+        "the same for three delta_w and both sides, with the shift along the top pair of the pretrained weights",
+        FIGURE_3,
+    ),
+    "4": _experiment("the same as 3, with the shift along the bottom pair", FIGURE_4),
+}

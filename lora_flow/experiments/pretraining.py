@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import diffrax
@@ -14,6 +13,7 @@ import xarray as xr
 
 from lora_flow.adapter import Adapter
 from lora_flow.dynamics.solve import Trajectory, save_times, solve
+from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, ORANGE, band, letters, panels, shades
 from lora_flow.initialization import gaussian_both_init
 from lora_flow.problems.factorization import Factorization
@@ -43,7 +43,7 @@ class Pretrained(NamedTuple):
     problems: dict[str, Factorization]
 
 
-def pretraining(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+def run(seeds: int, progress: Progress) -> xr.Dataset:
     """Pretraining by gradient flow from nine ratios of the weights' sizes, then LoRA on the pretrained weights."""
     aligned = aligned_problem(jax.random.key(0), m=SIZE, n=SIZE, h=WIDTH, shift_scale=SHIFT)
     stages = iter(progress(["pretraining", "fine-tuning", "drawn problems"]))
@@ -204,3 +204,12 @@ def notes(dataset: xr.Dataset) -> str:
         f"pair. Medians of {dataset.sizes['seed']} draws. The prediction of delta_w is from the start alone. Largest "
         f"drift of the imbalance in pretraining: {float(dataset['drift'].max()):.1g}.\n\n" + table(header, rows)
     )
+
+
+EXPERIMENT = Experiment.of_one(
+    "how the imbalance of pretraining becomes delta_w, and which adapter then wins",
+    run,
+    draw,
+    notes,
+    seeds=5,
+)

@@ -7,7 +7,6 @@ a step of constant size rattles at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -19,6 +18,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, pad
 from lora_flow.dynamics.descend import descend
+from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import band, letters, panels, shades
 from lora_flow.problems.one_layer import SingleLayer
 from lora_flow.results.levels import spread
@@ -34,7 +34,7 @@ LORA_ALPHAS = 2.0 ** np.arange(-2.0, 12.01, SPACING)
 RATES = {"GD": (3e-3, 1e-2, 3e-2, 1e-1), "Adam": (3e-4, 1e-3, 3e-3, 1e-2)}
 
 
-def scaling(seeds: int, progress: Callable[[Any], Any]) -> xr.Dataset:
+def run(seeds: int, progress: Progress) -> xr.Dataset:
     """The mean loss over optimiser, step size, rank, lora_alpha and seed; infinite where a run diverges."""
     rates = len(next(iter(RATES.values())))
     loss = np.empty((len(RATES), rates, seeds, len(RANKS), len(LORA_ALPHAS)))
@@ -139,3 +139,12 @@ def _draw(seed: int) -> tuple[Array, Adapters]:
     drawn = jax.random.uniform(keys[2], (RANKS[-1], SIZE), minval=-bound, maxval=bound)
     starts = [pad((Adapter(drawn[:rank], jnp.zeros((SIZE, rank))),), RANKS[-1]) for rank in RANKS]
     return shift, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+
+
+EXPERIMENT = Experiment.of_one(
+    "the best lora_alpha against the rank, gradient descent and Adam",
+    run,
+    draw,
+    notes,
+    seeds=5,
+)

@@ -6,7 +6,6 @@ The implicit bias of Min et al. 2021 (arXiv 2105.06351), and Figure 4 of Xu et a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import diffrax
@@ -18,6 +17,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, narrow
 from lora_flow.dynamics.solve import STATUS, solve
+from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, ORANGE, band, letters, panels, shades
 from lora_flow.initialization import gaussian_wide_init, invariant_init
 from lora_flow.problems.network import LinearNetwork
@@ -51,7 +51,7 @@ class Sizes(NamedTuple):
 FULL = Sizes()
 
 
-def run(seeds: int, progress: Callable[[Any], Any], sizes: Sizes = FULL) -> xr.Dataset:
+def run(seeds: int, progress: Progress, sizes: Sizes = FULL) -> xr.Dataset:
     """Distances of the flow's end from the solution of least norm, and condition numbers at the start, over widths."""
     ends, starts = [], []
     for seed in progress(range(seeds)):
@@ -272,3 +272,12 @@ def _published(values: xr.DataArray) -> xr.DataArray:
 
 def _slope(values: xr.DataArray, dim: str) -> str:
     return spread(exponents(values, dim))
+
+
+EXPERIMENT = Experiment.of_one(
+    "how far wide linear networks end from the solution of least norm, and how well conditioned they begin",
+    run,
+    draw,
+    notes,
+    seeds=5,
+)

@@ -6,7 +6,6 @@ import pytest
 
 from lora_flow.experiments import adaptive_step as adaptive
 from lora_flow.experiments import growing_step as growing
-from lora_flow.experiments.studies import STUDIES
 from lora_flow.theory import linear_descent as theory
 
 SIZES = {"iteration": 41, "seed": 2}
@@ -35,7 +34,7 @@ def check_pictures(figure):
 def test_the_authors_draws_have_the_published_ratio(name):
     """The titles of Figure 2 of Xu et al. 2023, at the seeds 1 to 3 of the authors' code."""
     ratios = []
-    for seed in range(1, STUDIES["adaptive-step"].seeds + 1):
+    for seed in range(1, adaptive.EXPERIMENT.seeds + 1):
         problem, start = adaptive.draw_problem(name, seed)
         constants = theory.constants(*problem.network(start))
         ratios.append(float(constants.alpha / constants.beta))

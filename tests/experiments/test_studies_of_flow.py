@@ -12,7 +12,7 @@ from lora_flow import LinearNetwork
 from lora_flow.cli import main
 from lora_flow.experiments import imbalance, width
 from lora_flow.experiments.folder import load_study
-from lora_flow.experiments.studies import STUDIES
+from lora_flow.experiments.table import EXPERIMENTS
 from lora_flow.initialization import balanced_init, gaussian_wide_init, invariant_init
 from lora_flow.theory import linear_flow as flow
 
@@ -184,7 +184,8 @@ class TestWidth:
 @pytest.mark.parametrize(("name", "module", "sizes"), [("imbalance", imbalance, SIZES), ("width", width, WIDTHS)])
 def test_figures_and_notes_are_made(name, module, sizes, request, tmp_path, monkeypatch):
     drawn = request.getfixturevalue({"imbalance": "imbalanced", "width": "widened"}[name])
-    monkeypatch.setitem(STUDIES, name, dataclasses.replace(STUDIES[name], run=lambda seeds, progress: drawn))
+    parts = {"": lambda seeds, progress: drawn}
+    monkeypatch.setitem(EXPERIMENTS, name, dataclasses.replace(module.EXPERIMENT, parts=parts))
     out = tmp_path / name
     assert main(["figure", name, "--out", str(out)]) == 0
     assert (out / f"figures/figure-{name}.png").stat().st_size > 20_000

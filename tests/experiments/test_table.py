@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from lora_flow import load_run
 from lora_flow.cli import main
+from lora_flow.cli.figure import Figure
 from lora_flow.experiments import paper
 from lora_flow.experiments import table as experiments
 from lora_flow.results.report import log10
@@ -88,8 +90,8 @@ def smaller(settings):
 @pytest.mark.parametrize("name", ["phase", "beyond", "4"])
 def test_the_other_figures_are_drawn(name, tmp_path, monkeypatch, capsys):
     whole = experiments.EXPERIMENTS[name]
-    runs = {run: smaller(settings) for run, settings in whole.runs.items()}
-    monkeypatch.setitem(experiments.EXPERIMENTS, name, dataclasses.replace(whole, runs=runs))
+    runs = {run: smaller(settings) for run, settings in whole.parts.items()}
+    monkeypatch.setitem(experiments.EXPERIMENTS, name, dataclasses.replace(whole, parts=runs))
     out = tmp_path / name
     assert main(["figure", name, "--out", str(out)]) == 0
     drawn = whole.draw({run: load_run(out / run) for run in runs})
@@ -102,3 +104,15 @@ def test_the_other_figures_are_drawn(name, tmp_path, monkeypatch, capsys):
     assert len(list((out / "figures").glob("*.png"))) == len(drawn)
     assert "picture: " in capsys.readouterr().out
     assert "| " in (out / "report.md").read_text()
+
+
+def test_the_help_of_the_command_has_each_experiment_and_what_it_is_about():
+    lines = [" ".join(part.split()) for part in Figure.__doc__.split("\n\n")]
+    listed = [line.split(": ", 1) for line in lines if line.split(": ")[0] in experiments.EXPERIMENTS]
+    assert listed == [[name, one.about] for name, one in experiments.EXPERIMENTS.items()]
+
+
+def test_the_page_of_figures_has_each_experiment():
+    page = (Path(__file__).parents[2] / "docs" / "figures.md").read_text()
+    names = [name for name in experiments.EXPERIMENTS if not name.isdigit()]
+    assert [name for name in names if f"`{name}`" not in page and f"figure {name}`" not in page] == []

@@ -22,7 +22,7 @@ from lora_flow import (
     solve,
     sweep,
 )
-from lora_flow.experiments.comparison import INITS, draw_inits, inits_dataset, inits_notes
+from lora_flow.experiments.inits import INITS, draw, inits_dataset, notes
 from lora_flow.initialization import as_scheme, find_scheme, initialize
 
 RNG = np.random.default_rng(2)
@@ -66,11 +66,11 @@ def test_a_function_and_a_scheme_sweep_by_themselves_and_beside_names():
 def test_the_figure_of_initialisations_takes_own_ones():
     small = dataclasses.replace(INITS, m=5, n=6, init=("gaussian", "pissa"), rank=(2,), seeds=1, t1=2.0, saves=5)
     dataset = inits_dataset(halves, settings=small, progress=False)
-    (figure,) = draw_inits({"": dataset}).values()
+    figure = draw(dataset)
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
     plt.close(figure)
     assert shown == ["gaussian", "pissa", "halves"]
-    assert inits_notes({"": dataset}).count("| halves |") == 4
+    assert notes(dataset).count("| halves |") == 4
 
 
 def wrong(change):

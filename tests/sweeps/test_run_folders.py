@@ -358,8 +358,8 @@ def test_a_study_is_not_begun_in_a_folder_that_somebody_has_made_since(tmp_path,
             (out / "thesis.tex").write_text("years of work")
         checked.append(path)
 
-    monkeypatch.setattr("lora_flow.studies.check_study_folder", check)
-    monkeypatch.setattr("lora_flow.studies.begin_study", lambda *_: pytest.fail("begun"))
+    monkeypatch.setattr("lora_flow.experiments.folder.check_study_folder", check)
+    monkeypatch.setattr("lora_flow.experiments.folder.begin_study", lambda *_: pytest.fail("begun"))
     assert main(["figure", "scaling", "--out", str(out)]) == 2
     assert "out must be a new folder or a figure's" in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]

@@ -1,28 +1,26 @@
-"""Sweeps over one adapted layer: all the initialisations side by side, and rates against the condition number."""
+"""All the initialisations side by side, on one adapted layer."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from lora_flow.figures.style import BLUE, ORANGE, band, letters, panels, shades
+from lora_flow.experiments.base import Experiment
+from lora_flow.figures.style import band, panels
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import AT_ROUNDING
 from lora_flow.results.phases import time_to
-from lora_flow.results.report import show, table
+from lora_flow.results.report import table
 from lora_flow.settings import Settings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lora_flow.initialization import Init
-
-Datasets = Mapping[str, xr.Dataset]
 
 FAMILIES = {  # where a start comes from, and its colours
     "Greys": ("gaussian", "orthogonal"),
@@ -48,23 +46,6 @@ INITS = Settings(
 LEVELS = (1e-1, 1e-4, 1e-8)  # of the loss at zero adapters
 TITLES = {0.0: "Task along the weight's top pairs", 90.0: "Task across them"}
 
-KAPPAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-KAPPA = Settings(
-    problem="regression",
-    m=20,
-    n=20,
-    target_rank=4,
-    kappa=KAPPAS,
-    init=("lora-one-theory", "gora"),
-    alpha=(0.5,),
-    rank=(4,),
-    t1=10_000.0,
-    saves=401,
-    spacing="log",
-)
-KAPPA_RUNS = {"plain": KAPPA, "scaled": dataclasses.replace(KAPPA, flow="scaled", t1=20.0, spacing="linear")}
-WINDOW = (1e-8, 1e-10)  # of the loss at the start, between which the rate is taken
-
 
 def times_to(dataset: xr.Dataset) -> xr.Dataset:
     """The first times at which the loss is below the levels, relative to that of the pretrained weight."""
@@ -72,8 +53,8 @@ def times_to(dataset: xr.Dataset) -> xr.Dataset:
     return xr.Dataset({f"{level:g}": time_to(dataset["loss"], level * start) for level in LEVELS})
 
 
-def draw_inits(datasets: Datasets) -> dict[str, Figure]:
-    dataset = datasets[""].squeeze("rank")
+def draw(dataset: xr.Dataset) -> Figure:
+    dataset = dataset.squeeze("rank")
     floor = float(rounding_floors(dataset).max())
     with panels(2, 2, height=5.4, sharex=True, sharey=True) as (figure, axes):
         for row, alpha in zip(axes, dataset["alpha"].values, strict=True):
@@ -89,11 +70,11 @@ def draw_inits(datasets: Datasets) -> dict[str, Figure]:
         for ax in axes[:, 0]:
             ax.set_ylabel("loss L (log scale)")
         figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", handlelength=2.4)
-    return {"": figure}
+    return figure
 
 
 def inits_dataset(*own: Init, settings: Settings = INITS, progress: bool = True) -> xr.Dataset:
-    """The dataset of `figure inits` with own initialisations besides, for `draw_inits({"": dataset})` and its notes."""
+    """The dataset of `figure inits` with own initialisations besides, for `draw` and `notes`."""
     from lora_flow.recipes.kinds import draw_all
     from lora_flow.settings import sweep_arguments
     from lora_flow.sweeps.sweep import sweep
@@ -116,8 +97,8 @@ def _styles(labels: Sequence[str]) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def inits_notes(datasets: Datasets) -> str:
-    dataset = datasets[""].squeeze("rank")
+def notes(dataset: xr.Dataset) -> str:
+    dataset = dataset.squeeze("rank")
     spans, last = times_to(dataset), dataset.isel(time=-1).assign(rounding_floor=rounding_floors(dataset))
     rows = []
     for angle in dataset["angle"].values:
@@ -141,58 +122,6 @@ def inits_notes(datasets: Datasets) -> str:
     )
 
 
-def rates(dataset: xr.Dataset) -> xr.DataArray:
-    """-d log ||E|| / dt while the loss passes the window; NaN where it does not."""
-    start = dataset["loss"].isel(time=0, drop=True)
-    first, last = (time_to(dataset["loss"], level * start) for level in WINDOW)
-    return 0.5 * np.log(WINDOW[0] / WINDOW[1]) / (last - first).where(np.isfinite(last))
-
-
-def draw_kappa(datasets: Datasets) -> dict[str, Figure]:
-    with panels(1, 2, height=2.8) as (figure, axes):
-        left, right = axes[0]
-        for name, style in (("plain", "--"), ("scaled", "-")):
-            one = datasets[name]["loss"].sel(init="lora-one-theory").squeeze()
-            for kappa, colour in zip(KAPPAS, shades(len(KAPPAS)), strict=True):
-                curve = one.sel(kappa=kappa)
-                label = f"{kappa:g}" if style == "-" else None
-                left.plot(curve["time"], curve, color=colour, linestyle=style, label=label)
-        left.set(xscale="log", yscale="log", xlim=(1, KAPPA.t1), ylim=(1e-12, 1))
-        left.set(xlabel="time t (log scale)", ylabel="loss L (log scale)")
-        left.set_title("lora-one-theory: plain (dashed), scaled")
-        left.legend(title=r"$\kappa$", loc="upper right", ncols=2, columnspacing=1.0)
-        for name, style in (("plain", "--"), ("scaled", "-")):
-            found = rates(datasets[name]).squeeze()
-            for init, colour in (("lora-one-theory", BLUE), ("gora", ORANGE)):
-                label = f"{init}, {name}"
-                right.plot(KAPPAS, found.sel(init=init), color=colour, linestyle=style, marker="o", ms=3, label=label)
-        guide = 2 / np.array(KAPPAS)
-        right.plot(KAPPAS, guide, color="0.5", linestyle=":", label=r"$2/\kappa$")
-        right.set(xscale="log", yscale="log", xlabel=r"condition number $\kappa$ of the shift")
-        right.set_ylabel(r"rate $-\,d\,\log\|E\|/dt$")
-        right.set_title("final rate")
-        right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        letters(axes)
-    return {"": figure}
-
-
-def kappa_notes(datasets: Datasets) -> str:
-    rows = []
-    for name in KAPPA_RUNS:
-        for init in KAPPA.init:
-            found = rates(datasets[name]).squeeze().sel(init=init).values
-            spread = f"{100 * (found.max() - found.min()) / found.mean():.2g} %"
-            shown = ["-" if np.isnan(value) else f"{value:.4g}" for value in found]
-            rows.append([init, name, *shown, "-" if np.isnan(found).any() else spread])
-    header = ["init", "flow", *(f"kappa = {show(kappa)}" for kappa in KAPPAS), "largest less smallest, of the mean"]
-    return (
-        f"The rate at which ||E|| falls while the loss goes from {WINDOW[0]:g} to {WINDOW[1]:g} of its start. "
-        "The preconditioned rate is 2 if the adapters' subspaces are the task's from the start (lora-one-theory) and "
-        "1 where only one side's is (gora). The plain flow's rate goes like 2/kappa from lora-one-theory, and is lower "
-        f"from gora; - where the loss does not fall so far by t = {KAPPA.t1:g}.\n\n" + table(header, rows)
-    )
-
-
 def _median(times: xr.DataArray) -> str:
     value = float(times.median())
     return "-" if np.isinf(value) else f"{value:.3g}"
@@ -200,3 +129,11 @@ def _median(times: xr.DataArray) -> str:
 
 def _power(value: float) -> str:
     return "" if np.isnan(value) else "0" if value == 0 else f"{value:.1e}"
+
+
+EXPERIMENT = Experiment.of_one(
+    "all the initialisations on one layer, with a task along the weight's top singular pairs and one across them",
+    INITS,
+    draw,
+    notes,
+)
