@@ -52,7 +52,9 @@ from .initialization import orthogonal_init as orthogonal_init
 from .initialization import pissa_init as pissa_init
 from .initialization import spectral_both_init as spectral_both_init
 from .initialization import spectral_init as spectral_init
+from .problems.base import AbstractProblem as AbstractProblem
 from .problems.base import Problem as Problem
+from .problems.base import as_problem as as_problem
 from .problems.base import linearised_task as linearised_task
 from .problems.deep import DeepLinear as DeepLinear
 from .problems.factorization import Factorization as Factorization

@@ -16,7 +16,7 @@ PAGES = [
     "docs/vision.md",
     *(
         pytest.param(f"docs/{name}.md", marks=pytest.mark.long)
-        for name in ("initialisations", "descent", "lora-one", "networks")
+        for name in ("initialisations", "descent", "lora-one", "networks", "problems")
     ),
 ]
 

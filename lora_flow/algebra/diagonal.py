@@ -62,6 +62,9 @@ class Diagonal(eqx.Module):
         require(fits, "a factor", f"have {self.shape[0]} columns", f"shape {x.shape}")
         return jnp.pad(x[:, : self.rank] * self.values[None], ((0, 0), (0, self.shape[1] - self.rank)))
 
+    def __truediv__(self, divisor: Any) -> Diagonal:
+        return Diagonal(self.values / divisor, self.shape)
+
     def dense(self) -> Float[Array, "rows columns"]:
         return self @ jnp.eye(self.shape[1], dtype=self.dtype)
 

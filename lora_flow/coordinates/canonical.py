@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.diagonal import Diagonal, Matrix
+from lora_flow.algebra.diagonal import WRITTEN_OUT, Diagonal, Matrix
 from lora_flow.algebra.spectra import norm_on_host
 from lora_flow.algebra.thin import gram_schmidt
 from lora_flow.checks import require_integer
-from lora_flow.problems.base import Layers, matrix_rank
+from lora_flow.problems.base import Layers, Problem, matrix_rank
 from lora_flow.problems.factorization import Factorization, check_factorization
+from lora_flow.problems.formulas import keeps_all
 
 DENSE_BELOW = 4  # the shift is written out where the residual is no larger than this times the rank
 
@@ -97,6 +98,17 @@ def canonical_all(problems: Sequence[Factorization], *, rank: int) -> list[Canon
     seen, sizes = zip(*map(_room, spanned, (n, h, m), (rank, 2 * rank, rank)), strict=True)
     shift_rank = max(len(one.sigma) for one in known)
     return [one.reduced(seen, sizes, shift_rank, rank) for one in known]
+
+
+def is_quick_to_turn(problem: Problem) -> bool:
+    """Whether a problem has these coordinates, and singular value decompositions cost less than they save.
+
+    `Diagonal` matrices need none. A subclass of `Factorization` that changes anything, or records more, has no
+    coordinates.
+    """
+    if not keeps_all(problem, Factorization):
+        return False
+    return isinstance(problem.shift, Diagonal) or max(max(shape) for shape in problem.layers) <= WRITTEN_OUT
 
 
 def _enter(frame: Any, columns: Array) -> tuple[Array, Array]:

@@ -8,13 +8,11 @@ import jax
 import numpy as np
 
 from lora_flow.adapter import Adapters, as_adapters
-from lora_flow.algebra.spectra import norm_on_host, tie
+from lora_flow.algebra.angles import one_minus_cosine
+from lora_flow.algebra.spectra import norm_on_host
 from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.observables import Direction, directions_of
-from lora_flow.problems.base import Problem, matrix_rank, on_host, vector_field
-from lora_flow.problems.factorization import Factorization
-from lora_flow.problems.formulas import keeps_loss
-from lora_flow.problems.offset import Offset
+from lora_flow.problems.base import Problem, as_problem, on_host, vector_field
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
 
@@ -50,12 +48,7 @@ def analyse(problem: Problem, adapters: Adapters, flow: Flow | str = "plain") ->
     finite: Any = jax.tree.unflatten(jax.tree.structure(adapters), kept)  # of NumPy's arrays
     directions = on_host(directions_of(problem))
     named = _of_the_flow(problem, driven, finite, directions) | _alignment(finite, directions)
-    if isinstance(problem, Offset) and keeps_loss(problem.problem, Factorization):
-        joined = _of_the_update(problem.problem, on_host(_joined(problem, finite)))
-        count = min(*problem.problem.shift.shape, 2 * adapters[0].rank)
-        named |= joined | {"update_singular_values": joined["update_singular_values"][..., :count]}
-    elif keeps_loss(problem, Factorization):
-        named |= _of_the_update(problem, finite)
+    named |= as_problem(problem).details(finite)
     for values in named.values():
         values[~reached] = np.nan
     return {name: values.reshape((*lead, *values.shape[1:])) for name, values in named.items()}
@@ -67,11 +60,6 @@ def _fields(problem: Problem, flow: Flow, adapters: Adapters) -> tuple[Adapters,
     with jax.default_matmul_precision("highest"):
         descent = jax.vmap(vector_field(problem))(adapters)
         return descent, jax.vmap(flow)(descent, adapters)
-
-
-@compiled()
-def _joined(problem: Offset, adapters: Adapters) -> Adapters:
-    return problem.joined(adapters)
 
 
 def _of_the_flow(
@@ -95,70 +83,7 @@ def _alignment(adapters: Any, directions: tuple[Direction, ...]) -> dict[str, np
         stacked = np.concatenate([adapter.b, np.swapaxes(adapter.a, -1, -2)], axis=-2)
         left, sigma, _ = np.linalg.svd(stacked, full_matrices=False)
         name = "alignment_error" if layer == 1 else f"alignment_error_{layer}"
-        named[name] = _one_minus_cosine(
+        named[name] = one_minus_cosine(
             left, sigma, np.concatenate([np.asarray(x) for x in direction.pairs], axis=1) / np.sqrt(2)
         )
     return named
-
-
-def _of_the_update(problem: Factorization, adapters: Any) -> dict[str, np.ndarray]:
-    w1, w2, shift = (np.asarray(x) for x in (problem.w1, problem.w2, problem.shift))
-    (a1, b1), (a2, b2) = adapters
-    factors = {"term_1": (w2 @ b1, a1), "term_2": (b2, a2 @ w1), "term_12": (b2, (a2 @ b1) @ a1)}
-    terms = {name: x @ y for name, (x, y) in factors.items()}
-    outer, x = _over_largest(np.concatenate([w2 @ b1 + b2 @ (a2 @ b1), b2], axis=-1))
-    inner, y = _over_largest(np.concatenate([a1, a2 @ w1], axis=-2))
-    left, sigma, right = _svd_of_product(x, y)  # of tiny factors the product itself would be 0
-    u, scales, vt = np.linalg.svd(shift, full_matrices=False)
-    pairs = np.concatenate([left, np.swapaxes(right, -1, -2)], axis=-2) / np.sqrt(2)
-    goals = (np.concatenate([u, vt.T]) / np.sqrt(2))[:, _ties(scales)]
-    error = _one_minus_cosine(pairs, sigma, goals.T)
-    residual = shift - sum(terms.values())
-    k = matrix_rank(scales, shift.shape)
-    signal = u[:, :k] @ (u[:, :k].T @ residual @ vt[:k].T) @ vt[:k]
-    norms = {name: norm_on_host(term, axis=(-2, -1)) for name, term in terms.items()}
-    return norms | {
-        "update_singular_values": sigma * outer * inner,
-        "update_alignment_error": error,
-        "loss_signal": 0.5 * np.sum(signal**2, axis=(-2, -1)),
-        "loss_rest": 0.5 * np.sum((residual - signal) ** 2, axis=(-2, -1)),
-    }
-
-
-def _over_largest(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest entry's size, `(..., 1)`, and the matrices over it; 1 for matrices of zeros."""
-    largest = np.max(np.abs(x), axis=(-2, -1), keepdims=True)
-    unit = np.where(largest > 0, largest, 1.0)
-    return unit[..., 0], x / unit
-
-
-def _svd_of_product(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The thin singular value decomposition of x y, by way of QR factors where they are thinner."""
-    if x.shape[-1] >= min(x.shape[-2], y.shape[-1]):
-        return np.linalg.svd(x @ y, full_matrices=False)
-    q, s = np.linalg.qr(x)
-    p, t = np.linalg.qr(np.swapaxes(y, -1, -2))
-    left, sigma, right = np.linalg.svd(s @ np.swapaxes(t, -1, -2))
-    return q @ left, sigma, right @ np.swapaxes(p, -1, -2)
-
-
-def _ties(sigma: np.ndarray) -> np.ndarray:
-    """Which singular values tie for the largest."""
-    return sigma >= (1 - tie(sigma.dtype)) * sigma[..., :1]
-
-
-def _one_minus_cosine(vectors: np.ndarray, sigma: np.ndarray, space: np.ndarray) -> np.ndarray:
-    """1 - cos of the angle between the top singular vectors, columns, and a space, orthonormal rows and rows of zeros.
-
-    Of tied vectors the nearest counts. The component across the space gives the angle, which keeps small angles. NaN
-    where sigma is 0 or the space is empty.
-    """
-    kept = vectors * _ties(sigma)[..., None, :]
-    nearest = np.linalg.svd(np.swapaxes(kept, -1, -2) @ space.T, full_matrices=False)[0][..., :1]
-    unit = (kept @ nearest)[..., 0]
-    unit = unit / np.maximum(np.linalg.norm(unit, axis=-1, keepdims=True), np.finfo(unit.dtype).tiny)
-    along = unit @ space.T
-    across = unit - along @ space
-    cosine, sine2 = np.linalg.norm(along, axis=-1), np.sum(across**2, axis=-1)
-    defined = (sigma[..., 0] > 0) & np.any(space)
-    return np.where(defined, sine2 / np.where(defined, 1 + cosine, 1.0), np.nan)

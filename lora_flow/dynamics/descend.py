@@ -33,9 +33,7 @@ from lora_flow.checks import (
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.observables import measure, principal_directions
 from lora_flow.dynamics.solve import STATUS, Trajectory, finite, observed, prepend, velocity, where
-from lora_flow.problems.base import Problem, own_observables
-from lora_flow.problems.formulas import formula
-from lora_flow.problems.one_layer import AdaptedLayer
+from lora_flow.problems.base import Problem, as_problem, kind_of, own_observables
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
@@ -84,16 +82,17 @@ class MuKlabjan(StepRule):
 
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
         must = "adapt one layer (SingleLayer, Regression or SoftmaxRegression) for the step rule MuKlabjan"
-        known = isinstance(problem, AdaptedLayer) and formula(problem, "product_descent") is not None
-        require(known, "problem", must, type(problem).__name__)
-        known = self.smoothness is not None or formula(problem, "smoothness") is not None
+        asked = as_problem(problem)
+        require(len(asked.layers) == 1 and asked.of_products, "problem", must, kind_of(problem))
+        known = self.smoothness is not None or jax.eval_shape(asked.smoothness) is not None
         require(known, "smoothness", "be given for a problem that does not know its own", self.smoothness)
         check_plain(self, flow, order)
 
     def size(self, state: Any, problem: Any, adapters: Adapters, iteration: Int[Array, ""]) -> Float[Array, ""]:
-        smoothness = problem.smoothness() if self.smoothness is None else self.smoothness
+        asked = as_problem(problem)
+        smoothness: Any = asked.smoothness() if self.smoothness is None else self.smoothness
         squared_norm = sum(norm(leaf) ** 2 for leaf in jax.tree.leaves(adapters))
-        slope = norm(problem.product_descent(adapters))
+        slope = norm(asked.product_descent(adapters))
         return 1 / jnp.maximum(4 * jnp.sqrt(2.0) * smoothness * (squared_norm + slope), 1.0)
 
 

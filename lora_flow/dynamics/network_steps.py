@@ -18,8 +18,7 @@ from lora_flow.checks import require, require_choice, require_flag, require_numb
 from lora_flow.dynamics.descend import StepRule, check_plain
 from lora_flow.dynamics.flows import Flow
 from lora_flow.problems.base import Problem, vector_field
-from lora_flow.problems.formulas import keeps_loss
-from lora_flow.problems.network import LinearNetwork
+from lora_flow.problems.network import check_network
 from lora_flow.theory import linear_descent as descent
 from lora_flow.theory import linear_local as local
 from lora_flow.theory import linear_networks as networks
@@ -34,8 +33,7 @@ class NetworkRule(StepRule):
     """
 
     def check(self, problem: Problem, flow: Flow, order: str) -> None:
-        must = f"be a LinearNetwork, with its loss, for {self}"
-        require(keeps_loss(problem, LinearNetwork), "problem", must, type(problem).__name__)
+        check_network(problem, str(self))
         check_plain(self, flow, order)
 
     def __str__(self) -> str:

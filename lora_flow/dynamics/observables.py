@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.algebra.diagonal import Matrix
 from lora_flow.algebra.spectra import dominant, norm, positive, root, rounded, top_eigenvectors, top_space
-from lora_flow.problems.base import Problem, linearised_task, task_sizes
+from lora_flow.problems.base import Problem, as_problem
 from lora_flow.runtime.compiling import compiled
 
 
@@ -91,13 +91,13 @@ def principal_directions(problem: Problem) -> tuple[Direction, ...]:
     several singular values tie for the largest, all their pairs count. A layer has no direction where its task is zero,
     or rounding beside the matrices that the task was made from, and where more than eight singular values tie.
     """
-    tasks = linearised_task(problem)
+    asked = as_problem(problem)
 
     def direction(task: Matrix, size: Array) -> Direction:
         left, right = top_space(task, size)
         return Direction(left[0], right[0], (left[1:], right[1:]))
 
-    return tuple(map(direction, tasks, task_sizes(problem, tasks)))
+    return tuple(map(direction, asked.linearised_task(), asked.task_sizes()))
 
 
 @compiled()

@@ -30,9 +30,7 @@ from lora_flow.checks import (
 )
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.observables import Direction, Measurement, measure, observables, principal_directions
-from lora_flow.problems.base import Problem, own_observables, vector_field
-from lora_flow.problems.formulas import formula, keeps_loss
-from lora_flow.problems.offset import Offset
+from lora_flow.problems.base import AbstractProblem, Problem, as_problem, own_observables, vector_field
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
@@ -365,17 +363,16 @@ def _controller(
 ) -> diffrax.AbstractStepSizeController:
     if how.stepsize_controller is not None:
         return how.stepsize_controller
-    seen = unflatten
-    if isinstance(problem, Offset) and keeps_loss(
-        problem, Offset
-    ):  # progress is measured on the problem that it stands for
-        joined, problem = problem.joined, problem.problem
-        seen = lambda state: joined(unflatten(state))  # noqa: E731
-    relative_residual = _relative_residual(problem, seen, seen(ravel_pytree(start_adapters)[0]))
+    pretrained, joined = as_problem(problem).pretrained()  # on which progress is measured
+
+    def seen(state: Array) -> Adapters:
+        return joined(unflatten(state))
+
+    relative_residual = _relative_residual(pretrained, seen, seen(ravel_pytree(start_adapters)[0]))
     controller = ResidualController(
         how.rtol,
         relative_residual=relative_residual,
-        growth_bound=_growth_bound(problem, directions, seen, relative_residual),
+        growth_bound=_growth_bound(pretrained, directions, seen, relative_residual),
         factors=unflatten,
         origin=jax.lax.stop_gradient(tuple(map(_origin, start_adapters))),
     )
@@ -415,7 +412,7 @@ def _origin(adapter: Adapter) -> Adapter:
 
 
 def _growth_bound(
-    problem: Problem,
+    problem: AbstractProblem,
     directions: tuple[Direction, ...],
     unflatten: Callable[[Array], Adapters],
     relative_residual: Callable[[Array], Array],
@@ -428,12 +425,11 @@ def _growth_bound(
     problem, directions = jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, (problem, directions)
     )
-    own = formula(problem, "growth_bound")
-    if own is not None:
-        bound = own()
+    bound = problem.growth_bound()
+    if bound is not None:
         return lambda state: bound(unflatten(state))
     seeds = tuple(Adapter(one.right[None], jnp.zeros((one.left.size, 1))) for one in directions)
-    fastest = jnp.max(jnp.stack([norm(change.b) for change in vector_field(problem)(seeds)]))
+    fastest = jnp.max(jnp.stack([norm(change.b) for change in problem.field(seeds)]))
     return lambda state: fastest * relative_residual(state)
 
 

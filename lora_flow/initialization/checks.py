@@ -15,7 +15,7 @@ from lora_flow.adapter import Adapter, Adapters
 from lora_flow.algebra.diagonal import dense
 from lora_flow.arrays import require_key
 from lora_flow.checks import as_real, concrete, kind, require, require_integer, require_number
-from lora_flow.problems.base import Layers, Problem, require_problem
+from lora_flow.problems.base import Layers, Problem, as_problem, kind_of, require_problem
 from lora_flow.problems.tasks import task_rank
 
 
@@ -43,7 +43,7 @@ def check(key: Any, problem: Problem, rank: Any, alpha: Any, any_width: bool = F
 
 def allows_any_width(problem: Problem) -> bool:
     """Whether ranks above the layer's dimensions make sense: those of a hidden layer do."""
-    return bool(getattr(problem, "any_width", False))
+    return bool(as_problem(problem).any_width)
 
 
 def check_twice(rank: int, layers: Layers, scheme: str) -> None:
@@ -94,17 +94,17 @@ def above_rounding(singular_values: Array, shape: tuple[int, ...]) -> Array:
 
 def pretrained_weights(problem: Problem, scheme: str) -> tuple[Array, ...]:
     """The frozen weights W_i, `(out, in)`, from `problem.weights`."""
-    weights = getattr(problem, "weights", None)
+    weights = as_problem(problem).weights
     must = f"know its pretrained weights, as `weights`, for {scheme}"
-    require(weights is not None, "problem", must, f"{type(problem).__name__} without them")
+    require(weights is not None, "problem", must, f"{kind_of(problem)} without them")
     return tuple(map(dense, weights or ()))
 
 
 def layer_inputs(problem: Problem, scheme: str) -> tuple[Array, ...]:
     """The inputs of each layer, `(samples, in)`, from `problem.layer_inputs`; refused where one's are white."""
-    inputs = getattr(problem, "layer_inputs", None)
+    inputs: Any = as_problem(problem).layer_inputs
     must = f"know what its layers are fed with, as `layer_inputs`, for {scheme}"
-    require(inputs is not None, "problem", must, f"{type(problem).__name__} without it")
+    require(inputs is not None, "problem", must, f"{kind_of(problem)} without it")
     white = [i for i, one in enumerate(inputs or (), start=1) if one is None]
     must = f"feed every layer with inputs that have principal directions, for {scheme}"
     require(not white, "problem", must, f"white inputs of layer {', '.join(map(str, white))}")

@@ -13,7 +13,7 @@ from lora_flow.algebra.diagonal import Matrix, dense
 from lora_flow.algebra.spectra import positive, root
 from lora_flow.initialization.checks import check, check_reaches_task, check_twice, is_concrete
 from lora_flow.initialization.directions import triplets
-from lora_flow.problems.base import Problem, linearised_task, scaling_of
+from lora_flow.problems.base import Problem, as_problem, linearised_task
 
 
 def spectral_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
@@ -157,5 +157,5 @@ def _twice(
 
 def _descents(problem: Problem) -> tuple[Matrix, ...]:
     """-dL/dW_i at the pretrained weights; the linearised task is -dL/d(B_i A_i), which has the scaling in it."""
-    tasks = linearised_task(problem)
-    return tuple(dense(task) / scaling_of(problem) for task in tasks) if hasattr(problem, "scaling") else tasks
+    asked = as_problem(problem)
+    return tuple(task / asked.scaling for task in asked.linearised_task())

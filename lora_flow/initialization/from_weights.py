@@ -11,7 +11,7 @@ from lora_flow.algebra.spectra import norm, root
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, pretrained_weights
 from lora_flow.initialization.directions import frame_of, triplets
-from lora_flow.problems.base import Problem, scaling_of
+from lora_flow.problems.base import Problem, as_problem
 
 
 def pissa_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
@@ -85,7 +85,7 @@ def loram_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array)
 
 def _triplets(key: Array, problem: Problem, rank: int, alpha: float | Array, scheme: str, smallest: bool) -> Adapters:
     check(key, problem, rank, alpha)
-    scaling = scaling_of(problem)
+    scaling = as_problem(problem).scaling
 
     def split(weight: Array) -> Adapter:
         u, s, vt = triplets(weight, rank, smallest)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters, check_layers, pad, zero_adapters
-from lora_flow.algebra.diagonal import Matrix, dense
-from lora_flow.algebra.spectra import norm
+from lora_flow.algebra.diagonal import Matrix
+from lora_flow.algebra.spectra import singular_values
 from lora_flow.checks import kind, require
-from lora_flow.problems.formulas import formula
+from lora_flow.problems.derivatives import probe, task, task_size
+from lora_flow.problems.formulas import FORMULAS, default, formula, outdated
+from lora_flow.solvers.control import ROUNDING_FLOOR
 
 Layers = tuple[tuple[int, int], ...]
+ROUNDING = 2 * ROUNDING_FLOOR  # in eps of the relative residual
 
 
 @runtime_checkable
@@ -24,20 +29,194 @@ class Problem(Protocol):
     """Anything whose adapters can be trained by gradient flow.
 
     `layers` holds the `(out, in)` shape of each adapted layer, and `loss` maps a tuple of adapters,
-    one for each layer, to a scalar that is at least 0. The flow is then `-jax.grad(loss)`; a problem
-    that knows a faster way to it offers `field(adapters)`, and `linearised_task()` likewise: formulas, which are used
-    where they are about the loss in force (`lora_flow.problems.formulas`). `weights`, `layer_inputs`
-    and `scaling`, LoRA's output multiplier, are what some initialisations are made from, and what
-    `observe(adapters)` returns, scalars by name, is recorded along the way beside the loss. `any_width` says that ranks
-    above the layer's dimensions make sense, as of a network's hidden layer; `of_products`, that the loss is one of the
-    products B_i A_i alone. An object that is not
-    a PyTree must be hashable, and must not change once it has been solved: the compiled program keeps its arrays.
+    one for each layer, to a scalar that is at least 0. The flow is then `-jax.grad(loss)`. `AbstractProblem` has
+    defaults for all else that a problem may know. An object that does not derive from `AbstractProblem` may have
+    methods and attributes of the same names. An object that is not a PyTree must be hashable, and must not change once
+    it has been solved: the compiled program keeps its arrays.
     """
 
     @property
     def layers(self) -> Layers: ...
 
     def loss(self, adapters: Adapters) -> Array: ...
+
+
+class AbstractProblem(eqx.Module):
+    """A problem with a default for everything but `layers` and `loss`.
+
+    A subclass may override each method, and have a field, a property or a value for each attribute. A subclass of such
+    a class may change the loss or what the loss is made of. The formulas that it then inherits are about the old loss:
+    for each that the subclass does not define itself, the default takes its place.
+    """
+
+    if TYPE_CHECKING:  # else a field of that name could not take its place
+
+        @property
+        @abc.abstractmethod
+        def layers(self) -> Layers:
+            """The `(out, in)` shape of each adapted layer."""
+
+    @abc.abstractmethod
+    def loss(self, adapters: Adapters) -> Array:
+        """A scalar that is at least 0."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in outdated(cls, AbstractProblem):
+            setattr(cls, name, vars(AbstractProblem)[name])
+
+    @default
+    def scaling(self) -> Array:
+        """s, LoRA's output multiplier: 1."""
+        return jnp.ones(())
+
+    @default
+    def weights(self) -> Sequence[Matrix] | None:
+        """The frozen weight of each layer, `(out, in)`, which initialisations start from; None where not known."""
+        return None
+
+    @default
+    def layer_inputs(self) -> Sequence[Matrix | None] | None:
+        """The inputs of each layer, `(samples, in)`, None for white ones; None where not known."""
+        return None
+
+    @default
+    def any_width(self) -> bool:
+        """Whether ranks above the layer's dimensions make sense, as of a network's hidden layer: no."""
+        return False
+
+    @default
+    def of_products(self) -> bool:
+        """Whether the loss is known to be one of the products B_i A_i alone: no."""
+        return False
+
+    def field(self, adapters: Adapters) -> Adapters:
+        """The gradient flow's right-hand side, -dL/dA_i and -dL/dB_i: by differentiation."""
+        return jax.tree.map(jnp.negative, jax.grad(self.loss)(adapters))
+
+    def linearised_task(self) -> tuple[Matrix, ...]:
+        """-dL/d(B_i A_i) at the pretrained weights, an `(out, in)` matrix for each layer: by differentiation."""
+        return tuple(task(self.loss, self.layers, index) for index in range(len(self.layers)))
+
+    def task_sizes(self) -> tuple[Float[Array, ""], ...]:
+        """For each task the product of its factors' norms, beside which the task may be rounding: by differentiation.
+
+        A task is J^T E, with E the residual and J its derivative. The default takes the loss for a sum of squares.
+        """
+        return tuple(task_size(self.loss, self.layers, index) for index in range(len(self.layers)))
+
+    def fastest_rate(self) -> float:
+        """The rate at which small adapters grow: the largest singular value of the linearised tasks."""
+        return max(float(singular_values(one)[0]) for one in self.linearised_task())
+
+    def task_rank(self) -> tuple[int, str]:
+        """The largest rank to be learned, and the matrix that has it: one of the linearised tasks."""
+        ranks = [matrix_rank(singular_values(one), one.shape) for one in self.linearised_task()]
+        return max(ranks), f"-dL/dW of layer {1 + int(np.argmax(ranks))} without adapters"
+
+    def product_descent(self, adapters: Adapters) -> Float[Array, "out in"]:
+        """-dL/d(B A) of a problem `of_products` with one layer: by differentiation."""
+        ((a, b),), ((n_out, n_in),) = adapters, self.layers
+        unit = jnp.eye(n_out, dtype=b.dtype)
+
+        def loss(change: Array) -> Array:
+            return self.loss((Adapter(jnp.concatenate([a, change]), jnp.concatenate([b, unit], axis=1)),))
+
+        return -jax.grad(loss)(jnp.zeros((n_out, n_in), a.dtype))
+
+    def smoothness(self) -> Float[Array, ""] | None:
+        """A Lipschitz constant of dL/d(B A), for a problem with one layer; None where not known."""
+        return None
+
+    def growth_bound(self) -> Callable[[Adapters], Float[Array, ""]] | None:
+        """A function from a state to a bound on the growth rate of small modes; None where not known."""
+        return None
+
+    def lowest_loss(self, rank: int, frozen: np.ndarray | None = None) -> float:
+        """The least loss of any adapters of that rank, for a problem with one layer; NaN where not known.
+
+        `frozen` is `s B_0 A_0` where the frozen weight is `W_0 - s B_0 A_0`.
+        """
+        return float("nan")
+
+    def rounding_floor(self, adapters: Adapters) -> Float[Array, ""]:
+        """The loss below which a computed loss is rounding, from this start: that of a sum of squares."""
+        largest = jnp.maximum(self.loss(zero_adapters(self.layers, rank=1)), self.loss(adapters))
+        return jax.lax.stop_gradient((ROUNDING * jnp.finfo(largest.dtype).eps) ** 2 * largest)
+
+    def pretrained(self) -> tuple[AbstractProblem, Callable[[Adapters], Adapters]]:
+        """The problem whose weights are the pretrained ones, and the map from these adapters to adapters of that one.
+
+        Progress is measured there. By default it is the problem itself.
+        """
+        return self, lambda adapters: adapters
+
+    def offset(self, start: Adapters) -> AbstractProblem:
+        """The problem with the start subtracted from its frozen weights: `Offset(self, start)`."""
+        from lora_flow.problems.offset import Offset
+
+        return Offset(self, start)
+
+    def observe(self, adapters: Adapters) -> dict[str, Array]:
+        """Scalars by name that are recorded along the way, beside the loss: none."""
+        return {}
+
+    def details(self, adapters: Adapters) -> dict[str, np.ndarray]:
+        """What `analyse` adds, by name, from NumPy's adapters with one leading axis: nothing."""
+        return {}
+
+    def characteristics(self) -> dict[str, float | int]:
+        """Plain numbers by name that a sweep has as coordinates over its problems: none."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers and lists by name that the dataset of one problem has as attributes: none."""
+        return {}
+
+
+class Known(AbstractProblem):
+    """An object with `layers` and `loss`, and its own formulas, which count as long as they are about its loss."""
+
+    problem: Any
+
+    if not TYPE_CHECKING:
+
+        def __getattribute__(self, name: str) -> Any:
+            if name in HANDED_ON:
+                problem = super().__getattribute__("problem")
+                own = formula(problem, name) if name in FORMULAS else getattr(problem, name, None)
+                if own is not None:
+                    return own
+            return super().__getattribute__(name)
+
+    @property
+    def layers(self) -> Layers:
+        return self.problem.layers
+
+    def loss(self, adapters: Adapters) -> Array:
+        return self.problem.loss(adapters)
+
+
+HANDED_ON = FORMULAS | {"scaling", "weights", "layer_inputs", "any_width", "observe"}
+
+
+def as_problem(problem: Any) -> AbstractProblem:
+    """The problem itself, or around an object of another kind one that has the defaults for all that it lacks.
+
+    The object's own formulas, observables and attributes count. A formula does not count where a subclass or the object
+    has changed the loss and not the formula.
+
+    **Raises:** `InputError` for what is no problem.
+    """
+    if isinstance(problem, AbstractProblem):
+        return problem
+    require_problem(problem)
+    return Known(problem)
+
+
+def kind_of(problem: Problem) -> str:
+    """The name of the problem's class, for people."""
+    return type(problem.problem if isinstance(problem, Known) else problem).__name__
 
 
 def require_problem(problem: Any, otherwise: str = "") -> None:
@@ -53,7 +232,7 @@ def check_padding(problem: Problem, ranks: Sequence[int]) -> None:
     A loss of the products B_i A_i needs no check. Other losses are tried at one state.
     """
     least, most = min(ranks), max(ranks)
-    if least == most or of_products(problem):
+    if least == most or as_problem(problem).of_products:
         return
     small = probe(problem.layers, least)
     slope, before, after = jax.grad(problem.loss)(pad(small, most)), problem.loss(small), problem.loss(pad(small, most))
@@ -64,26 +243,9 @@ def check_padding(problem: Problem, ranks: Sequence[int]) -> None:
     require(bool(same) and stays, "rank", must, sorted(set(map(int, ranks))))
 
 
-def of_products(problem: Any) -> bool:
-    """Whether the loss is known to be one of the products B_i A_i alone."""
-    return bool(formula(problem, "of_products"))
-
-
-def probe(layers: Layers, rank: int) -> Adapters:
-    """Adapters at which nothing vanishes, always the same."""
-
-    def wave(rows: int, columns: int, phase: float) -> Array:
-        return jnp.cos(phase + jnp.arange(rows)[:, None] + 0.7 * jnp.arange(columns)[None] ** 1.5) / np.sqrt(rank)
-
-    return tuple(Adapter(wave(rank, n_in, 0.1), wave(n_out, rank, 0.5)) for n_out, n_in in layers)
-
-
 def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:
-    """The problem's own field where it has one of its loss, else -grad of that."""
-    own = formula(problem, "field")
-    if own is not None:
-        return own
-    return lambda adapters: jax.tree.map(jnp.negative, jax.grad(problem.loss)(adapters))
+    """The field of anything with a loss."""
+    return as_problem(problem).field
 
 
 def own_observables(problem: Problem, adapters: Adapters) -> dict[str, Array]:
@@ -91,8 +253,7 @@ def own_observables(problem: Problem, adapters: Adapters) -> dict[str, Array]:
 
     **Raises:** `InputError` for a value that is not a scalar.
     """
-    observe = getattr(problem, "observe", None)
-    own = {} if observe is None else {name: jnp.asarray(value, float) for name, value in observe(adapters).items()}
+    own = {name: jnp.asarray(value, float) for name, value in as_problem(problem).observe(adapters).items()}
     for name, value in own.items():
         require(value.ndim == 0, f"the observable '{name}' of the problem", "be a scalar", f"shape {value.shape}")
     return own
@@ -109,48 +270,7 @@ def linearised_task(problem: Problem) -> tuple[Matrix, ...]:
     **Raises:** `InputError` for what is no problem.
     """
     require_problem(problem)
-    own = formula(problem, "linearised_task")
-    if own is not None:
-        return own()
-
-    return tuple(_task(problem, index, jnp.eye(n_out)) for index, (n_out, _) in enumerate(problem.layers))
-
-
-def _task(problem: Problem, index: int, b: Array, a: float | Array = 0.0) -> Array:
-    """Minus the gradient with respect to one layer's A, at B = I the layer's task."""
-    start = list(zero_adapters(problem.layers, len(b)))
-    start[index] = Adapter(start[index].a + a, b)
-    return -jax.grad(problem.loss)(tuple(start))[index].a
-
-
-def task_sizes(problem: Problem, tasks: Sequence[Matrix]) -> tuple[Float[Array, ""], ...]:
-    """For each linearised task the product of its factors' norms: beside this product the task may be rounding.
-
-    A task is J^T E, with E the residual and J its derivative. For a problem that offers no formula of their norms,
-    ||E|| is that of a sum of squares, (2 L)^(1/2), and ||J||^2 the curvature along some change of the layer.
-    """
-    own = formula(problem, "task_sizes")
-    if own is not None:
-        return own()
-    loss = problem.loss(zero_adapters(problem.layers, 1))
-
-    def size(index: int, task: Array) -> Array:
-        ((change, _),) = probe(((task.shape[0], task.shape[1]),), len(task))
-        change = change / norm(change)
-        unit = jnp.eye(len(task))
-        try:
-            _, slope = jax.jvp(lambda a: _task(problem, index, unit, a), (jnp.zeros_like(change),), (change,))
-        except Exception:  # of a loss that is not made to be differentiated twice, exact zeros are all that is known
-            slope = jnp.zeros_like(change)
-        norms = jnp.sqrt(2 * jnp.abs(loss) * norm(slope))
-        return jnp.where(jnp.isfinite(norms), norms, 0.0)
-
-    return tuple(size(index, dense(task)) for index, task in enumerate(tasks))
-
-
-def scaling_of(problem: Problem) -> Float[Array, ""]:
-    """s, LoRA's output multiplier: the problem's, or 1."""
-    return jnp.asarray(getattr(problem, "scaling", 1.0), float)
+    return as_problem(problem).linearised_task()
 
 
 def on_host(tree: Any) -> Any:

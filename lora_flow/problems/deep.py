@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -14,10 +13,10 @@ from lora_flow.algebra.diagonal import as_matrix, check_task, dense
 from lora_flow.algebra.spectra import frobenius_norm
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import kind, require
-from lora_flow.problems.base import Layers
+from lora_flow.problems.base import AbstractProblem, Layers
 
 
-class DeepLinear(eqx.Module):
+class DeepLinear(AbstractProblem):
     r"""Fine-tuning a linear network of any depth by LoRA: `1/2 ||shift - update||_F^2`.
 
     The network `W_L ... W_1` is frozen, `B_i A_i` is added to each W_i, and the update is the change of the product.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -16,11 +15,12 @@ from lora_flow.algebra.spectra import frobenius_norm, norm, norm_on_host, singul
 from lora_flow.algebra.thin import column_norms, squared_norm_of_product
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import kind, require
-from lora_flow.problems.base import Layers, Problem, matrix_rank, on_host
+from lora_flow.problems.base import AbstractProblem, Layers, Problem, kind_of, matrix_rank, on_host
 from lora_flow.problems.formulas import keeps_all
+from lora_flow.problems.update import of_the_update
 
 
-class Factorization(eqx.Module):
+class Factorization(AbstractProblem):
     r"""Fine-tuning a two-layer linear network by LoRA: `1/2 ||shift - update||_F^2`.
 
     The network `W2 W1` is frozen; the adapters add `B_i A_i` to each `W_i` and must learn
@@ -129,6 +129,19 @@ class Factorization(eqx.Module):
         shift = frobenius_norm(self.shift)
         return frobenius_norm(self.w2) * shift, shift * frobenius_norm(self.w1)
 
+    def fastest_rate(self) -> float:
+        known = on_host(self) if keeps_all(self, Factorization) else self
+        return max(float(singular_values(task)[0]) for task in known.linearised_task())
+
+    def task_rank(self) -> tuple[int, str]:
+        """The rank of the shift."""
+        return matrix_rank(singular_values(self.shift), self.shift.shape), "the shift"
+
+    def details(self, adapters: Adapters) -> dict[str, np.ndarray]:
+        """The update's singular values, terms and direction, and the parts of the loss."""
+        w1, w2, shift = (np.asarray(matrix) for matrix in (self.w1, self.w2, self.shift))
+        return of_the_update(w1, w2, shift, adapters)
+
     def growth_bound(self) -> Callable[[Adapters], Float[Array, ""]]:
         """A function from a state to a bound on the growth rate of small modes: the largest ||dL/dW_i||_F, in O(N^2 r).
 
@@ -169,6 +182,15 @@ class Factorization(eqx.Module):
             "delta_w": float(s1[0] / s2[0]) if s2[0] else float("inf"),
             "aligned": self._is_aligned(),
         }
+
+    def summary(self) -> dict[str, Any]:
+        return self.spectrum()
+
+    def characteristics(self) -> dict[str, float | int]:
+        """`leading_gains` as sigma, sigma_w1 and sigma_w2, the shift's rank, and whether all is aligned."""
+        gains = dict(zip(("sigma", "sigma_w1", "sigma_w2"), self.leading_gains(), strict=True))
+        spectrum = self.spectrum()
+        return gains | {"shift_rank": len(spectrum["sigma_shift"]), "aligned": int(spectrum["aligned"])}
 
     def leading_gains(self) -> tuple[float, float, float]:
         """(sigma, ||W1 v||, ||W2^T u||) of the shift's singular pair (u, v) that is learned first.
@@ -220,7 +242,7 @@ def spectrum_text(sigma: Sequence[float] | np.ndarray, name: str = "shift") -> s
 
 def check_factorization(problem: Any) -> None:
     """Raises for what no other factorisation can stand in for: a subclass that changes or adds something."""
-    got = type(problem).__name__ if isinstance(problem, Problem) and not isinstance(problem, type) else kind(problem)
+    got = kind_of(problem) if isinstance(problem, Problem) and not isinstance(problem, type) else kind(problem)
     require(keeps_all(problem, Factorization), "problem", "be a Factorization as it is", got)
 
 

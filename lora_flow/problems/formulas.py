@@ -1,41 +1,76 @@
-"""The formulas of a problem that may be used: those for the loss in force.
+"""Which methods of a problem belong to the loss in force, and which to a loss that has been replaced.
 
-Beside its `loss` a class may offer formulas: the field, the linearised task. A subclass, or a single object, that
-changes the loss inherits these formulas, which belong to the old loss. One rule decides for all: a formula is used
+Beside its `loss` a class has formulas for that loss: the field, the linearised task. A subclass, or a single object,
+that changes the loss inherits these formulas, which belong to the old loss. One rule decides for all: a formula is used
 unless something above it, on the way from the object to the class that defines the formula, redefines behaviour of a
-class below.
+class below. `AbstractProblem` puts its defaults in place of the others.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any, TypeGuard, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 Kind = TypeVar("Kind")
 
-# what is about a loss, and what no loss depends on: to override these changes no loss
+# the methods of `AbstractProblem` that are about a loss; to override these changes no loss
 FORMULAS = frozenset(
     {
         "field",
         "linearised_task",
         "task_sizes",
+        "task_rank",
+        "fastest_rate",
         "growth_bound",
         "lowest_loss",
         "smoothness",
         "rounding_floor",
-        "spectrum",
-        "leading_gains",
-        "descent_of",
         "product_descent",
         "of_products",
+        "pretrained",
+        "details",
+        "characteristics",
+        "summary",
     }
 )
-BESIDE = frozenset({"observe", "_about"})  # what is recorded, and what is printed
+# what single classes have of this kind, what is recorded, and what is printed
+BESIDE = frozenset({"descent_of", "spectrum", "leading_gains", "observe", "offset", "_about"})
+
+Levels = Sequence[Mapping[str, Any]]
+
+if TYPE_CHECKING:
+    default = property
+else:
+
+    class default:
+        """A property in whose place a subclass may have a field, a property or a plain value.
+
+        The class itself has no such attribute, so that a dataclass takes it for no field's default.
+        """
+
+        def __init__(self, of: Callable[[Any], Any]):
+            self.of, self.__doc__ = of, of.__doc__
+
+        def __set_name__(self, kind: type, name: str) -> None:
+            self.name = name
+
+        def __get__(self, problem: Any, kind: type | None = None) -> Any:
+            if problem is None:
+                raise AttributeError(self.name)
+            return self.of(problem)
+
+
+def outdated(kind: type, base: type) -> list[str]:
+    """The formulas that a class inherits and that are about another loss than its own; `base` has the defaults."""
+    kinds = kind.__mro__[: kind.__mro__.index(base)]
+    levels = [{**dict.fromkeys(inspect.get_annotations(one)), **vars(one)} for one in kinds]
+    defined = {name: next((i for i, level in enumerate(levels) if name in level), 0) for name in FORMULAS}
+    return sorted(name for name, index in defined.items() if _changes(levels, index))
 
 
 def formula(problem: Any, name: str) -> Any:
-    """The problem's own formula of that name, or None where it has none for its loss.
+    """The formula of that name of any object, or None where the object has none for its loss.
 
     A formula counts where a class defines it together with the loss, or a subclass defines it. A formula that is only
     inherited does not count where the class changes the loss or its parts. An author who overrides a formula alone
@@ -59,10 +94,7 @@ def keeps_all(problem: Any, kind: type[Kind]) -> TypeGuard[Kind]:
         return False
     levels, index = _levels(problem), _index(problem, kind)
     own = set().union(*levels[:index])
-    return not _changes(levels, index) and not own & (FORMULAS | {"observe"})
-
-
-Levels = list[Mapping[str, Any]]
+    return not _changes(levels, index) and not own & (FORMULAS | BESIDE - {"_about"})
 
 
 def _levels(problem: Any) -> Levels:
@@ -97,4 +129,5 @@ def _changes(levels: Levels, index: int) -> bool:
 
 def _is_behaviour(value: Any) -> bool:
     """A method or a property that is there already, and not one that was left open."""
-    return (callable(value) or hasattr(type(value), "__get__")) and not getattr(value, "__isabstractmethod__", False)
+    is_open = isinstance(value, default) or getattr(value, "__isabstractmethod__", False)
+    return (callable(value) or hasattr(type(value), "__get__")) and not is_open

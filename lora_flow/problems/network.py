@@ -12,8 +12,9 @@ from lora_flow.algebra.diagonal import Diagonal, as_matrix, check_task, dense
 from lora_flow.algebra.spectra import frobenius_norm, norm, singular_values, spectral_norm
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import concrete, require, require_integer, require_number
-from lora_flow.problems.base import Layers, matrix_rank
+from lora_flow.problems.base import Layers, Problem, kind_of, matrix_rank
 from lora_flow.problems.factorization import Factorization, spectrum_text
+from lora_flow.problems.formulas import keeps_loss
 from lora_flow.problems.one_layer import AdaptedLayer, tail
 
 Matrix = Array | np.ndarray
@@ -139,6 +140,10 @@ class LinearNetwork(AdaptedLayer):
         fed = jnp.ones(()) if self.features is None else frobenius_norm(self.features) ** 2
         return (fed * frobenius_norm(self.solution),)
 
+    def characteristics(self) -> dict[str, float | int]:
+        """`least_loss`, L*."""
+        return {"least_loss": float(self.least_loss)}
+
     def smoothness(self) -> Float[Array, ""]:
         """The Lipschitz constant of dL/d(W1 W2): the largest singular value of X, squared."""
         return jnp.ones(()) if self.features is None else spectral_norm(self.features) ** 2
@@ -160,6 +165,12 @@ class LinearNetwork(AdaptedLayer):
         about = spectrum_text(goal[: matrix_rank(goal, self.solution.shape)], "solution")
         least = f"L* = {float(self.least_loss):.3g}"
         return f"LinearNetwork: n = {n}, m = {m}; {'X = I' if self.features is None else fed}; {about}; {least}"
+
+
+def check_network(problem: Problem, what: str) -> None:
+    """Raises for what has not the loss of a `LinearNetwork`, for `what` is proved for that loss."""
+    must = f"be a LinearNetwork, with its loss, for {what}"
+    require(keeps_loss(problem, LinearNetwork), "problem", must, kind_of(problem))
 
 
 def _row_space(x: Array, rank: int | None, tolerance: float | None) -> Float[Array, "n r"] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import equinox as eqx
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,18 +12,11 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, as_start
 from lora_flow.algebra.diagonal import Matrix
-from lora_flow.problems.base import (
-    Layers,
-    Problem,
-    linearised_task,
-    own_observables,
-    require_problem,
-    scaling_of,
-    vector_field,
-)
+from lora_flow.problems.base import AbstractProblem, Layers, Problem, as_problem, on_host, require_problem
+from lora_flow.runtime.compiling import compiled
 
 
-class Offset(eqx.Module):
+class Offset(AbstractProblem):
     r"""A problem with its weights frozen at `W_i - s B_i(0) A_i(0)`, so that its start leaves the function unchanged.
 
     PiSSA, MiLoRA, OLoRA, LoRA-GA and LoRAM start like this. Any problem computes the offset with `[B, -B(0)]` and
@@ -42,7 +37,11 @@ class Offset(eqx.Module):
 
     @property
     def scaling(self) -> Array:
-        return scaling_of(self.problem)
+        return jnp.asarray(self._inner.scaling, float)
+
+    @property
+    def _inner(self) -> AbstractProblem:
+        return as_problem(self.problem)
 
     @property
     def layers(self) -> Layers:
@@ -63,19 +62,38 @@ class Offset(eqx.Module):
         return self.problem.loss(self.joined(adapters))
 
     def field(self, adapters: Adapters) -> Adapters:
-        moving = vector_field(self.problem)(self.joined(adapters))
+        moving = self._inner.field(self.joined(adapters))
         return tuple(Adapter(v.a[: x.rank], v.b[:, : x.rank]) for v, x in zip(moving, adapters, strict=True))
 
     def observe(self, adapters: Adapters) -> dict[str, Array]:
-        return own_observables(self.problem, self.joined(adapters))
+        return self._inner.observe(self.joined(adapters))
 
     def linearised_task(self) -> tuple[Matrix, ...]:
         """The original problem's: at the start the function is the pretrained one."""
-        return linearised_task(self.problem)
+        return self._inner.linearised_task()
+
+    def pretrained(self) -> tuple[AbstractProblem, Callable[[Adapters], Adapters]]:
+        return self._inner, self.joined
+
+    def rounding_floor(self, adapters: Adapters) -> Array:
+        """The original problem's, from the start: what is subtracted from the weights is a product too."""
+        return self._inner.rounding_floor(self.start)
+
+    def details(self, adapters: Adapters) -> dict[str, np.ndarray]:
+        """The original problem's, of the joined adapters, with as many values as adapters of this rank have there."""
+        like = self._inner.details(jax.tree.map(lambda leaf: leaf[:1], adapters))
+        told = self._inner.details(on_host(_joined(self, adapters)))
+        kept: dict[str, Any] = {name: (..., *map(slice, values.shape[1:])) for name, values in like.items()}
+        return {name: values[kept[name]] for name, values in told.items()}
+
+
+@compiled()
+def _joined(problem: Offset, adapters: Adapters) -> Adapters:
+    return problem.joined(adapters)
 
 
 def offset_where(shifted: Array | None, problem: Problem, start: Adapters) -> Problem:
     """`Offset` where `shifted` is true and the problem itself where it is not, in one program; None is never."""
     if shifted is None:
         return problem
-    return Offset(problem, jax.tree.map(lambda leaf: jnp.where(shifted, leaf, 0.0), start))
+    return as_problem(problem).offset(jax.tree.map(lambda leaf: jnp.where(shifted, leaf, 0.0), start))

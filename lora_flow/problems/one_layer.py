@@ -16,24 +16,19 @@ from lora_flow.algebra.diagonal import as_matrix, check_task, dense
 from lora_flow.algebra.spectra import frobenius_norm, singular_values, spectral_norm
 from lora_flow.arrays import AnyArray, as_labels, real_array
 from lora_flow.checks import require, require_choice, require_number
-from lora_flow.problems.base import Layers, matrix_rank
+from lora_flow.problems.base import ROUNDING, AbstractProblem, Layers, matrix_rank
 from lora_flow.problems.factorization import spectrum_text
-from lora_flow.solvers.control import ROUNDING_FLOOR
 
 ACTIVATIONS = ("linear", "relu")
 
 
-class AdaptedLayer(eqx.Module):
+class AdaptedLayer(AbstractProblem):
     """LoRA on one layer: a loss of the change `s B A` of its weight, with s LoRA's output multiplier, `scaling`."""
 
     scaling: eqx.AbstractVar[Float[Array, ""]]
     weight: eqx.AbstractVar[Float[Array, "out in"] | None]
 
     of_products = True
-
-    @property
-    @abc.abstractmethod
-    def layers(self) -> Layers: ...
 
     @abc.abstractmethod
     def loss_of(self, change: Float[Array, "out in"]) -> Float[Array, ""]:
@@ -270,7 +265,7 @@ def cross_entropy_floor(dtype: Any) -> Float[Array, ""]:
     sum; the logits, known to some eps of themselves, move it only in proportion to itself. Measured, it is within
     1 eps of 60 digits for logits up to 1e3, so that above 100 eps it is known to 0.003 decades.
     """
-    return jnp.asarray(2 * ROUNDING_FLOOR * jnp.finfo(dtype).eps, dtype)
+    return jnp.asarray(ROUNDING * jnp.finfo(dtype).eps, dtype)
 
 
 def _shift(value: AnyArray) -> Array:

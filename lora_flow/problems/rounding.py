@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
-from lora_flow.adapter import Adapters, as_start, zero_adapters
-from lora_flow.problems.base import Problem, require_problem
-from lora_flow.problems.formulas import formula, keeps_loss
-from lora_flow.problems.offset import Offset
-from lora_flow.solvers.control import ROUNDING_FLOOR
-
-ROUNDING = 2 * ROUNDING_FLOOR  # in eps of the relative residual
+from lora_flow.adapter import Adapters, as_start
+from lora_flow.problems.base import ROUNDING, Problem, as_problem, require_problem
 
 
 def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
@@ -41,14 +34,7 @@ def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
     **Raises:** `InputError` for what is no problem, and for what are no adapters of its layers.
     """
     require_problem(problem)
-    adapters = as_start("adapters", adapters, problem.layers)
-    own = formula(problem, "rounding_floor")
-    if own is not None:
-        return own(adapters)
-    if isinstance(problem, Offset) and keeps_loss(problem, Offset):
-        return rounding_floor(problem.problem, problem.start)
-    largest = jnp.maximum(problem.loss(zero_adapters(problem.layers, rank=1)), problem.loss(adapters))
-    return jax.lax.stop_gradient((ROUNDING * jnp.finfo(largest.dtype).eps) ** 2 * largest)
+    return as_problem(problem).rounding_floor(as_start("adapters", adapters, problem.layers))
 
 
 def resolved(ratio: float) -> float:

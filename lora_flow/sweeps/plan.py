@@ -19,19 +19,15 @@ import xarray as xr
 from jaxtyping import ArrayLike
 
 from lora_flow.adapter import Adapters, zero_adapters
-from lora_flow.algebra.diagonal import WRITTEN_OUT, Diagonal
 from lora_flow.checks import require, require_flag, require_integer
-from lora_flow.coordinates.canonical import Canonical, canonical_all
+from lora_flow.coordinates.canonical import Canonical, canonical_all, is_quick_to_turn
 from lora_flow.dynamics.analysis import analyse
 from lora_flow.dynamics.batch import draw, lane_sharding, round_solver
 from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.observables import Direction, directions_of, measure, observables
 from lora_flow.dynamics.solve import Integrator, integrator, save_times
 from lora_flow.initialization import Init
-from lora_flow.problems.base import Problem, of_products, on_host, own_observables
-from lora_flow.problems.factorization import Factorization
-from lora_flow.problems.formulas import keeps_all, keeps_loss
-from lora_flow.problems.network import LinearNetwork
+from lora_flow.problems.base import Problem, as_problem, on_host, own_observables
 from lora_flow.problems.tasks import fastest_rate
 from lora_flow.runtime.compiling import compiled
 from lora_flow.runtime.memory import require_memory
@@ -163,8 +159,8 @@ class Plan:
 
         Only factorisations of moderate size have them. A subclass that changes anything, or records more, has none.
         """
-        members: Any = [problem for problem in self.problems.members if keeps_all(problem, Factorization)]
-        if len(members) < len(self.problems.members) or not all(map(_quick_to_turn, members)):
+        members: Any = self.problems.members
+        if not all(map(is_quick_to_turn, members)):
             return None
         turned = canonical_all(members, rank=max(self.grid.rank))
         return stack(turned) if self.problems.axes else turned[0]
@@ -239,7 +235,7 @@ class Plan:
 
     @property
     def _narrowed(self) -> bool:
-        return of_products(self.problems.members[0])
+        return as_problem(self.problems.members[0]).of_products
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -256,30 +252,13 @@ class Plan:
     def _gains(self) -> dict[str, Any]:
         """The quantities that theory is written in, as coordinates over the problems."""
         shape = tuple(map(len, self.problems.axes.values()))
-
-        def over_problems(values: Any) -> Any:
-            return tuple(self.problems.axes), np.reshape(list(values), shape)
-
-        if keeps_loss(self.problems.members[0], LinearNetwork):
-            networks: Any = self.problems.members
-            return {"least_loss": over_problems(float(network.least_loss) for network in networks)}
-        problems: Any = [problem for problem in self.problems.members if keeps_loss(problem, Factorization)]
-        if not problems:
-            return {}
-
-        spectra = [problem.spectrum() for problem in problems]
-        gains = zip(*(problem.leading_gains() for problem in problems), strict=True)
-        return {
-            name: over_problems(values) for name, values in zip(("sigma", "sigma_w1", "sigma_w2"), gains, strict=True)
-        } | {
-            "shift_rank": over_problems(len(spectrum["sigma_shift"]) for spectrum in spectra),
-            "aligned": over_problems(int(spectrum["aligned"]) for spectrum in spectra),
-        }
+        told = [as_problem(problem).characteristics() for problem in self.problems.members]
+        return {name: (tuple(self.problems.axes), np.reshape([one[name] for one in told], shape)) for name in told[0]}
 
     def _attrs(self) -> dict[str, Any]:
         side = {"side": self.grid.side[0]} if len(self.grid.side) == 1 else {}
-        problem: Any = self.problems.members[0]
-        spectrum = problem.spectrum() if keeps_loss(problem, Factorization) and not self.problems.axes else {}
+        problem = self.problems.members[0]
+        summary = {} if self.problems.axes else as_problem(problem).summary()
         return portable_attrs(
             side
             | {
@@ -297,7 +276,7 @@ class Plan:
                 "platform": jax.local_devices()[0].platform,
                 "dtype": str(jnp.result_type(float)),
             }
-            | spectrum
+            | summary
         )
 
 
@@ -350,11 +329,6 @@ def _leave(coordinates: Canonical, history: Adapters, bases: Any, stacked: bool)
 
 
 _version = functools.cache(version)  # a millisecond each
-
-
-def _quick_to_turn(problem: Factorization) -> bool:
-    """Whether singular value decompositions cost less than they save; `Diagonal` matrices need none."""
-    return isinstance(problem.shift, Diagonal) or max(max(shape) for shape in problem.layers) <= WRITTEN_OUT
 
 
 @functools.cache

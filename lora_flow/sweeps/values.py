@@ -8,12 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from lora_flow.adapter import Adapter, Adapters
+from lora_flow.adapter import Adapters
 from lora_flow.dynamics.analysis import analyse
 from lora_flow.dynamics.flows import Flow
-from lora_flow.problems.base import Problem, scaling_of
-from lora_flow.problems.formulas import formula
-from lora_flow.problems.offset import Offset
+from lora_flow.problems.base import Problem, as_problem
 
 Values = dict[str, np.ndarray]
 DEAD = 1e-7  # of the largest singular value of Z, which has the rounding of single precision where that is in use
@@ -54,7 +52,7 @@ def detail_values(
         adapters = jax.tree.map(lambda leaf, members=members: leaf[np.asarray(members)], history)
         problem = problems[members[0]]
         if own is not None:
-            problem = Offset(problem, jax.tree.map(lambda leaf, i=own: leaf[i], start))
+            problem = as_problem(problem).offset(jax.tree.map(lambda leaf, i=own: leaf[i], start))
         for name, array in analyse(problem, adapters, flow).items():
             details.setdefault(name, np.empty((len(problems), *array.shape[1:])))[members] = array
     return details
@@ -67,13 +65,7 @@ def _rank(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _floor(problem: Problem, rank: int, shifted: bool, start: Any) -> float:
-    lowest = formula(problem, "lowest_loss")
-    if lowest is None or len(start) > 1:
+    if len(start) > 1:
         return np.nan
-    (adapter,) = start
-    frozen = _product(problem, adapter) if shifted else None
-    return lowest(rank, frozen)
-
-
-def _product(problem: Problem, adapter: Adapter) -> np.ndarray:
-    return np.asarray(scaling_of(problem)) * (adapter.b @ adapter.a)
+    ((a, b),), asked = start, as_problem(problem)
+    return asked.lowest_loss(rank, np.asarray(asked.scaling) * (b @ a) if shifted else None)

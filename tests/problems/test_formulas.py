@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from formulas_in_use import formula
 
 from lora_flow import (
     Adapter,
@@ -30,7 +31,7 @@ from lora_flow import (
     sweep,
 )
 from lora_flow.problems.base import vector_field
-from lora_flow.problems.formulas import FORMULAS, formula
+from lora_flow.problems.formulas import FORMULAS
 from lora_flow.problems.tasks import fastest_rate, task_rank
 from lora_flow.sweeps.plan import plan_sweep
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from lora_flow import Adapter, Adapters, zero_adapters
 from lora_flow.arrays import AnyArray, as_labels, numbers
 from lora_flow.checks import require
-from lora_flow.problems.base import Layers
+from lora_flow.problems.base import AbstractProblem, Layers
 from lora_flow.problems.one_layer import cross_entropy, cross_entropy_floor
 from lora_flow_vision.lora import attach, linear_layers
 from lora_flow_vision.model import ViT
@@ -23,15 +23,11 @@ from lora_flow_vision.model import ViT
 CHUNK = 256  # images that pass through a network together
 
 
-class Classification(eqx.Module):
+class Classification(AbstractProblem):
     """The mean cross-entropy of `logits(adapters, inputs)`: the base of the two tasks below."""
 
     inputs: Float[Array, "count ..."]
     labels: Int[Array, " count"]
-
-    @property
-    @abc.abstractmethod
-    def layers(self) -> Layers: ...
 
     @abc.abstractmethod
     def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]: ...
