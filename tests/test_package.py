@@ -65,7 +65,8 @@ def run(folder, words):
 def test_a_wheel_holds_two_packages_and_the_marker_of_types(built):
     names = zipfile.ZipFile(built[0]).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"lora_flow", "lora_flow_vision"}
-    assert {"lora_flow/py.typed", "lora_flow/__init__.pyi", "lora_flow_vision/py.typed"} <= set(names)
+    stubs = {"lora_flow/__init__.pyi", "lora_flow/figures/__init__.pyi"}
+    assert stubs | {"lora_flow/py.typed", "lora_flow_vision/py.typed"} <= set(names)
 
 
 @pytest.mark.parametrize(("python", "constraints"), ENVIRONMENTS)

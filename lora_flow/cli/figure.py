@@ -23,40 +23,26 @@ MOST_DRAWS = 10_000  # of an experiment that runs as a whole
 class Figure:
     """Run and draw a named experiment, with a table of its values:
 
-    1: loss, alignment and phases for three alphas, from random and spectral initialisations
+    - 1: loss, alignment and phases for three alphas, from random and spectral initialisations
+    - 3: the same for three delta_w and both sides, with the shift along the top pair of the pretrained weights
+    - 4: the same as 3, with the shift along the bottom pair
+    - phase: final loss, alignment and T1 over alpha x rank and over alpha x delta_w
+    - beyond: shifts turned away from the pretrained weights or of higher rank, and noise in the weights
+    - inits: all the initialisations on one layer, with a task along the weight's top singular pairs and one across them
+    - kappa: the rate of the plain and of the preconditioned flow against the condition number of the task
+    - pretraining: how the imbalance of pretraining becomes delta_w, and which adapter then wins
+    - imbalance: how imbalance speeds up linear networks, and the bounds on their rate
+    - width: how far wide linear networks end from the solution of least norm, and how well conditioned they begin
+    - lora-one: alignment of A with the gradient and risk, for several alpha
+    - preconditioner: risk with and without the preconditioner, LoRA-One's start and LoRA-GA's
+    - adaptive-step: constant and adaptive steps of linear networks, with their proven bounds
+    - growing-step: steps of linear networks that grow as the loss falls, and local rates
+    - scaling: the best lora_alpha against the rank, gradient descent and Adam
 
-    3: the same for three delta_w and both sides, with the shift along the top pair of the pretrained weights
-
-    4: the same as 3, with the shift along the bottom pair
-
-    phase: final loss, alignment and T1 over alpha x rank and over alpha x delta_w
-
-    beyond: shifts turned away from the pretrained weights or of higher rank, and noise in the weights
-
-    inits: all the initialisations on one layer, with a task along the weight's top singular pairs and one across them
-
-    kappa: the rate of the plain and of the preconditioned flow against the condition number of the task
-
-    pretraining: how the imbalance of pretraining becomes delta_w, and which adapter then wins
-
-    imbalance: how imbalance speeds up linear networks, and the bounds on their rate
-
-    width: how far wide linear networks end from the solution of least norm, and how well conditioned they begin
-
-    lora-one: alignment of A with the gradient and risk, for several alpha
-
-    preconditioner: risk with and without the preconditioner, LoRA-One's start and LoRA-GA's
-
-    adaptive-step: constant and adaptive steps of linear networks, with their proven bounds
-
-    growing-step: steps of linear networks that grow as the loss falls, and local rates
-
-    scaling: the best lora_alpha against the rank, gradient descent and Adam
-
-    1, 3 and 4 are figures of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982). Their tables
-    have the published values beside those of the runs. lora-one and preconditioner are Figures 2 and 4 of LoRA-One
-    (arXiv 2502.01235). imbalance and width are of Min et al. 2021 (arXiv 2105.06351), adaptive-step of Xu et al. 2023
-    (AISTATS), growing-step of Xu et al. 2025 (arXiv 2505.11664).
+    Figures 1, 3 and 4 are of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982). Their tables
+    have the published values beside the values of the runs. lora-one and preconditioner are Figures 2 and 4 of
+    LoRA-One, arXiv 2502.01235. imbalance and width are of Min et al. 2021, arXiv 2105.06351. adaptive-step is of Xu et
+    al. 2023, AISTATS, and growing-step of Xu et al. 2025, arXiv 2505.11664.
 
     The figures from pretraining on run as a whole, without --resume.
 

@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, narrow
-from lora_flow.dynamics.descend import StepRule, descend
+from lora_flow.dynamics.descend import StepRule
 from lora_flow.dynamics.network_steps import AdaptiveStep, AdmissibleStep, AroraStep, DuStep
 from lora_flow.experiments.base import Experiment, Progress
+from lora_flow.experiments.over_steps import curves, first_iteration, middle, over
 from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.results.report import table
@@ -54,32 +54,23 @@ def run(seeds: int, progress: Progress) -> xr.Dataset:
 
     The steps of Arora et al. and of Du et al. are compared in the balanced experiment only, and NaN elsewhere.
     """
-    shape = len(EXPERIMENTS), len(RULES), seeds, STEPS + 1
-    found = {name: np.full(shape, np.nan) for name in ("loss", "step", "free_step", "bound")}
-    ratio, largest = (np.empty((len(EXPERIMENTS), seeds)) for _ in range(2))
-    for i, experiment in enumerate(progress(EXPERIMENTS)):
-        for seed in range(seeds):
-            problem, start = draw_problem(experiment, seed + 1)
-            at_start = theory.constants(*problem.network(start))
-            ratio[i, seed] = at_start.alpha / at_start.beta
-            largest[i, seed] = theory.largest_step(at_start, *CONSTANTS[experiment]).step
-            for name, rule in _rules(experiment, problem).items():
-                seen = _descend(problem, start, rule, name, CONSTANTS[experiment])
-                for what, values in seen.items():
-                    found[what][i, RULES.index(name), seed] = values
-    dims = ("experiment", "rule", "seed", "iteration")
-    return xr.Dataset(
-        {
-            **{name: (dims, values) for name, values in found.items()},
-            "ratio": (("experiment", "seed"), ratio),
-            "largest_step": (("experiment", "seed"), largest),
-        },
-        coords={
-            "experiment": list(EXPERIMENTS),
-            "rule": list(RULES),
-            "seed": np.arange(1, seeds + 1),
-            "iteration": np.arange(STEPS + 1),
-        },
+    draws = range(1, seeds + 1)
+    drawn = {(name, seed): draw_problem(name, seed) for name in EXPERIMENTS for seed in draws}
+
+    def about_start(name: str, seed: int) -> dict[str, Any]:
+        problem, start = drawn[name, seed]
+        at_start = theory.constants(*problem.network(start))
+        largest = theory.largest_step(at_start, *CONSTANTS[name]).step
+        return {"ratio": at_start.alpha / at_start.beta, "largest_step": largest}
+
+    def one(name: str, rule: str, seed: int) -> dict[str, Array]:
+        problem, start = drawn[name, seed]
+        rules = _rules(name, problem)
+        return _descend(problem, start, rules[rule], rule, CONSTANTS[name]) if rule in rules else {}
+
+    runs = over(one, {"experiment": EXPERIMENTS, "rule": RULES, "seed": draws}, progress)
+    return runs.merge(over(about_start, {"experiment": EXPERIMENTS, "seed": draws})).assign_coords(
+        iteration=np.arange(STEPS + 1)
     )
 
 
@@ -117,22 +108,20 @@ def _rules(experiment: str, problem: LinearNetwork) -> dict[str, StepRule]:
 @eqx.filter_jit
 def _descend(
     problem: LinearNetwork, start: Adapters, rule: StepRule, name: str, settings: Settings
-) -> dict[str, Array | float]:
+) -> dict[str, Array]:
     """At every iteration: the loss, the step, the step without the cap, and the proven bound of the loss."""
-    done = descend(problem, start, steps=STEPS, step=rule, saves=STEPS + 1, save_adapters=True)
-    loss, step = done.observables["loss"], done.observables["step_size"]
     if name in ("Arora", "Du"):
-        return {"loss": loss, "step": step}
+        return curves(problem, start, rule, STEPS, lambda *_: {})
     at_start = theory.constants(*problem.network(start))
 
-    def proven(now: tuple[Adapters, Array, Array]) -> tuple[Array, Array]:
-        adapters, loss, step = now
+    def look(adapters: Adapters, loss: Array, step: Array) -> dict[str, Any]:
         bound = _rate(name, problem, adapters, at_start, loss, settings)
-        return jnp.asarray(bound.at(step)), bound.best_step()
+        return {"factor": bound.at(step), "free_step": bound.best_step()}
 
-    factor, free = jax.lax.map(proven, (done.history, loss, step))
-    bound = loss[0] * jnp.concatenate([jnp.ones(1), jnp.cumprod(factor[:-1])])
-    return {"loss": loss, "step": step, "bound": bound, "free_step": jnp.nan if name == "constant" else free}
+    seen = curves(problem, start, rule, STEPS, look)
+    factor, loss = seen.pop("factor"), seen["loss"]
+    seen["bound"] = loss[0] * jnp.concatenate([jnp.ones(1), jnp.cumprod(factor[:-1])])
+    return seen | ({"free_step": jnp.full_like(loss, jnp.nan)} if name == "constant" else {})
 
 
 def _rate(
@@ -192,12 +181,10 @@ def _draw_rule(one: xr.Dataset, axes: np.ndarray, style: Mapping[str, Any]) -> N
     band(one["loss"] / start, axes[0], **style)
     colour, largest = style["color"], one["largest_step"]
     if bool(one["bound"].notnull().any()):
-        bound = (one["bound"] / start).median("seed")
-        axes[0].plot(bound["iteration"], bound, **{**BOUND.style, "color": colour})
+        middle(axes[0], one["bound"] / start, **{**BOUND.style, "color": colour})
     band(one["step"] / largest, axes[1], **style)
     if str(one["rule"].values) in ("rho", "rhohat"):
-        free = (one["free_step"] / largest).median("seed")
-        axes[1].plot(free["iteration"], free, **{**FREE.style, "color": colour})
+        middle(axes[1], one["free_step"] / largest, **{**FREE.style, "color": colour})
 
 
 def _title(one: xr.Dataset) -> str:
@@ -250,8 +237,7 @@ def rounding(dataset: xr.Dataset) -> xr.DataArray:
 def _row(one: xr.Dataset) -> list[str]:
     step = (one["step"] / one["largest_step"]).median("seed")
     relative = one["loss"] / one["loss"].isel(iteration=0)
-    solved = relative <= SOLVED
-    first = xr.where(solved.any("iteration"), solved.argmax("iteration"), np.inf).median("seed")
+    first = first_iteration(relative <= SOLVED)
     proven = (one["bound"] / one["loss"].isel(iteration=0)).isel(iteration=-1)
     ends = [f"{float(np.log10(end.median())):.3g}" for end in (relative.isel(iteration=-1), proven)]
     steps = [f"{float(step.isel(iteration=at)):.3g}" for at in (0, -1)]

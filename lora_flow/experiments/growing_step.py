@@ -5,6 +5,7 @@ Y = X W1 W2 + sigma^2 noise at the start W1, W2, so sigma sets the distance to t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import equinox as eqx
@@ -15,9 +16,10 @@ import xarray as xr
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters, narrow
-from lora_flow.dynamics.descend import StepRule, descend
+from lora_flow.dynamics.descend import StepRule
 from lora_flow.dynamics.network_steps import AdaptiveStep, Backtracking, GrowingStep
 from lora_flow.experiments.base import Experiment, Progress
+from lora_flow.experiments.over_steps import curves, first_iteration, middle, over
 from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.results.report import table
@@ -49,35 +51,27 @@ SETTINGS = {
 }
 PANELS = (*(f"h = {h}, sigma = {SIGMAS[-1]:g}" for h in WIDTHS), FIGURE_5)
 CLOSER = (PANELS[1], FIGURE_5)  # whose steps and local rates are shown
-RULES = ("constant", "K_t", "Kbar_t", "adaptive", "backtracking")
+RULES: dict[str, Callable[[Array], StepRule | Array]] = {  # by the first step
+    "constant": lambda first: first,
+    "K_t": lambda _: GrowingStep(FRACTION, C, D),
+    "Kbar_t": lambda _: GrowingStep(FRACTION, C, D, by_bound=True),
+    "adaptive": lambda _: AdaptiveStep("rho"),
+    "backtracking": lambda _: Backtracking(factor=0.1, constant=0.9),
+}
 GROWING = ["K_t", "Kbar_t"]
 
 
 def run(seeds: int, progress: Progress) -> xr.Dataset:
     """Losses, steps, local rates and 1/K_t over setting, rule, seed and iteration, and the constants of the starts."""
-    shape = len(SETTINGS), len(RULES), seeds, STEPS + 1
-    found = {name: np.empty(shape) for name in ("loss", "step", "rate", "smooth_step")}
-    starts = {name: np.empty((len(SETTINGS), seeds)) for name in _Start._fields}
-    for i, setting in enumerate(progress(SETTINGS.values())):
-        for seed in range(seeds):
-            problem, start = draw_problem(setting, seed)
-            about = _about_start(problem, start)
-            for what, value in about._asdict().items():
-                starts[what][i, seed] = value
-            for j, rule in enumerate(_rules(about.first_step).values()):
-                for what, values in _descend(problem, start, rule).items():
-                    found[what][i, j, seed] = values
-    dims = ("setting", "rule", "seed", "iteration")
-    return xr.Dataset(
-        {name: (dims, values) for name, values in found.items()}
-        | {name: (("setting", "seed"), values) for name, values in starts.items()},
-        coords={
-            "setting": list(SETTINGS),
-            "rule": list(RULES),
-            "seed": range(seeds),
-            "iteration": np.arange(STEPS + 1),
-        },
-    )
+    drawn = {(name, seed): draw_problem(SETTINGS[name], seed) for name in SETTINGS for seed in range(seeds)}
+    starts = over(lambda *at: _about_start(*drawn[at]), {"setting": SETTINGS, "seed": range(seeds)})
+
+    def one(name: str, rule: str, seed: int) -> dict[str, Array]:
+        first = jnp.asarray(starts["first_step"].sel(setting=name, seed=seed).values)
+        return _descend(*drawn[name, seed], RULES[rule](first))
+
+    runs = over(one, {"setting": SETTINGS, "rule": RULES, "seed": range(seeds)}, progress)
+    return runs.merge(starts).assign_coords(iteration=np.arange(STEPS + 1))
 
 
 def draw_problem(setting: Setting, seed: int) -> tuple[LinearNetwork, Adapters]:
@@ -92,53 +86,33 @@ def draw_problem(setting: Setting, seed: int) -> tuple[LinearNetwork, Adapters]:
     return LinearNetwork(targets, x), narrow((Adapter(jnp.asarray(w1.T), jnp.asarray(w2.T)),))
 
 
-def _rules(first_step: Array) -> dict[str, StepRule | Array]:
-    rules: tuple[StepRule | Array, ...] = (
-        first_step,
-        GrowingStep(FRACTION, C, D),
-        GrowingStep(FRACTION, C, D, by_bound=True),
-        AdaptiveStep("rho"),
-        Backtracking(factor=0.1, constant=0.9),
-    )
-    return dict(zip(RULES, rules, strict=True))
-
-
-class _Start(NamedTuple):
-    """eta_0, rhobar_0, a1/a2 and the schedule's limit rate of Theorem E.1; eta_max of Xu et al. 2023."""
-
-    first_step: Array
-    rhobar: Array
-    ratio: Array
-    goal: Array
-    largest_step: Array
-
-
 @jax.jit
-def _about_start(problem: LinearNetwork, start: Adapters) -> _Start:
+def _about_start(problem: LinearNetwork, start: Adapters) -> dict[str, Array]:
+    """eta_0, rhobar_0, a1/a2 and the schedule's limit rate of Theorem E.1; eta_max of Xu et al. 2023."""
     x, y, w1, w2 = problem.network(start)
-    of_c = linear_local.constants(linear_networks.curvature(x), problem.loss(start), problem.optimum, w1, w2)
-    first_step = FRACTION * linear_local.largest_step(of_c, C, D).step
-    rhobar = linear_local.Schedule(of_c, first_step, C, D).rhobar
-    of_b = linear_descent.largest_step(linear_descent.constants(x, y, w1, w2), 0.5, 1.5).step
-    return _Start(first_step, rhobar, of_c.a1 / of_c.a2, linear_local.asymptotic_rate(of_c), of_b)
+    at_start = linear_local.constants(linear_networks.curvature(x), problem.loss(start), problem.optimum, w1, w2)
+    first_step = FRACTION * linear_local.largest_step(at_start, C, D).step
+    return {
+        "first_step": first_step,
+        "rhobar": linear_local.Schedule(at_start, first_step, C, D).rhobar,
+        "ratio": at_start.a1 / at_start.a2,
+        "goal": linear_local.asymptotic_rate(at_start),
+        "largest_step": linear_descent.largest_step(linear_descent.constants(x, y, w1, w2), 0.5, 1.5).step,
+    }
 
 
 @eqx.filter_jit
 def _descend(problem: LinearNetwork, start: Adapters, rule: StepRule | Array) -> dict[str, Array]:
     """At every iteration: the loss, the step, rho_t(step) and 1/K_t."""
-    done = descend(problem, start, steps=STEPS, step=rule, saves=STEPS + 1, save_adapters=True)
-    loss, step = done.observables["loss"], done.observables["step_size"]
 
-    def local(now: tuple[Adapters, Array, Array]) -> tuple[Array, Array]:
-        adapters, loss, step = now
+    def look(adapters: Adapters, loss: Array, step: Array) -> dict[str, Array]:
         x, _, w1, w2 = problem.network(adapters)
         mu, k = linear_networks.curvature(x)
         smooth = linear_local.smoothness(k, loss, w1, w2)
         rate = linear_local.rate(linear_local.pl_constant(mu, w1, w2), smooth.at(step), step)
-        return jnp.asarray(rate), smooth.step()
+        return {"rate": rate, "smooth_step": smooth.step()}
 
-    rate, smooth_step = jax.lax.map(local, (done.history, loss, step))
-    return {"loss": loss, "step": step, "rate": rate, "smooth_step": smooth_step}
+    return curves(problem, start, rule, STEPS, look)
 
 
 def fall(dataset: xr.Dataset) -> xr.DataArray:
@@ -187,16 +161,14 @@ def _draw_losses(one: xr.Dataset, ax: Axes) -> None:
     ax.set_yscale("log")
     for rule, mark in MARKS.items():
         band(loss.sel(rule=rule), ax, **mark.style)
-    bound = (one["rhobar"] ** one["iteration"]).median("seed")
-    ax.plot(bound["iteration"], bound, **PROVEN.style)
+    middle(ax, one["rhobar"] ** one["iteration"], **PROVEN.style)
     ax.set(yscale="log", ylim=(1e-20, 3), xlim=(0, SHOWN), title=_title(one))
 
 
 def _draw_steps(one: xr.Dataset, ax: Axes) -> None:
     for rule, mark in MARKS.items():
         band((one["step"] / one["first_step"]).sel(rule=rule), ax, **mark.style)
-    limit = (one["smooth_step"].sel(rule="K_t") / one["first_step"]).median("seed")
-    ax.plot(limit["iteration"], limit, **LIMIT.style)
+    middle(ax, one["smooth_step"].sel(rule="K_t") / one["first_step"], **LIMIT.style)
     ax.set(xlim=(0, SHOWN), ylim=(0, None), xlabel="iteration", ylabel=r"step size, in units of $\eta_0$")
     ax.set_title(f"steps, {_short(one)}")
 
@@ -205,9 +177,8 @@ def _draw_rates(one: xr.Dataset, ax: Axes) -> None:
     ratios = fall(one)
     for rule in ("adaptive", "K_t"):
         seen, colour = ratios.sel(rule=rule).median("seed", skipna=False), MARKS[rule].style["color"]
-        proven = one["rate"].sel(rule=rule).median("seed").where(seen.notnull())
-        ax.plot(seen["iteration"], seen, color=colour)
-        ax.plot(proven["iteration"], proven, **{**LOCAL.style, "color": colour})
+        middle(ax, ratios.sel(rule=rule), color=colour)
+        middle(ax, one["rate"].sel(rule=rule).where(seen.notnull()), **{**LOCAL.style, "color": colour})
     ax.axhline(float(one["rhobar"].median()), **PROVEN.style)
     ax.set(xlim=(0, SHOWN), ylim=(0, 1), xlabel="iteration", ylabel=r"$L(t+1)/L(t)$", title=f"rates, {_short(one)}")
 
@@ -295,8 +266,7 @@ def _goal(one: xr.Dataset) -> float:
 
 def _iterations(loss: xr.DataArray) -> float:
     """The number of iterations until solved, median over seeds; infinite where a run is not solved."""
-    solved = loss <= SOLVED * loss.isel(iteration=0)
-    return float(xr.where(solved.any("iteration"), solved.argmax("iteration"), np.inf).median("seed"))
+    return float(first_iteration(loss <= SOLVED * loss.isel(iteration=0)))
 
 
 EXPERIMENT = Experiment.of_one(

@@ -1,6 +1,7 @@
 """The named figures: Figure 3 against its published values, the others drawn from small grids of the same kind."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -107,9 +108,8 @@ def test_the_other_figures_are_drawn(name, tmp_path, monkeypatch, capsys):
 
 
 def test_the_help_of_the_command_has_each_experiment_and_what_it_is_about():
-    lines = [" ".join(part.split()) for part in Figure.__doc__.split("\n\n")]
-    listed = [line.split(": ", 1) for line in lines if line.split(": ")[0] in experiments.EXPERIMENTS]
-    assert listed == [[name, one.about] for name, one in experiments.EXPERIMENTS.items()]
+    listed = re.findall(r"^    - ([\w-]+): (.*)$", Figure.__doc__, re.MULTILINE)
+    assert listed == [(name, one.about) for name, one in experiments.EXPERIMENTS.items()]
 
 
 def test_the_page_of_figures_has_each_experiment():
