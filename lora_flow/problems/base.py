@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from lora_flow.adapter import Adapter, Adapters, check_layers, pad, zero_adapters
+from lora_flow.adapter import Adapter, Adapters, check_layers, zero_adapters
 from lora_flow.algebra.diagonal import Matrix
 from lora_flow.algebra.spectra import singular_values
 from lora_flow.checks import kind, require
-from lora_flow.problems.derivatives import probe, task, task_size
+from lora_flow.problems.derivatives import task, task_size
 from lora_flow.problems.formulas import FORMULAS, default, formula, outdated
 from lora_flow.solvers.control import ROUNDING_FLOOR
 
@@ -224,23 +224,6 @@ def require_problem(problem: Any, otherwise: str = "") -> None:
     fits = isinstance(problem, Problem) and not isinstance(problem, type)
     require(fits, "problem", f"have layers and loss(adapters){otherwise}", kind(problem))
     check_layers("problem.layers", problem.layers)
-
-
-def check_padding(problem: Problem, ranks: Sequence[int]) -> None:
-    """Raises where padding with zero rows of A and columns of B changes the loss, or where the padding moves.
-
-    A loss of the products B_i A_i needs no check. Other losses are tried at one state.
-    """
-    least, most = min(ranks), max(ranks)
-    if least == most or as_problem(problem).of_products:
-        return
-    small = probe(problem.layers, least)
-    slope, before, after = jax.grad(problem.loss)(pad(small, most)), problem.loss(small), problem.loss(pad(small, most))
-    moved = [(one.a[least:], one.b[:, least:]) for one in slope]
-    same = jnp.abs(after - before) <= jnp.sqrt(jnp.finfo(after.dtype).eps) * jnp.abs(before)
-    stays = all(not jnp.any(leaf) for leaf in jax.tree.leaves(moved))
-    must = "be one number for a problem whose loss depends on it by itself, beside the products B A"
-    require(bool(same) and stays, "rank", must, sorted(set(map(int, ranks))))
 
 
 def vector_field(problem: Problem) -> Callable[[Adapters], Adapters]:

@@ -28,7 +28,8 @@ from lora_flow.initialization import (
     check_reaches_task,
     initialize,
 )
-from lora_flow.problems.base import Problem, check_padding, require_problem
+from lora_flow.problems.base import Problem, require_problem
+from lora_flow.problems.padding import check_padding
 from lora_flow.problems.stale import check_problem
 from lora_flow.sweeps.labels import LANE_DIMS, check_labels
 from lora_flow.sweeps.limits import LARGEST

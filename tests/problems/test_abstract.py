@@ -1,5 +1,6 @@
 """The methods of a problem: their defaults, what may stand in their place, and that the page lists them all."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -115,6 +116,7 @@ def test_defaults_are_what_the_formulas_of_a_layer_are(make):
     moved = asked.offset(STATE)
     np.testing.assert_allclose(moved.loss(STATE), 0.5 * np.sum(SHIFT**2), rtol=1e-12)
     inner, joined = moved.pretrained()
+    assert inner is asked  # at whose weights progress is measured
     np.testing.assert_array_equal(inner.loss(joined(STATE)), moved.loss(STATE))
 
 
@@ -169,7 +171,7 @@ def test_a_new_loss_puts_the_defaults_in_place_of_inherited_formulas():
 
     for kind in (Squared, Mixed, Elsewhere, Fielded):
         for name in ("field", "linearised_task", "pretrained", "growth_bound", "characteristics", "of_products"):
-            assert vars(kind).get(name, vars(AbstractProblem)[name]) is vars(AbstractProblem)[name], (kind, name)
+            assert inspect.getattr_static(kind, name) is vars(AbstractProblem)[name], (kind, name)
     assert Known(SHIFT).lowest_loss(1) == 0.0
     assert formula(Known(SHIFT), "lowest_loss") is not None
     assert formula(Known(SHIFT), "field") is None
