@@ -132,7 +132,7 @@ def mark_rounding(ax: Axes, floor: float) -> None:
     """A line at the rounding floor where a curve comes down to it; the axes end below it."""
     shown = [np.asarray(line.get_ydata(), float) for line in ax.lines]
     lowest = min((float(np.nanmin(y)) for y in shown if np.isfinite(y).any()), default=np.inf)
-    if lowest > 1.01 * floor:
+    if not lowest <= 1.01 * floor:  # nor where nothing has run, and the floor is NaN
         return
     ax.axhline(floor, color="0.45", linestyle=":", linewidth=0.9, zorder=0.5)
     ax.annotate(

@@ -89,6 +89,14 @@ def test_a_floor_that_differs_between_seeds_is_kept_to_by_each():
     assert all(np.all(np.asarray(line.get_ydata()) == 1e-25) for line in ax.lines)
 
 
+def test_a_run_of_which_nothing_has_run_yet_is_an_empty_picture():
+    one = run(two_drops)
+    empty = one.assign({name: one[name] * np.nan for name in one.data_vars})
+    ax = plot_loss(empty)
+    assert [line for line in ax.lines if np.isfinite(line.get_ydata()).any()] == []
+    assert not ax.texts
+
+
 def test_phases_are_named_as_what_they_are_and_saddles_hatched():
     ax = plot_phases(run(two_drops))
     labels = ax.get_legend_handles_labels()[1]
