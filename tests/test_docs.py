@@ -8,12 +8,16 @@ import matplotlib.pyplot as plt
 import pytest
 
 import lora_flow
+from lora_flow.claims.frame import ENTERED
+from lora_flow.experiments.table import EXPERIMENTS
+from lora_flow.recipes.kinds import KINDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
     "README.md",
     "docs/tutorial.md",
     "docs/vision.md",
+    "docs/contributing.md",
     *(
         pytest.param(f"docs/{name}.md", marks=pytest.mark.long)
         for name in ("initialisations", "descent", "lora-one", "networks", "problems")
@@ -21,8 +25,18 @@ PAGES = [
 ]
 
 
+@pytest.fixture
+def tables():
+    """The tables by name as they are, whatever a page adds to them."""
+    held = [(table, dict(table)) for table in (ENTERED, EXPERIMENTS, KINDS)]
+    yield
+    for table, entries in held:
+        table.clear()
+        table.update(entries)
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_python_block_runs(page, tmp_path, monkeypatch, capsys):
+def test_every_python_block_runs(page, tables, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
     assert blocks
