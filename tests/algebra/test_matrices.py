@@ -17,6 +17,10 @@ from lora_flow.algebra.thin import column_norms, gram_schmidt, squared_norm_of_p
 from lora_flow.solvers.control import _first_step
 
 
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape) / np.sqrt(shape[0])
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 10**6), st.integers(0, 3))
 def test_gram_schmidt_is_a_qr_factorisation(columns, seed, copies):

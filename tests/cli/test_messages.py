@@ -243,6 +243,7 @@ TABLE: dict[str, dict[str, Argument]] = {
         "save_adapters": of(False, "flag"),
     },
     "digits_problem": {"h": of(64, "integer", also=(3,))},
+    "as_problem": {"problem": two_layers},
     "linearised_task": {"problem": two_layers},
     "load_problem": {"path": of("none.npz", "path", "problem", also=("none.npz", "a.txt"))},
     "load_run": {"path": of("none", "path", "the run folder"), "partial": of(False, "flag")},
@@ -371,7 +372,7 @@ TABLE: dict[str, dict[str, Argument]] = {
 }
 RESULTS = {"Canonical", "Descent", "Trajectory", "oracles.Products"}  # which users are given, and do not make
 PAIRS = {"Adapter", "Scheme"}  # which hold anything: whoever takes them checks them, as the rows above do
-ABSTRACT = {"Adapters", "Flow", "Problem", "StepRule", "InputError", "PrecisionWarning"}
+ABSTRACT = {"AbstractProblem", "Adapters", "Flow", "Problem", "StepRule", "InputError", "PrecisionWarning"}
 
 
 def values(argument):

@@ -44,7 +44,7 @@ SETTINGS = {
     "rank-3": ({"component": [0, 2, 5], "shift_scale": [5.0, 4.0, 3.0]}, 8.0),
     "digits": (None, 2000.0),
 }
-REFERENCES = sorted((Path(__file__).parent / "reference").glob("*.npz"))
+REFERENCES = sorted((Path(__file__).parents[1] / "reference").glob("*.npz"))
 
 
 @eqx.filter_jit

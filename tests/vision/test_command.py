@@ -258,7 +258,7 @@ LONG += ["--optimizer", "adam", "sgd", "--init", "gaussian-A"]
 def test_killed_at_a_random_moment_and_resumed_it_ends_with_the_same_bits(weights, tmp_path, undrawn):
     whole, out = tmp_path / "whole", tmp_path / "run"
     flags = ["vision", "--weights", str(weights), *LONG, "--out"]
-    script = "import sys; from vision import training; training.SECONDS_BETWEEN = 0; "
+    script = "import sys; from lora_flow_vision import training; training.SECONDS_BETWEEN = 0; "
     script += "from lora_flow.cli import main; main(sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", script, *flags, str(out)], stderr=subprocess.DEVNULL)
     moment = random.Random(2026)
