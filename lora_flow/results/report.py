@@ -95,7 +95,7 @@ def warnings(dataset: xr.Dataset) -> str:
         where = where or str(coordinates["init"])
         dead, floor = int(cell["dead_directions"].max()), float(cell["loss_floor"].mean())
         layers = len(layers_of(dataset))
-        if dead:
+        if dead > 0:  # -1 where no lane has run yet
             of = f"{layers * coordinates['rank']} directions" + (f" of the {layers} layers" if layers > 1 else "")
             lines.append(f"- {where}: {dead} of {of} are dead: zero in both factors, they never move.")
         if floor > 0:

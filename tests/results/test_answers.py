@@ -261,7 +261,9 @@ def test_plot_draws_a_run_that_is_not_finished_and_says_so(tmp_path, capsys, mon
     assert main(["plot", str(tmp_path / "run")]) == 0
     assert titles == ["unfinished: 2 of 8 lanes"]
     assert (tmp_path / "run/figures/sweep.png").is_file()
-    assert (tmp_path / "run/report.md").read_text().splitlines()[2] == "**unfinished: 2 of 8 lanes**"
+    report = (tmp_path / "run/report.md").read_text()
+    assert report.splitlines()[2] == "**unfinished: 2 of 8 lanes**"
+    assert "never move" not in report
     assert capsys.readouterr().out.startswith("unfinished: 2 of 8 lanes\n")
     assert int((load_run(tmp_path / "run", partial=True)["status"] == PENDING).sum()) == 6
 
