@@ -14,12 +14,13 @@ import xarray as xr
 from lora_flow.adapter import Adapter
 from lora_flow.dynamics.solve import Trajectory, save_times, solve
 from lora_flow.experiments.base import Experiment, Progress
-from lora_flow.figures.style import BLUE, ORANGE, band, letters, panels, shades
+from lora_flow.figures.style import BLUE, ORANGE, band, letters, mark_rounding, panels, shades
 from lora_flow.initialization import gaussian_both_init
 from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.network import LinearNetwork
+from lora_flow.problems.rounding import rounding_floors
 from lora_flow.recipes.aligned import aligned_problem
-from lora_flow.results.report import log10, table
+from lora_flow.results.report import table
 from lora_flow.sweeps.sweep import sweep
 from lora_flow.theory.linear_flow import trained_gains
 
@@ -138,15 +139,17 @@ def draw(dataset: xr.Dataset) -> Figure:
 
 def _draw_pretraining(dataset: xr.Dataset, axes: Any, colours: dict[float, Any]) -> None:
     times = dataset["pretraining_time"].values[1:]
+    floor = float(rounding_floors(dataset[["loss"]].rename(pretraining_time="time")).max())
     for ax in axes:
         ax.set(xscale="log", yscale="log", xlabel="pretraining time", xlim=(times[0], times[-1]))
     for ratio, colour in colours.items():
         one = dataset.sel(ratio=ratio).isel(pretraining_time=slice(1, None))
-        axes[0].plot(times, 10 ** log10(one["loss"]).mean("seed"), color=colour, label=f"{ratio:g}")
+        band(one["loss"], axes[0], floor, color=colour, label=f"{ratio:g}")
         band(one["delta_w"], axes[1], spread="range", color=colour)
         axes[1].axhline(float(one["predicted"].median()), color=colour, linestyle=":", linewidth=1)
+    mark_rounding(axes[0], floor)
     axes[0].set(ylabel="pretraining loss", title="Pretraining")
-    axes[0].legend(title="ratio of the starts\nof W1 and W2", loc="lower left")
+    axes[0].legend(title="ratio of the starts\nof W1 and W2", loc="lower left", bbox_to_anchor=(0.0, 0.12))
     axes[1].set(ylabel=r"$\|W_1 v\| / \|W_2^T u\|$", title=r"Its imbalance becomes $\delta_w$")
     note = "dotted: from the start's imbalance"
     axes[1].annotate(note, (0.98, 0.9), xycoords="axes fraction", ha="right", fontsize=7)

@@ -9,6 +9,7 @@ import xarray as xr
 from stored import STORED, check_agrees
 
 from lora_flow.cli import main
+from lora_flow.experiments.table import EXPERIMENTS
 from lora_flow.figures import plot_alignment, plot_loss, plot_phases
 from lora_flow.figures.shown import shown
 from lora_flow.figures.style import band, mark_rounding, quantiles
@@ -108,7 +109,7 @@ def test_phases_are_named_as_what_they_are_and_saddles_hatched():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["3", "4", "phase", "beyond", "preconditioner"])
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "1"])
 def test_stored_pictures_are_what_their_commands_draw(name, tmp_path):
     assert main(["figure", name, "--out", str(tmp_path / name)]) == 0
     for path in sorted((tmp_path / name / "figures").glob("*.json")):
