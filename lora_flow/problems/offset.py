@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.adapter import Adapter, Adapters, as_start, zero_adapters
+from lora_flow.adapter import Adapter, Adapters, as_start
 from lora_flow.algebra.diagonal import Matrix
 from lora_flow.problems.base import AbstractProblem, Layers, Problem, as_problem, on_host, require_problem
 from lora_flow.runtime.compiling import compiled
@@ -80,11 +80,9 @@ class Offset(AbstractProblem):
         return self._inner, self.joined
 
     def rounding_floor(self, adapters: Adapters) -> Array:
-        """The original problem's; of a sum of squares `START`^2 times that, as the start's product comes and goes."""
-        if type(self._inner).rounding_floor is not AbstractProblem.rounding_floor:
-            return self._inner.rounding_floor(self.start)
-        without = self._inner.rounding_floor(zero_adapters(self.layers, rank=1))
-        return jnp.maximum(without, START**2 * self._inner.rounding_floor(self.start))
+        """The original problem's, from the start; of a sum of squares `START`^2 times that."""
+        sum_of_squares = type(self._inner).rounding_floor is AbstractProblem.rounding_floor
+        return (START**2 if sum_of_squares else 1) * self._inner.rounding_floor(self.start)
 
     def details(self, adapters: Adapters) -> dict[str, np.ndarray]:
         """The original problem's, of the joined adapters, with as many values as adapters of this rank have there."""
