@@ -238,7 +238,6 @@ KINDS: dict[str, type[Kind]] = {
     "network": Network,
     "digits": Digits,
 }
-GROUPS = (Trained, Aligned, Pretrained, Regression, Network)  # as the help shows them
 AXES = (*Aligned.axes, *Trained.axes, *Regression.axes, *Pretrained.axes)  # several values: several problems
 
 
