@@ -30,6 +30,7 @@ ROOMS = (  # the highest first: a room imports those below it, and modules besid
     ("runtime",),
     ("adapter",),
     ("arrays",),
+    ("fields",),
     ("checks", "version"),
 )
 LEVELS = {room: level for level, rooms in enumerate(reversed(ROOMS)) for room in rooms}

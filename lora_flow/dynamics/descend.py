@@ -33,6 +33,7 @@ from lora_flow.checks import (
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.observables import measure, principal_directions
 from lora_flow.dynamics.solve import STATUS, Trajectory, finite, observed, prepend, velocity, where
+from lora_flow.fields import take_new_fields
 from lora_flow.problems.base import Problem, as_problem, kind_of, own_observables
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
@@ -50,6 +51,10 @@ class StepRule(eqx.Module):
     - `size(state, problem, adapters, iteration)`: the step from these adapters, a scalar; iterations count from 0.
     - `check(problem, flow, order)`: raises `InputError` where the rule is not meant for these.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        take_new_fields(cls)
 
     @abc.abstractmethod
     def size(self, state: Any, problem: Any, adapters: Adapters, iteration: Int[Array, ""]) -> Float[Array, ""]: ...

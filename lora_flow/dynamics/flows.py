@@ -24,12 +24,17 @@ from jaxtyping import Array, Float
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.algebra.thin import solve_gram
 from lora_flow.checks import InputError, concrete, kind, require, require_number
+from lora_flow.fields import take_new_fields
 
 
 class Flow(eqx.Module):
     """One layer's velocity from its negative gradient; called with the updates and the adapters of all layers."""
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        take_new_fields(cls)
 
     @property
     def conserves(self) -> Float[Array, ""]:

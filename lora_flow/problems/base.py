@@ -16,6 +16,7 @@ from lora_flow.adapter import Adapter, Adapters, check_layers, zero_adapters
 from lora_flow.algebra.diagonal import Matrix
 from lora_flow.algebra.spectra import singular_values
 from lora_flow.checks import kind, require
+from lora_flow.fields import take_new_fields
 from lora_flow.problems.derivatives import task, task_size
 from lora_flow.problems.formulas import FORMULAS, default, formula, outdated
 from lora_flow.solvers.control import ROUNDING_FLOOR
@@ -45,8 +46,9 @@ class AbstractProblem(eqx.Module):
     """A problem with a default for everything but `layers` and `loss`.
 
     A subclass may override each method, and have a field, a property or a value for each attribute. A subclass of such
-    a class may change the loss or what the loss is made of. The formulas that it then inherits are about the old loss:
-    for each that the subclass does not define itself, the default takes its place.
+    a class takes new fields by name, beside the arguments of its parent. It may change the loss or what the loss is
+    made of. The formulas that it then inherits are about the old loss: for each that the subclass does not define
+    itself, the default takes its place.
     """
 
     if TYPE_CHECKING:  # else a field of that name could not take its place
@@ -64,6 +66,7 @@ class AbstractProblem(eqx.Module):
         super().__init_subclass__(**kwargs)
         for name in outdated(cls, AbstractProblem):
             setattr(cls, name, vars(AbstractProblem)[name])
+        take_new_fields(cls)
 
     @default
     def scaling(self) -> Array:
