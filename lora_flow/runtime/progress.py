@@ -22,12 +22,16 @@ class Progress:
     On a terminal it is tqdm's bar. Elsewhere (a file, a pipe, a batch system's log) it writes a line for every 5 % of
     the whole and after every minute, with the time left, and no carriage returns. A run of less than two seconds
     writes nothing.
+
+    The time left follows from the pace since the first units were done, because programs are compiled before that.
+    Until more units are done it is not told.
     """
 
     def __init__(self, total: int, unit: str, done: int = 0, shown: bool = True, what: str = ""):
         self._total, self._unit, self._done, self._what = total, unit, done, what
-        self._at_first = self._done_when_told = done
+        self._done_when_told = done
         self._began = self._told = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first units were done, and how many then
         self._lock, self._over = threading.Lock(), threading.Event()
         shown = shown and sys.stderr is not None
         terminal = shown and sys.stderr.isatty()
@@ -35,7 +39,8 @@ class Progress:
         if terminal:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=done, unit=f" {unit}", desc=what, smoothing=0.1)
+            look = "{l_bar}{bar}| {n_fmt}/{total_fmt}{unit} [{elapsed}{postfix}]"
+            self._bar = tqdm(total=total, initial=done, unit=f" {unit}", desc=what, bar_format=look)
 
     def __enter__(self) -> Progress:
         if self._lines:
@@ -56,11 +61,15 @@ class Progress:
             self._bar.set_description(what)
 
     def update(self, done: int = 1) -> None:
-        """So many more units are done."""
+        """So many more units are done, of those that are at work together all."""
         self._done += done
+        now = time.monotonic()
+        if done and self._first is None:
+            self._first = now, self._done
         if self._bar is not None:
+            self._bar.set_postfix_str(self._left(now), refresh=False)
             self._bar.update(done)
-        since = time.monotonic() - self._told
+        since = now - self._told
         enough = self._done - self._done_when_told >= SHARE * self._total
         if self._lines and done and since >= APART and (enough or since >= EVERY):
             self._tell()
@@ -73,15 +82,19 @@ class Progress:
     def _tell(self) -> None:
         with self._lock:
             self._told, self._done_when_told = time.monotonic(), self._done
-            spent, fresh = self._told - self._began, self._done - self._at_first
+            spent, left = self._told - self._began, self._left(self._told)
             share = 100 * self._done / max(self._total, 1)
-            left = f", {span(spent * (self._total - self._done) / fresh)} left" if fresh else ""
             what = f"{self._what}: " if self._what else ""
-            print(
-                f"{what}{self._done} of {self._total} {self._unit} ({share:.0f} %), {span(spent)} so far{left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            done = f"{self._done} of {self._total} {self._unit} ({share:.0f} %)"
+            told = [f"{what}{done}", f"{span(spent)} so far", *([left] if left else [])]
+            print(", ".join(told), file=sys.stderr, flush=True)
+
+    def _left(self, now: float) -> str:
+        """The time left, "" where nothing is done since the first units were."""
+        if self._first is None or self._done == self._first[1]:
+            return ""
+        since, done = self._first
+        return f"{span((now - since) * (self._total - self._done) / (self._done - done))} left"
 
 
 def each(items: Iterable[T], unit: str, what: str = "") -> Iterator[T]:

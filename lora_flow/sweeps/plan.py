@@ -145,7 +145,7 @@ class Plan:
                     part = slice(offset, offset + len(numbers))
                     mine = jax.tree.map(lambda leaf, part=part: leaf[part], (solved, start, bases))
                     yield numbers, self._values(numbers, *mine)
-                    bar.update(len(numbers))
+                bar.update(sum(map(len, lanes)))
 
     def fill(self, dataset: xr.Dataset, lanes: np.ndarray, values: Values) -> None:
         """Writes what `run` yields into a dataset made by `empty`."""

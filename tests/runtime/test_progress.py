@@ -33,6 +33,21 @@ def test_a_log_gets_a_line_every_five_per_cent_with_the_time_left_and_no_carriag
     assert lines[-1] == "solving: 240 of 240 lanes (100 %), 2 min 0 s so far, 0 s left"
 
 
+def test_the_time_left_leaves_out_what_was_compiled_before_the_first_units(clock, capsys):
+    """Rounds of 16 lanes, 3 s a round, after 97 s in which programs were compiled."""
+    with Progress(240, "lanes") as bar:
+        clock.now += 97
+        for _ in range(4):
+            clock.now += 3
+            bar.update(16)
+    assert capsys.readouterr().err.splitlines() == [
+        "16 of 240 lanes (7 %), 1 min 40 s so far",
+        "32 of 240 lanes (13 %), 1 min 43 s so far, 39 s left",
+        "48 of 240 lanes (20 %), 1 min 46 s so far, 36 s left",
+        "64 of 240 lanes (27 %), 1 min 49 s so far, 33 s left",
+    ]
+
+
 def test_a_slow_run_gets_a_line_a_minute_and_a_resumed_one_counts_only_what_is_new(clock, capsys):
     with Progress(1000, "lanes", done=500) as bar:
         for _ in range(4):
