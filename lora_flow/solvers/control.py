@@ -1,4 +1,4 @@
-"""Error control relative to the residual: the reason why a loss of 1e-24 means 1e-24."""
+"""Error control relative to the residual: the reason why a loss of 1e-26 means 1e-26."""
 
 from __future__ import annotations
 
