@@ -31,6 +31,7 @@ from lora_flow.checks import (
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.observables import Direction, Measurement, measure, observables, principal_directions
 from lora_flow.problems.base import AbstractProblem, Problem, as_problem, own_observables, vector_field
+from lora_flow.problems.derivatives import probe
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
@@ -305,7 +306,7 @@ def solve_lane(
         seen = prepend(start, where(reached, saved, 0.0))
         loss, measurements, own = jax.vmap(look)(seen) if afterwards else seen
         floor = rounding_floor(problem, adapters)
-    named = observed(loss, measurements, own, reached, how.flow)
+    named = observed(loss, measurements, own, reached, conserved(problem, how.flow))
     ok = solution.result == diffrax.RESULTS.successful
     stopped = solution.result == diffrax.RESULTS.max_steps_reached
     came = jnp.all(reached) & jnp.all(jnp.isfinite(final))
@@ -320,7 +321,7 @@ def observed(
     measurements: tuple[Measurement, ...],
     own: dict[str, Array],
     reached: Bool[Array, " time"],
-    flow: Flow,
+    conserved: Float[Array, ""],
 ) -> dict[str, Float[Array, " time"]]:
     """The observables of a trajectory by name, the problem's `own` among them, NaN at times it did not reach.
 
@@ -328,11 +329,28 @@ def observed(
     """
     start = jax.tree.map(lambda leaf: leaf[0], measurements)
     loss, measurements, own = jax.tree.map(lambda leaf: leaf[1:], (loss, measurements, own))
-    named = {"loss": loss, **observables(measurements, flow.conserves, start)}
+    named = {"loss": loss, **observables(measurements, conserved, start)}
     taken = sorted(({*named, "step_size"}) & set(own))
     require(not taken, "the problem's observables", "have names of their own", ", ".join(taken))
     named |= own
     return {name: jnp.where(reached, values, jnp.nan) for name, values in named.items()}
+
+
+def conserved(problem: Problem, flow: Flow) -> Float[Array, ""]:
+    """The flow's `conserves`; NaN for a loss by which the imbalance changes, as by one with weight decay.
+
+    A loss of the products B_i A_i changes none. One that is not known to be of these is tried at one state.
+    """
+    asked = as_problem(problem)
+    if asked.of_products:
+        return flow.conserves
+    state = probe(asked.layers, 1)
+    changes = jnp.zeros((), bool)
+    for (a, b), descent in zip(state, asked.field(state), strict=True):
+        apart = jnp.abs(jnp.vdot(a, descent.a) - jnp.vdot(b, descent.b))
+        size = norm(a) * norm(descent.a) + norm(b) * norm(descent.b)
+        changes |= apart > jnp.sqrt(jnp.finfo(size.dtype).eps) * size
+    return jnp.where(changes, jnp.nan, flow.conserves)
 
 
 def velocity(problem: Problem, flow: Flow) -> Callable[[Adapters], Adapters]:

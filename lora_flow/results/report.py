@@ -173,7 +173,10 @@ def about(dataset: xr.Dataset) -> str:
     name, largest = attrs.get("flow", "plain"), float(dataset["drift"].max())
     flow = "Flow" if name == "plain" else f"Flow {name}"
     drift = " Integration error (drift of the conserved quantities, relative to the adapters' squared norm; "
-    drift = "" if np.isnan(largest) else f"{drift}should be far below 1e-2): {largest:.1g}."
+    drift = f"{drift}should be far below 1e-2): {largest:.1g}."
+    if np.isnan(largest):
+        ran = bool(dataset["loss"].notnull().any())
+        drift = " The run conserves nothing whose drift would tell an integration error." if ran else ""
     solver = SOLVED_BY.get(attrs["solver"], attrs["solver"])
     seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
     return (

@@ -141,6 +141,32 @@ def test_the_conserved_quantities_drift_less_than_promised(figure1_problem, side
         assert 0 < jnp.max(drift) < bound
 
 
+class OfFactors(SingleLayer):
+    """The same loss, and a part that depends on the factors beside their product."""
+
+    def __init__(self, y, part):
+        super().__init__(y)
+        self.part = part
+
+    def loss(self, adapters):
+        return super().loss(adapters) + 0.1 * self.part(*adapters[0])
+
+
+@pytest.mark.parametrize("part", [lambda a, b: jnp.sum(b**2), lambda a, b: jnp.sum(a**4) + jnp.sum(b**2)])
+def test_a_loss_by_which_the_imbalance_changes_has_no_drift(part):
+    """It had been told as an error of the integration, of .5 here."""
+    y, start = random(8, 5, 6), (Adapter(random(9, 2, 6), jnp.zeros((5, 2))),)
+    kept = solve(OfFactors(y, lambda a, b: jnp.sum((b @ a) ** 2)), start, t1=1.0)
+    changed = solve(OfFactors(y, part), start, t1=1.0)
+    assert 0 < jnp.max(kept.observables["drift"]) < 1e-2
+    assert "drift of the conserved quantities" in str(kept)
+    assert jnp.isnan(changed.observables["drift"]).all()
+    assert "drift" not in str(changed)
+    assert jnp.isfinite(changed.observables["loss"]).all()
+    assert jnp.isnan(descend(OfFactors(y, part), start, steps=3, step=1e-2).observables["drift"]).all()
+    assert np.isnan(sweep(OfFactors(y, part), alpha=0.1, rank=2, t1=1.0, progress=False)["drift"]).all()
+
+
 class TestTheStart:
     """What is measured from the start is measured from t = 0, whichever times are saved."""
 
