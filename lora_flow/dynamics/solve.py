@@ -81,7 +81,9 @@ class Trajectory(eqx.Module):
             return f"Trajectory of {self.status.size} lanes ({counts}), {self.times.shape[-1]} times"
         last = {name: float(values[-1]) for name, values in self.observables.items()}
         reached = "at rounding" if last["loss"] < float(self.rounding_floor) else f"{last['loss']:.4g}"
-        alignment = f", alignment error {last['alignment_error']:.3g}"
+        errors = [f"{last[name]:.3g}" for name in last if name.startswith("alignment_error")]
+        each = f" of the {len(errors)} layers" if errors[1:] else ""
+        alignment = f", alignment error{each} {', '.join(errors)}"
         if np.isnan(self.observables["norm_along1"]).all():
             alignment = ", no direction to align with"
         drift = float(jnp.max(self.observables["drift"]))

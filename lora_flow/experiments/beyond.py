@@ -11,7 +11,7 @@ import xarray as xr
 from lora_flow.experiments.base import Datasets, Experiment
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import told
-from lora_flow.results.phases import phases
+from lora_flow.results.phases import leading, phases
 from lora_flow.results.report import log10, show, table
 from lora_flow.settings import Settings
 
@@ -56,6 +56,7 @@ def notes(datasets: Datasets) -> str:
     for _, dim, dataset in _families(datasets):
         spans = phases(dataset)
         last = dataset.isel(time=-1).assign(rounding_floor=rounding_floors(dataset))
+        error = leading(last, "alignment_error", "alignment_error_2")
         for value in dataset[dim].values:
             for init in dataset["init"].values:
                 for alpha in dataset["alpha"].values:
@@ -67,7 +68,7 @@ def notes(datasets: Datasets) -> str:
                             init,
                             f"{alpha:g}",
                             told(last["loss"].sel(where), last["rounding_floor"].sel(where)),
-                            f"{float(log10(last['alignment_error'].sel(where)).mean()):.2f}",
+                            f"{float(log10(error.sel(where)).mean()):.2f}",
                             f"{float(ratio.mean()):.2f}" if np.isfinite(ratio).all() else "not reached",
                         ]
                     )

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from lora_flow.figures.style import axes_or_new, band, letters, line_styles, mark_rounding, panels, shades
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import clipped
-from lora_flow.results.phases import phases
+from lora_flow.results.phases import leading, phases
 from lora_flow.results.report import log10, show
 
 QUANTITIES = {"loss": r"$\log_{10}$ final loss", "alignment_error": r"$\log_{10}$ final $1-\cos$", "t1": r"$T_1$"}
@@ -25,11 +25,13 @@ NAMES = {"alpha": r"$\alpha$", "rank": "rank r", "delta_w": r"$\delta_w$", "angl
 def phase_values(dataset: xr.Dataset) -> xr.Dataset:
     """log10 of the final loss and alignment error, and T1: means over seeds, for every cell of a sweep.
 
+    The alignment error and T1 are those of the layer that aligns first, see `lora_flow.phases`.
     A loss below its rounding floor counts as the floor. T1 is infinite in a cell where a run does not reach T1.
     """
-    last = dataset[["loss", "alignment_error"]].isel(time=-1)
-    last = last.assign(loss=clipped(last["loss"], rounding_floors(dataset)))
-    logs = xr.Dataset({name: log10(values) for name, values in last.items()})
+    last = dataset.isel(time=-1)
+    ended = {"loss": clipped(last["loss"], rounding_floors(dataset))}
+    ended["alignment_error"] = leading(last, "alignment_error", "alignment_error_2")
+    logs = xr.Dataset({name: log10(values) for name, values in ended.items()})
     return logs.mean("seed").assign(t1=phases(dataset)["t1"].mean("seed", skipna=False))
 
 
@@ -65,13 +67,17 @@ def phase_diagram(dataset: xr.Dataset, rank: int, delta_w: float) -> Figure:
 
 
 def plot_family(dataset: xr.Dataset, variable: str, over: str, ax: Axes) -> Axes:
-    """One variable over time, a colour for each value of a dimension, a line style for each initialisation."""
+    """One variable over time, a colour for each value of a dimension, a line style for each initialisation.
+
+    The alignment error is that of the layer that aligns first.
+    """
     values = dataset[over].values
+    curves = leading(dataset, variable, "alignment_error_2") if variable == "alignment_error" else dataset[variable]
     floor = float(rounding_floors(dataset).max()) if variable == "loss" else None
     ax.set_yscale("log")
     for value, colour in zip(values, shades(len(values)), strict=True):
         for init, style in line_styles(dataset).items():
-            band(dataset[variable].sel({over: value, "init": init}), ax, floor, color=colour, linestyle=style)
+            band(curves.sel({over: value, "init": init}), ax, floor, color=colour, linestyle=style)
     if floor is not None:
         mark_rounding(ax, floor)
     ax.set(xlabel="gradient-flow time t (log scale)", xscale="log")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,7 +30,7 @@ from lora_flow.figures.style import (
 )
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import initial_losses
-from lora_flow.results.phases import phases, saddles
+from lora_flow.results.phases import leading, phases, saddles, second_leads
 from lora_flow.results.report import problem_dims, show
 from lora_flow.storage.folder import appearing
 
@@ -68,30 +68,33 @@ def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 
 def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
-    """Alignment error of layer 1 over time, random initialisations only where there are any."""
+    """Alignment error over time of the layer that aligns first, random initialisations only where there are any.
+
+    That is layer 1, and layer 2 where delta_w > 1; the labels say which.
+    """
     _check_dims(dataset)
     ax = axes_or_new(ax)
     ax.set_yscale("log")
     inits = _random_inits(dataset)
+    layer, errors = _aligning(dataset), leading(dataset, "alignment_error", "alignment_error_2")
     for init in inits:
         for alpha, colour in _colours(dataset, init):
-            values = dataset["alignment_error"].sel(init=init, alpha=alpha)
-            band(_until(values, until), ax, color=colour, linestyle=line_styles(dataset)[init])
-    ax.set(
-        xlabel="gradient-flow time t",
-        ylabel=r"$1 - \cos(\gamma_1, Z_1)$ (log scale)",
-        title="Alignment error" + (f", {inits[0]}" if len(inits) == 1 else ""),
-    )
+            one = _until(errors.sel(init=init, alpha=alpha), until)
+            band(one, ax, color=colour, linestyle=line_styles(dataset)[init])
+    title = f"Alignment of {layer.of}" if layer.of else "Alignment error"
+    title += f", {inits[0]}" if len(inits) == 1 else ""
+    ax.set(xlabel="gradient-flow time t", ylabel=f"{layer.error} (log scale)", title=title)
     _legend(ax, _alpha_handles(dataset))
     return ax
 
 
 def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
-    """Alignment error, spectral norm of Z_1 and loss together, at the smallest alpha, in the order of events.
+    """Alignment error, spectral norm of Z and loss together, at the smallest alpha, in the order of events.
 
-    For a network, which has no alignment error, the first curve is the distance from the solution of least norm. The
-    phases of `lora_flow.phases`, medians over seeds, are shaded, and the saddles of the median loss hatched. The dotted
-    line is the talk's prediction of t1.
+    Z is that of the layer that aligns first: of layer 1, and of layer 2 where delta_w > 1; the labels say which. For a
+    network, which has no alignment error, the first curve is the distance from the solution of least norm. The phases
+    of `lora_flow.phases`, medians over seeds, are shaded, and the saddles of the median loss hatched. The dotted line
+    is the talk's prediction of t1.
     """
     _check_dims(dataset)
     ax = axes_or_new(ax)
@@ -101,22 +104,24 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     spans = phases(one).median("seed").squeeze() if "sigma_w1" in dataset.coords else None
     if until is None and spans is not None:
         until = _phases_end(spans, float(dataset["time"][-1]))
-    aligns = "distance" not in one
+    layer = _aligning(dataset)
+    if "distance" in one:
+        first, name = one["distance"], "distance"
+    else:
+        first, name = leading(one, "alignment_error", "alignment_error_2"), layer.error
+    curves = [(first, name, BLUE, "-"), (leading(one, "norm_z1", "norm_z2"), layer.norm, ORANGE, "-.")]
     ax.set_yscale("log")
-    for name, label, colour, style in (
-        ("alignment_error", r"$1 - \cos(\gamma_1, Z_1)$", BLUE, "-") if aligns else ("distance", "distance", BLUE, "-"),
-        ("norm_z1", r"$\|Z_1\|$", ORANGE, "-."),
-        ("loss", "loss L", GREEN, "--"),
-    ):
-        values, least = _until(one[name].squeeze(["init", "alpha"]), until), floor if name == "loss" else None
-        band(values, ax, least, color=colour, linestyle=style, label=label)
+    for values, label, colour, style in [*curves, (one["loss"], "loss L", GREEN, "--")]:
+        shown, least = _until(values.squeeze(["init", "alpha"]), until), floor if values.name == "loss" else None
+        band(shown, ax, least, color=colour, linestyle=style, label=label)
     mark_rounding(ax, floor)
     if spans is not None:
         shade_phases(spans, ax)
     median = quantiles(one["loss"].squeeze(["init", "alpha"]), log=True, floor=floor)[1]
     hatch_saddles(saddles(median, one["time"].values, float(initial_losses(one).median()), floor), ax)
     where = rf", $\alpha$ = {_power(alpha)}" if len(init) <= len("gaussian") else ""
-    ax.set(xlabel="gradient-flow time t", ylabel="value (log scale)", title=f"Phases, {init}{where}")
+    what = f"{layer.of}, and loss L" if layer.of else "value"
+    ax.set(xlabel="gradient-flow time t", ylabel=f"{what} (log scale)", title=f"Phases, {init}{where}")
     _legend(ax, ax.get_legend_handles_labels()[0])
     return ax
 
@@ -148,6 +153,22 @@ def _phases_end(spans: xr.Dataset, t1: float) -> float:
     """A time by which all the phases can be seen."""
     ends = 1.4 * float(spans["t_plateau"]), 4 * float(spans["t1"])
     return min(t1, max((end for end in ends if 0 < end < np.inf), default=t1))
+
+
+class _Layer(NamedTuple):
+    """How a panel calls a layer, "" where there is only one, and its alignment error and norm."""
+
+    of: str
+    error: str
+    norm: str
+
+
+def _aligning(dataset: xr.Dataset) -> _Layer:
+    """The layer that aligns first, which the panels show; the first where theory does not say which does."""
+    if "norm_z2" not in dataset:
+        return _Layer("", r"$1 - \cos(\gamma, Z)$", r"$\|Z\|$")
+    i = 2 if "sigma_w1" in dataset.coords and bool(second_leads(dataset)) else 1
+    return _Layer(f"layer {i}", rf"$1 - \cos(\gamma_{i}, Z_{i})$", rf"$\|Z_{i}\|$")
 
 
 def _floor(dataset: xr.Dataset) -> float:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import AT_ROUNDING, initial_losses
-from lora_flow.results.phases import alignment_time, end_of_alignment, fall_to, leading
+from lora_flow.results.phases import alignment_time, end_of_growth, fall_to, leading, second_leads
 from lora_flow.results.report import cells
 
 NEAR = 10**0.1  # the best alignment counts as reached within a tenth of a decade of it
@@ -26,6 +26,7 @@ LOWEST, LEVEL, FALLING, RISING = "lowest possible", "level", "still falling", "r
 class Cell:
     """The lanes of one initialisation, side, alpha and rank on one problem: arrays over the seeds that finished.
 
+    - `layer`: the one that aligns first, of which the next are; the first where theory does not say.
     - `best`, `best_at`, `error`: the least 1 - cos, when it is first near it, and its value at the last time.
     - `t_align`, `t1`: ends of the first two phases; infinite where one is not reached, NaN where it is not defined.
     - `loss`: at the last time; `rate`: decades by which it falls there per unit of time.
@@ -36,6 +37,7 @@ class Cell:
 
     where: Mapping[str, Any]
     seeds: int
+    layer: int
     best: np.ndarray
     best_at: np.ndarray
     error: np.ndarray
@@ -57,12 +59,14 @@ def answers(dataset: xr.Dataset) -> list[Cell]:
     error = leading(dataset, "alignment_error", "alignment_error_2")
     floor = rounding_floors(dataset)
     lowest = dataset.get("loss_floor", xr.full_like(floor, np.nan))
+    two_layers = "sigma_w1" in dataset.coords
     spans = xr.Dataset(
         {
             "error": error,
             "t_align": alignment_time(dataset, BEFORE).where(error.notnull().any("time")),
-            "t1": end_of_alignment(dataset, BEFORE) if "sigma_w1" in dataset.coords else xr.full_like(floor, np.nan),
+            "t1": end_of_growth(dataset, BEFORE) if two_layers else xr.full_like(floor, np.nan),
             "reached": fall_to(dataset["loss"], floor, BEFORE),
+            "second": second_leads(dataset) if two_layers else xr.DataArray(False),
         }
     )
     known = dataset[["loss", "status"]].assign(spans).assign(floor=floor, lowest=lowest)
@@ -85,6 +89,7 @@ def _cell(where: Mapping[str, Any], one: xr.Dataset) -> Cell:
     return Cell(
         where=where,
         seeds=one.sizes["seed"],
+        layer=2 if bool(one["second"]) else 1,
         best=best,
         best_at=near,
         error=error[:, -1],

@@ -11,18 +11,20 @@ from lora_flow.checks import as_real, kind, require, require_instance
 from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import initial_losses
+from lora_flow.sweeps.labels import layers_of
 from lora_flow.theory import gradient_flow as theory
 
 SLOW = 0.1  # of a drop's fastest rate: less is the slow tail after it, or a saddle between two
 DROPPED = 0.99  # of the loss at the start: a saddle comes after a drop,
 LEVEL = np.e  # has a loss that falls by less than this factor,
 ABOVE_END = 10.0  # and ends at less than one part in this
+NEAR = 1e-9  # relative: of gains that are nearer to each other none is the larger, and no layer is selected
 
 OVER_TIME = ("norm_along", "norm_across", "overlap_")  # of either layer, which phases are read off
 
 _ABOUT = {
     "t_align": "end of early alignment",
-    "t1": "end of alignment, T1",
+    "t1": "T1, end of growth: g^T B1 A1 v first reaches (1 - delta_w) sigma / (4 sigma_W2)",
     "t_plateau": "start of the slow tail: from here on log L falls at less than a tenth of its fastest rate",
     "saddles": "number of saddles: the loss is nearly constant between two drops",
     "t_saddle": "start of the longest saddle",
@@ -38,14 +40,14 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     long as half of the runs reach the time. A time is NaN where it is unknown: for lanes that failed, where theory
     defines none, and where the phase ended before the first save.
 
-    Theory is about layer 1 where delta_w < 1. Where delta_w > 1 the times are those of layer 2, with the roles of the
-    weights exchanged. With sigma the singular value of the shift's pair that is learned first and s the larger of the
-    two weights' gains along this pair:
+    The times are those of the layer that aligns first and is selected: of layer 1, and of layer 2 where delta_w > 1,
+    with the roles of the weights exchanged. With sigma the singular value of the shift's pair that is learned first and
+    s the larger of the two weights' gains along this pair:
 
     - `t_align`, the end of early alignment: the first time at which ||gamma^T Z|| exceeds the norm of the rest of Z.
-    - `t1`, the end of alignment: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2);
-      NaN, and `t_plateau` too, for initialisations that offset the frozen weights, whose B A is no update, and where
-      delta_w = 1.
+    - `t1`, the paper's T1, the end of growth: the first time with g^T B1 A1 v >= (1 - delta_w) sigma / (4 sigma_W2)
+      (Theorem C.2). NaN, and `t_plateau` too, for initialisations that offset the frozen weights, whose B A is no
+      update, and where delta_w = 1.
     - `t_plateau`, the end of local convergence and the start of the slow tail: the time after t1 from which on log L
       falls at less than a tenth of its fastest rate, though not necessarily to zero. Losses at rounding are left out;
       infinite for a loss that falls fast until rounding, or until the end.
@@ -63,7 +65,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     thresholds are made of.
     """
     _check_dataset(dataset)
-    t1, gains = end_of_alignment(dataset), _gains(dataset)
+    t1, gains = end_of_growth(dataset), _gains(dataset)
     predicted, plain = theory.t1_slides(gains, dataset["alpha"]), dataset.attrs.get("flow", "plain") == "plain"
     floor = rounding_floors(dataset)
     spans = xr.Dataset(
@@ -80,11 +82,29 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     return spans
 
 
+def second_leads(dataset: xr.Dataset) -> xr.DataArray:
+    """Whether layer 2 is the one that theory says is selected: where W1 has the larger gain, delta_w > 1."""
+    return dataset["sigma_w1"] > (1 + NEAR) * dataset["sigma_w2"]
+
+
 def leading(dataset: xr.Dataset, first: str, second: str) -> xr.DataArray:
-    """The quantity of the layer that theory says is selected: layer 1, and layer 2 where W1's gain is the larger."""
+    """The quantity of the layer that aligns first and is selected, given the names of layer 1's and of layer 2's."""
     if second not in dataset or "sigma_w1" not in dataset.coords:
         return dataset[first]
-    return xr.where(dataset["sigma_w1"] > dataset["sigma_w2"], dataset[second], dataset[first])
+    return xr.where(second_leads(dataset), dataset[second], dataset[first])
+
+
+def aligning(dataset: xr.Dataset) -> str:
+    """The stacked factors whose alignment is told of and drawn, in words."""
+    if len(layers_of(dataset)) == 1:
+        return "Z = [B; A^T]"
+    if "sigma_w1" not in dataset.coords:
+        return "Z1 = [B1; A1^T], of the first layer"
+    second = second_leads(dataset).values
+    if not second.any():
+        return "Z1 = [B1; A1^T], of the layer that aligns first"
+    both = "Z1, or Z2 where delta_w > 1"
+    return f"{'Z2 = [B2; A2^T]' if second.all() else both}, of the layer that aligns first"
 
 
 def alignment_time(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
@@ -93,10 +113,10 @@ def alignment_time(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
     return crossing(along / across, xr.ones_like(along.isel(time=0, drop=True)), before)
 
 
-def end_of_alignment(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
+def end_of_growth(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
     """`t1` as `phases` has it, with `before` in place of NaN where it was over before the first save."""
     gains = _gains(dataset)
-    selected = 1 - gains.d > 1e-9  # with equal gains no layer is
+    selected = 1 - gains.d > NEAR
     t1 = crossing(leading(dataset, "overlap_1", "overlap_2"), theory.t1_threshold(gains).where(selected), before)
     return t1.where(~_offset(dataset["init"])) if "init" in dataset.coords else t1
 

@@ -13,6 +13,7 @@ import xarray as xr
 
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import spread, told
+from lora_flow.results.phases import aligning, leading
 from lora_flow.sweeps.labels import LANE_DIMS, PENDING, layers_of
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
@@ -68,7 +69,7 @@ def final_values(dataset: xr.Dataset) -> Table:
                 f"{coordinates['alpha']:g}",
                 coordinates["rank"],
                 told(last["loss"], cell["floor"]),
-                spread(log10(last["alignment_error"])),
+                spread(log10(leading(last, "alignment_error", "alignment_error_2"))),
                 *(spread(last[f"norm_z{i}"], 3) for i in layers),
                 _steps(cell),
                 f"{int((cell['status'] == 0).sum())} of {cell.sizes['seed']}",
@@ -77,7 +78,8 @@ def final_values(dataset: xr.Dataset) -> Table:
             ]
         )
     several = "Means over seeds, ± one standard deviation." if dataset.sizes["seed"] > 1 else ""
-    return Table("final", "Final values", several, header, rows)
+    of = f" The alignment error is that of {aligning(dataset)}." if len(layers_of(dataset)) > 1 else ""
+    return Table("final", "Final values", f"{several}{of}".strip(), header, rows)
 
 
 def _steps(cell: xr.Dataset) -> str:

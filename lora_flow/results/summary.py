@@ -11,8 +11,8 @@ import xarray as xr
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.answers import BEFORE, FALLING, LEVEL, LOWEST, RISING, Best, Cell, answers, best, middle
 from lora_flow.results.levels import AT_ROUNDING
+from lora_flow.results.phases import aligning, second_leads
 from lora_flow.results.report import Table, kind_of, show
-from lora_flow.sweeps.labels import layers_of
 
 FEW = 8  # cells that the summary names one by one
 APART = 0.1  # of 1 - cos, an angle of 26 degrees: what does not come below has not aligned
@@ -46,11 +46,18 @@ def _in_a_line(dataset: xr.Dataset, cell: Cell) -> str:
     parts = []
     if np.isfinite(cell.best).any():
         t1 = f" (T1 {when(cell.t1, dataset, '= ')})" if np.any(cell.t1 < np.inf) else ""
+        who = f"layer {cell.layer} " if _second_in(dataset) else ""
         if np.nanmedian(cell.best) > APART:
-            parts.append(f"does not align (1 - cos is at least {error(cell.best, dataset)})")
+            parts.append(f"{who}does not align (1 - cos is at least {error(cell.best, dataset)})")
         else:
-            parts.append(f"aligns to 1 - cos = {error(cell.best, dataset)} by t = {time(cell.best_at, dataset)}{t1}")
+            least, there = error(cell.best, dataset), time(cell.best_at, dataset)
+            parts.append(f"{who}aligns to 1 - cos = {least} by t = {there}{t1}")
     return "; ".join([*parts, f"{_loss(cell)} at t = {dataset.attrs['t1']:g}{_and_then(dataset, cell)}"])
+
+
+def _second_in(dataset: xr.Dataset) -> bool:
+    """Whether layer 2 aligns first in any cell, so that each has to say which layer does."""
+    return "sigma_w1" in dataset.coords and bool(second_leads(dataset).any())
 
 
 def _loss(cell: Cell) -> str:
@@ -139,36 +146,27 @@ def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
             "gradient of the loss with respect to the weights is zero at zero adapters."
         )
     rows = []
-    timed = "sigma_w1" in dataset.coords
+    timed, both = "sigma_w1" in dataset.coords, _second_in(dataset)
     for cell in found:
         ends = [cell.t_align, *([cell.t1] if timed else [])]
         times = [time(cell.best_at, dataset), *(time(end, dataset, cell.seeds) for end in ends)]
         shown = [error(cell.best, dataset), times[0], error(cell.error, dataset), *times[1:]]
+        shown = [str(cell.layer), *shown] if both else shown
         rows.append([*_start(dataset, cell.where), *(shown if cell.endings else ["-"] * len(shown))])
-    header = [*_dims(dataset), "least 1 - cos", "from t", "1 - cos at the end", "t_align", *(["T1"] if timed else [])]
-    layer = _layer(dataset)
+    header = [*_dims(dataset), *(["layer"] if both else []), "least 1 - cos", "from t", "1 - cos at the end", "t_align"]
+    header += ["T1"] if timed else []
     text = (
-        f"cos is that of the angle between the top left singular vector of {layer} and the direction that it turns to "
-        "while small. `from t`: the first time at which 1 - cos is within a tenth of a decade of its least. `t_align`: "
-        "the time at which the part along this direction outgrows the rest."
+        f"cos is that of the angle between the top left singular vector of {aligning(dataset)}, and the direction that "
+        "it turns to while small. `from t`: the first time at which 1 - cos is within a tenth of a decade of its "
+        "least. `t_align`: the time at which the part along this direction outgrows the rest."
     )
     text += (
-        " `T1`: the end of alignment, when the update begins to show."
+        " `T1`: the end of growth, when g^T B1 A1 v first reaches (1 - delta_w) sigma / (4 sigma_W2) (Theorem C.2); "
+        "with the layers exchanged where delta_w > 1."
         if timed
         else f" The paper's T1 is defined for factorisations of two layers, and this is {kind_of(dataset)}."
     )
     return Table("alignment", heading, f"{text} {_medians(dataset)}", header, rows)
-
-
-def _layer(dataset: xr.Dataset) -> str:
-    if len(layers_of(dataset)) == 1:
-        return "Z = [B; A^T]"
-    if "sigma_w1" not in dataset.coords:
-        return "Z1 = [B1; A1^T], of the first layer,"
-    second = (dataset["sigma_w1"] > dataset["sigma_w2"]).values
-    if not second.any():
-        return "Z1 = [B1; A1^T]"
-    return "Z2 = [B2; A2^T]" if second.all() else "Z1 or Z2, of the layer whose direction grows faster,"
 
 
 def _losses(dataset: xr.Dataset, found: Sequence[Cell]) -> Table:

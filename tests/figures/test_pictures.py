@@ -98,6 +98,27 @@ def test_a_run_of_which_nothing_has_run_yet_is_an_empty_picture():
     assert not ax.texts
 
 
+@pytest.mark.parametrize(("sigma_w1", "layer"), [(0.5, 1), (1.0, 1), (1.0 + 1e-12, 1), (2.0, 2)])
+def test_the_panels_show_the_layer_that_aligns_first_and_say_which(sigma_w1, layer):
+    one = run(two_drops).assign_coords(sigma_w1=sigma_w1)
+    one = one.assign(alignment_error_2=0.1 * one["alignment_error"], norm_z2=7 * one["norm_z1"])
+    error, norm = one["alignment_error" if layer == 1 else "alignment_error_2"], one[f"norm_z{layer}"]
+    alone = plot_alignment(one)
+    np.testing.assert_allclose(alone.lines[0].get_ydata(), quantiles(error.squeeze(["init", "alpha"]), log=True)[1])
+    assert alone.get_title() == f"Alignment of layer {layer}, gaussian"
+    assert rf"\gamma_{layer}, Z_{layer}" in alone.get_ylabel()
+    phases = plot_phases(one, until=20.0)
+    curves = {line.get_label(): line.get_ydata() for line in phases.lines}
+    for label, values in ((rf"$1 - \cos(\gamma_{layer}, Z_{layer})$", error), (rf"$\|Z_{layer}\|$", norm)):
+        np.testing.assert_allclose(curves[label], quantiles(values.squeeze(["init", "alpha"]), log=True)[1])
+    assert phases.get_ylabel() == f"layer {layer}, and loss L (log scale)"
+
+
+def test_the_panels_of_one_layer_number_none():
+    assert plot_alignment(run(two_drops)).get_title() == "Alignment error, gaussian"
+    assert plot_phases(run(two_drops)).get_ylabel() == "value (log scale)"
+
+
 def test_phases_are_named_as_what_they_are_and_saddles_hatched():
     ax = plot_phases(run(two_drops))
     labels = ax.get_legend_handles_labels()[1]

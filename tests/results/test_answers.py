@@ -1,12 +1,14 @@
 """The two questions of a report: when a run aligns, and where its loss stops."""
 
 import itertools
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
 
+from lora_flow import phases
 from lora_flow.cli import main
 from lora_flow.cli.plot import draw
 from lora_flow.figures.over_time import save
@@ -103,6 +105,45 @@ def test_the_layer_of_the_larger_gain_is_told_of():
     (first,) = answers(dataset)
     (second,) = answers(dataset.assign_coords(sigma_w1=2.0))
     assert (first.best[0], second.best[0]) == (1e-8, 0.5)
+
+
+def test_the_report_says_which_layer_it_tells_of():
+    """The error of layer 1 is 1e-8 in the end, that of layer 2 is 0.5, or log10 -0.30."""
+    first = made([falling(2)], [flat(1e-8)])
+    second = first.assign_coords(sigma_w1=2.0)
+    told = [[*answered(one)[0], answered(one)[1][0].about, final_values(one).about] for one in (first, second)]
+    assert "layer" not in told[0][0]
+    assert "layer 2 does not align (1 - cos is at least 0.5)" in told[1][0]
+    for one, layer in zip(told, (1, 2), strict=True):
+        of = f"Z{layer} = [B{layer}; A{layer}^T], of the layer that aligns first"
+        assert f"top left singular vector of {of}" in one[-2]
+        assert one[-1] == f"The alignment error is that of {of}."
+    assert [final_values(one).rows[0][5] for one in (first, second)] == ["-8.00", "-0.30"]
+    both = xr.concat([first, second], "delta_w", coords="different", compat="equals").transpose("delta_w", ...)
+    alignment = answered(both.assign_coords(delta_w=[0.5, 2.0]))[1][0]
+    assert alignment.header[:3] == ["delta_w", "layer", "least 1 - cos"]
+    assert [row[1:3] for row in alignment.rows] == [["1", "1e-08"], ["2", "0.5"]]
+
+
+def test_a_drift_is_told_where_something_is_conserved():
+    dataset = made([falling(2)], [flat(1e-8)])
+    nothing = dataset.assign(drift=np.nan * dataset["drift"])
+    unfinished_one = nothing.assign(loss=np.nan * dataset["loss"])
+    assert "Integration error (drift of the conserved quantities" in about(dataset)
+    assert about(nothing).endswith("The run conserves nothing whose drift would tell an integration error.")
+    assert about(unfinished_one).endswith("one seed.")
+
+
+def test_t1_is_defined_in_one_way():
+    words = "g^T B1 A1 v first reaches (1 - delta_w) sigma / (4 sigma_W2)"
+    dataset = made([falling(2)], [flat(1e-8)])
+    docs = Path(__file__).parents[2] / "docs"
+    assert words in (docs / "figures.md").read_text()
+    assert words in answered(dataset)[1][0].about
+    assert words in phases(dataset)["t1"].attrs["long_name"]
+    formula = words.removeprefix("g^T B1 A1 v first reaches ")
+    for text in ((docs / "theory.md").read_text(), phases.__doc__):
+        assert f"the first time with g^T B1 A1 v >= {formula}" in text
 
 
 def test_lanes_that_failed_or_wait_do_not_count():
