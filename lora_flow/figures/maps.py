@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lora_flow.checks import kind, require, require_instance, require_number
 from lora_flow.figures.style import axes_or_new, band, letters, line_styles, mark_rounding, panels, shades
 from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import clipped
 from lora_flow.results.phases import leading, phases
 from lora_flow.results.report import log10, show
@@ -37,8 +39,11 @@ def phase_values(dataset: xr.Dataset) -> xr.Dataset:
 
 def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "") -> Axes:
     """A heat map of values over alpha (across) and one more dimension (up), a cell each; grey where not finite."""
+    require_instance("values", values, xr.DataArray, "be an xarray.DataArray, as phases(dataset)['t1'].mean('seed')")
+    dims = [str(dim) for dim in values.dims]
+    require(len(dims) == 2 and "alpha" in dims, "values", "have the dim alpha and one more", ", ".join(dims) or "none")
     ax = axes_or_new(ax)
-    (other,) = (dim for dim in values.dims if dim != "alpha")
+    (other,) = (dim for dim in dims if dim != "alpha")
     values = values.sortby([other, "alpha"]).transpose(other, "alpha")
     colours = mpl.colormaps["viridis"].with_extremes(bad="0.85")
     image = ax.imshow(
@@ -56,6 +61,14 @@ def plot_map(values: xr.DataArray, ax: Axes | None = None, title: str = "") -> A
 
 def phase_diagram(dataset: xr.Dataset, rank: int, delta_w: float) -> Figure:
     """Final loss, final alignment error and T1 over alpha x rank (above) and alpha x delta_w (below)."""
+    require_dataset(dataset, "phase_diagram", "loss", "alignment_error")
+    dims, asked = set(map(str, dataset["loss"].dims)), {"init", "alpha", "rank", "delta_w", "seed", "time"}
+    require(dims == asked, "dataset", f"have the dims {', '.join(sorted(asked))}", ", ".join(sorted(dims)))
+    require(
+        dataset.sizes["init"] == 1, "dataset", "have one init, such as dataset.isel(init=[0])", dataset.sizes["init"]
+    )
+    require(rank in dataset["rank"].values, "rank", f"be one of {dataset['rank'].values.tolist()}", kind(rank))
+    require_number("delta_w", delta_w, "be a number, the nearest of the dataset's is taken")
     values = phase_values(dataset).squeeze("init")
     rows = (values.sel(delta_w=delta_w, method="nearest"), values.sel(rank=rank))
     with panels(2, 3, height=4.6) as (figure, axes):

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lora_flow.checks import require
+from lora_flow.checks import kind, require, require_instance, require_number
 from lora_flow.figures import style as look
 from lora_flow.figures.shown import save_numbers
 from lora_flow.figures.style import (
@@ -29,6 +29,7 @@ from lora_flow.figures.style import (
     shades,
 )
 from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import leading, phases, saddles, second_leads
 from lora_flow.results.report import problem_dims, show
@@ -42,7 +43,7 @@ def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 
     Medians over seeds, with bands between the quartiles, down to the rounding floor.
     """
-    _check_dims(dataset)
+    _check(dataset, "plot_loss")
     ax, floor = axes_or_new(ax), _floor(dataset)
     ax.set_yscale("log")
     for init, style in line_styles(dataset).items():
@@ -56,7 +57,7 @@ def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 
 def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Distance of a network's product from the solution of least norm over time, drawn as the loss in `plot_loss`."""
-    _check_dims(dataset)
+    _check(dataset, "plot_distance", "distance")
     ax = axes_or_new(ax)
     ax.set_yscale("log")
     for init, style in line_styles(dataset).items():
@@ -72,7 +73,7 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
 
     That is layer 1, and layer 2 where delta_w > 1; the labels say which.
     """
-    _check_dims(dataset)
+    _check(dataset, "plot_alignment", "alignment_error")
     ax = axes_or_new(ax)
     ax.set_yscale("log")
     inits = _random_inits(dataset)
@@ -96,7 +97,7 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     of `lora_flow.phases`, medians over seeds, are shaded, and the saddles of the median loss hatched. The dotted line
     is the talk's prediction of t1.
     """
-    _check_dims(dataset)
+    _check(dataset, "plot_phases", "norm_z1")
     ax = axes_or_new(ax)
     init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
     one = dataset.sel(init=[init], alpha=[alpha])
@@ -183,6 +184,12 @@ def three_panels(dataset: xr.Dataset, alignment_until: float | None = None) -> F
 
 def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | None]) -> Figure:
     """The three panels of several datasets, a row for each."""
+    listed = isinstance(datasets, Sequence) and len(datasets) > 0
+    require(listed, "datasets", "be a list of datasets, such as [dataset.isel(rank=0)]", kind(datasets))
+    require_instance("alignment_until", alignment_until, Sequence, "be a list, with a time or None for each dataset")
+    require(
+        len(alignment_until) == len(datasets), "alignment_until", f"have {len(datasets)} items", kind(alignment_until)
+    )
     with look.panels(len(datasets), 3, height=2.9 * len(datasets)) as (figure, axes):
         figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
         for dataset, until, row in zip(datasets, alignment_until, axes, strict=True):
@@ -234,8 +241,9 @@ def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
         yield suffix.replace(":", "-"), dataset.isel(where)  # of starts with a number, which file names cannot hold
 
 
-def _check_dims(dataset: xr.Dataset) -> None:
-    """Raises unless the dataset holds what one panel shows."""
+def _check(dataset: Any, what: str, *names: str) -> None:
+    """Raises unless the dataset holds what one panel shows, its loss and these variables."""
+    require_dataset(dataset, what, "loss", *names)
     dims, asked = set(map(str, dataset["loss"].dims)), ("init", "alpha", "seed", "time")
     must = f"have the dims {', '.join(asked)}, such as dataset.isel(rank=0) or dataset.sel(alpha=[1e-3])"
     require(dims == set(asked), "dataset", must, ", ".join(sorted(dims)))
@@ -255,6 +263,8 @@ def _legend(ax: Axes, handles: Sequence[Any]) -> None:
 
 
 def _until(values: xr.DataArray, until: float | None) -> xr.DataArray:
+    if until is not None:
+        require_number("until", until, "be a time, or None", lambda known: known > 0)
     return values if until is None else values.sel(time=slice(None, until * (1 + 1e-9)))
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from lora_flow.checks import kind, require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -63,7 +65,9 @@ def letters(axes: Any) -> None:
 def axes_or_new(ax: Axes | None) -> Axes:
     """The axes, or those of a new figure for None."""
     import matplotlib.pyplot as plt
+    from matplotlib.axes import Axes
 
+    require(ax is None or isinstance(ax, Axes), "ax", "be one matplotlib.axes.Axes, or None", kind(ax))
     return plt.subplots(layout="constrained")[1] if ax is None else ax
 
 

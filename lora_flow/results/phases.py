@@ -10,6 +10,7 @@ import xarray as xr
 from lora_flow.checks import as_real, kind, require, require_instance
 from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
 from lora_flow.sweeps.labels import layers_of
 from lora_flow.theory import gradient_flow as theory
@@ -127,7 +128,7 @@ def _gains(dataset: xr.Dataset) -> theory.Gains:
 
 
 def _check_dataset(dataset: Any) -> None:
-    require_instance("dataset", dataset, xr.Dataset, "be an xarray.Dataset, as sweep returns it")
+    require_dataset(dataset, "phases")
     over_time = "time" in dataset.dims and "time" in dataset.coords
     require(over_time, "dataset", "have its dimension time, for phases", f"dims {list(map(str, dataset.dims))}")
     require("sigma_w1" in dataset.coords, "dataset", "be of a factorisation, for phases", "another problem's")
