@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from lora_flow.checks import kind, require, require_instance, require_number
 from lora_flow.figures.style import axes_or_new, band, letters, line_styles, mark_rounding, panels, shades
+from lora_flow.figures.ticks import label_ticks
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import clipped
@@ -96,7 +97,7 @@ def plot_family(dataset: xr.Dataset, variable: str, over: str, ax: Axes) -> Axes
     ax.set(xlabel="gradient-flow time t (log scale)", xscale="log")
     end = dataset["time"].values[-1]
     ax.set_xlim(max(1e-3 * end, dataset["time"].values[1]), end)
-    return ax
+    return label_ticks(ax)
 
 
 def families(rows: Sequence[tuple[str, str, xr.Dataset]]) -> Figure:

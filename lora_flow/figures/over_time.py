@@ -28,6 +28,7 @@ from lora_flow.figures.style import (
     quantiles,
     shades,
 )
+from lora_flow.figures.ticks import label_ticks
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
@@ -52,7 +53,7 @@ def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     mark_rounding(ax, floor)
     ax.set(xlabel="gradient-flow time t", ylabel="loss L (log scale)", title="Loss")
     _legend(ax, _alpha_handles(dataset) + _init_handles(dataset))
-    return ax
+    return label_ticks(ax)
 
 
 def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
@@ -65,7 +66,7 @@ def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
             band(dataset["distance"].sel(init=init, alpha=alpha), ax, color=colour, linestyle=style)
     ax.set(xlabel="gradient-flow time t", ylabel=r"$\|W_1 W_2 - X^+ Y\|_F$ (log scale)")
     ax.set_title("Distance from least norm")
-    return ax
+    return label_ticks(ax)
 
 
 def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
@@ -86,7 +87,7 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
     title += f", {inits[0]}" if len(inits) == 1 else ""
     ax.set(xlabel="gradient-flow time t", ylabel=f"{layer.error} (log scale)", title=title)
     _legend(ax, _alpha_handles(dataset))
-    return ax
+    return label_ticks(ax)
 
 
 def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None = None) -> Axes:
@@ -124,7 +125,7 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     what = f"{layer.of}, and loss L" if layer.of else "value"
     ax.set(xlabel="gradient-flow time t", ylabel=f"{what} (log scale)", title=f"Phases, {init}{where}")
     _legend(ax, ax.get_legend_handles_labels()[0])
-    return ax
+    return label_ticks(ax)
 
 
 def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:

@@ -51,8 +51,13 @@ def panels(
     import matplotlib as mpl
     import matplotlib.pyplot as plt
 
+    from lora_flow.figures.ticks import label_ticks
+
     with mpl.rc_context(STYLE | dict(look or {})):
-        yield plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **how)
+        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **how)
+        yield figure, axes
+        for ax in axes.flat:
+            label_ticks(ax)
 
 
 def letters(axes: Any) -> None:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, axes_or_new, band, panels, quantiles, shades
+from lora_flow.figures.ticks import label_ticks
 from lora_flow_vision.claims import LABELS, STARTS, report_steps
 
 COLOURS = {"gaussian-A": BLUE, "gaussian-B": ORANGE, "spectral": GREEN, "lora-one": PURPLE}
@@ -90,7 +91,7 @@ def plot_early(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | None =
         ax.set_ylim(0, 1.05)
     ax.set(xlabel=_horizon(optimizer), ylabel=NAMES[name], title=LABELS[optimizer])
     ax.legend()
-    return ax
+    return label_ticks(ax)
 
 
 def plot_over_stds(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | None = None) -> Axes:
@@ -107,7 +108,7 @@ def plot_over_stds(dataset: xr.Dataset, name: str, optimizer: str, ax: Axes | No
     ax.set_xticks(ticks := [0.025, 0.1, 0.4, 1.0], [f"{tick:g}" for tick in ticks])
     ax.tick_params(axis="x", which="minor", bottom=False)
     ax.set(xlabel="std of the random factor", ylabel=NAMES[name], title=LABELS[optimizer])
-    return ax
+    return label_ticks(ax)
 
 
 def plot_starts(values: xr.DataArray, optimizer: str, ax: Axes | None = None) -> Axes:
@@ -119,7 +120,7 @@ def plot_starts(values: xr.DataArray, optimizer: str, ax: Axes | None = None) ->
     ax.set(xlabel=_horizon(optimizer), ylabel="train loss")
     ax.set_title(f"{LABELS[optimizer]}, rank {int(values['rank'])}")
     ax.legend()
-    return ax
+    return label_ticks(ax)
 
 
 def _step_colours(dataset: xr.Dataset) -> list[tuple[int, Any]]:
