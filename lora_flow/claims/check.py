@@ -13,7 +13,7 @@ import numpy as np
 from lora_flow.claims.frame import Case, Line
 from lora_flow.claims.table import CLAIMS
 from lora_flow.results.report import table
-from lora_flow.storage.folder import write_atomically
+from lora_flow.storage.swap import write_atomically
 
 
 def check(seeds: int) -> Iterator[Line]:

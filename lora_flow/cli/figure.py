@@ -69,7 +69,8 @@ class Figure:
         return self._sweeps(experiment) if experiment.function is None else self._whole(experiment, experiment.function)
 
     def _sweeps(self, experiment: Experiment) -> int:
-        from lora_flow.sweeps.run import check_parts, is_started
+        from lora_flow.storage.folder import is_started
+        from lora_flow.sweeps.run import check_parts
 
         runs = experiment.runs(self.seeds)
         if list(runs) != [""]:
@@ -81,17 +82,17 @@ class Figure:
 
     def _whole(self, experiment: Experiment, function: Function) -> int:
         from lora_flow.cli.plot import draw
-        from lora_flow.experiments.folder import begin_study, check_study_folder, store_study
+        from lora_flow.experiments.folder import STUDY, begin_study, store_study
         from lora_flow.runtime.progress import each
-        from lora_flow.storage.folder import locked
+        from lora_flow.storage.locks import locked
 
         seeds = self.seeds if self.seeds is not None else experiment.seeds or 1
         require(1 <= seeds <= MOST_DRAWS, "seeds", f"lie between 1 and {MOST_DRAWS}", seeds)
         must = f"be left out with figure {self.name}, which runs as a whole"
         require(not self.resume, "resume", must, "--resume")
-        check_study_folder(self.out, self.overwrite)
+        STUDY.check_free(self.out, self.overwrite)
         with locked(self.out):
-            check_study_folder(self.out, self.overwrite)  # nobody can have made it since
+            STUDY.check_free(self.out, self.overwrite)  # nobody can have made it since
             begin_study(self.out, self.name, seeds)
             start_jax()
             dataset = function(seeds, lambda items: each(items, "parts"))

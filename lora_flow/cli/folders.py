@@ -17,9 +17,10 @@ from lora_flow.checks import require
 from lora_flow.runtime.progress import span
 from lora_flow.storage import checksums
 from lora_flow.storage.checksums import Damaged, listed
-from lora_flow.storage.folder import holder, is_generated
+from lora_flow.storage.folder import RESULTS, SETTINGS, read_settings, steady
+from lora_flow.storage.locks import holder
+from lora_flow.storage.swap import is_generated
 from lora_flow.sweeps.labels import PENDING
-from lora_flow.sweeps.run import RESULTS, SETTINGS, read_settings, steady
 
 
 def status(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from lora_flow.storage.folder import locked_if_free
+from lora_flow.storage.locks import locked_if_free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Plot:
             return self._draw()
 
     def _draw(self) -> int:
-        from lora_flow_vision.results import is_vision
+        from lora_flow_vision.results import CHECK
 
-        if is_vision(Path(self.out)):
+        if CHECK.owns(self.out):
             from lora_flow_vision.command import tell
 
             return tell(Path(self.out))

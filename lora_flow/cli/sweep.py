@@ -117,7 +117,8 @@ def solve_runs(
     runs once they are interrupted.
     """
     from lora_flow.cli.plot import draw
-    from lora_flow.sweeps.run import check_free, is_started, kept_problem, open_runs, run
+    from lora_flow.storage.folder import is_started
+    from lora_flow.sweeps.run import SWEEP, kept_problem, open_runs, run
 
     planned = {}
     for name, settings in runs.items():
@@ -129,7 +130,7 @@ def solve_runs(
                 print(f"problem: {kept}, a copy of '{settings.problem}'")
                 asked = dataclasses.replace(settings, problem=str(kept))
         else:
-            check_free(path, overwrite)
+            SWEEP.check_free(path, overwrite)
         check_sizes(settings, devices=max(settings.devices, 1))
         start_jax(settings.precision, settings.devices)
         planned[name] = (to_table(settings), build_plan(asked))
@@ -149,7 +150,7 @@ def solve_runs(
 
 def stored(out: str) -> Settings:
     """The settings that a run folder was started with."""
-    from lora_flow.sweeps.run import read_settings
+    from lora_flow.storage.folder import read_settings
 
     return from_table(read_settings(out), f"{out}/settings.toml")
 

@@ -10,7 +10,8 @@ import tyro
 
 from lora_flow.checks import require
 from lora_flow.runtime.start import start_jax
-from lora_flow.storage.folder import is_generated, locked, write_atomically
+from lora_flow.storage.locks import locked
+from lora_flow.storage.swap import is_generated, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

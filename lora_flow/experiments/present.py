@@ -16,7 +16,7 @@ from lora_flow.figures.over_time import save_figures, save_with_numbers
 from lora_flow.results.predictions import predictions
 from lora_flow.results.report import about, failed, final_values, report, unfinished, warnings
 from lora_flow.results.summary import answered
-from lora_flow.storage.folder import write_atomically
+from lora_flow.storage.swap import write_atomically
 from lora_flow.sweeps.run import load_figure
 
 

@@ -34,7 +34,7 @@ from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import leading, phases, saddles, second_leads
 from lora_flow.results.report import problem_dims, show
-from lora_flow.storage.folder import appearing
+from lora_flow.storage.swap import appearing
 
 PHASES = {"align": "#e3e3e3", "grow": "#f4f4f4", "converge": "#dce9f5", "slow tail": "#fff2cc"}
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from lora_flow.storage.folder import write_atomically
+from lora_flow.storage.swap import write_atomically
 
 POINTS = 21  # of a curve
 DIGITS = 4

@@ -4,7 +4,7 @@ Python's way, an exception wherever the main thread happens to be, does not do: 
 collector for instance, where JAX has one) it is printed and forgotten, within a compiled program it waits for its end,
 and other people's `except` clauses turn it into errors of their own. So a thread of ours is told of the signal by the
 C level handler itself, and ends the process: whatever is stored is safe from that by design, see
-`lora_flow.sweeps.run`.
+`lora_flow.storage.folder`.
 
 Only a command line that owns its process asks for this; importing the library changes nothing.
 """

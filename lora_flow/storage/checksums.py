@@ -27,10 +27,11 @@ import xarray as xr
 import zarr
 
 from lora_flow.checks import InputError
-from lora_flow.storage.folder import RUN_ID, is_generated
+from lora_flow.storage.lanes import NOT_RUN, lane_chunks
+from lora_flow.storage.swap import is_generated
 
 CHECKS, LANES, BATCHES, SUMS = "checks", "lanes", "batches", "sha256"
-NOT_RUN = -1  # the status of a lane that has not run, and what its counts read as
+RUN_ID = "run_id"  # the attribute of stored results that tells runs apart
 OWN = f"{CHECKS}/.zattrs"  # the file that holds the digests, and the notes
 _METADATA = (".zgroup", ".zattrs", ".zarray")
 _CONSOLIDATED = ".zmetadata"
@@ -131,12 +132,6 @@ def lane_sums(dataset: xr.Dataset, lanes: np.ndarray | None = None) -> np.ndarra
         rows = np.concatenate([np.ascontiguousarray(one[some]).view(np.uint8) for one in arrays], axis=1)
         sums[first : first + len(some)] = [zlib.crc32(memoryview(row), begin) for row in rows]
     return sums
-
-
-def lane_chunks(lanes: np.ndarray, shape: tuple[int, ...], chunks: tuple[int, ...]) -> np.ndarray:
-    """The places in the grid of chunks that hold lanes of these numbers, `(chunk, dims of lanes)`, each once."""
-    size = np.array(chunks[: len(shape)])
-    return np.unique(np.stack(np.unravel_index(lanes, shape), axis=-1) // size, axis=0)
 
 
 def copy_lanes(old: Path, new: Path) -> None:

@@ -1,318 +1,258 @@
-"""Run folders on disk: files and groups of entries that are replaced whole, a lock, and the run's identity.
+"""Run folders of every kind: what was asked for, the results, and the guarantees about both.
 
-A process that writes into a folder holds the folder's lock for as long as it lives. New entries are made beside the old
-ones, under a name that only this module gives, and take their place once they are whole. If anything goes wrong before
-the very last step (an exception, a full disk, `kill -9`), the old entries are put back, at once or when the folder is
-locked next.
+    settings.toml   what was asked for; enough to repeat or resume the run
+    results.zarr    opens with `xarray.open_zarr`; lanes that have not run have status -1
 
-Other names are never touched. The module knows nothing of plans, arrays or JAX.
+A batch is written as soon as it is known, its `status` last, and every file is replaced in one step. Whenever the
+process is killed, a lane whose status says that it has run has all its values; the others run again. A lane's values
+and all data common to the lanes have checksums: damaged lanes are named, and run again as well.
+
+A `Kind` says what tells its runs from other people's folders, a `Template` what one run stores. Neither plans, problems
+nor JAX are known here.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
-import os
-import re
+import dataclasses
 import shutil
-import socket
-import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import tomli_w
+import xarray as xr
 
 from lora_flow.checks import InputError, require
+from lora_flow.storage import checksums
+from lora_flow.storage.checksums import LANES, RUN_ID, Damaged, listed
+from lora_flow.storage.lanes import NOT_RUN, lane_chunks, put_lanes, waiting
+from lora_flow.storage.locks import mend
+from lora_flow.storage.swap import is_generated, is_replaced, replacing, write_atomically
+from lora_flow.storage.toml import read_toml
+from lora_flow.storage.unchanged import check_arrays
 
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+SETTINGS, RESULTS = "settings.toml", "results.zarr"
+_REPLACED_WITHIN = 5.0  # seconds that a reader waits for a run that is being replaced
 
-LOCK = ".lora-flow.lock"
-RUN_ID = "run_id"  # the attribute of stored results that tells runs apart
-PARTIAL, OLD, GONE = "partial", "old", "gone"
-_GENERATED = re.compile(rf".+\.[0-9a-f]{{32}}\.({PARTIAL}|{OLD}|{GONE})", re.DOTALL)
-_NAMES = "names.json"  # in a folder of old entries: which there were, and which take their places
-_PATIENCE = 0.05  # seconds to wait for a lock that somebody may only look at
-_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
-_UNSUPPORTED = {getattr(errno, name, None) for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL", "EBADF")}
+Read = TypeVar("Read")
 
 
-class InUse(InputError):
-    """Another process holds the lock of the folder."""
+class Template(NamedTuple):
+    """A run before any of its lanes has run.
 
-
-def is_generated(name: str) -> bool:
-    """Whether this module gave an entry its name; `results.zarr.bak` is somebody's own."""
-    return name == LOCK or _GENERATED.fullmatch(name) is not None
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file in one step: the old content stays until the new is on the disk."""
-    with appearing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-@contextlib.contextmanager
-def appearing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its place at `path` when the block ends, and vanishes when the block fails."""
-    partial = _beside(path, PARTIAL)
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        if isinstance(error, OSError) and error.filename == str(partial):
-            error.filename = str(path)  # a name that people know
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
-def replacing(folder: Path, gone: Iterable[str] = (), within: Sequence[str] = ()) -> Iterator[Path]:
-    """An empty folder beside `folder`, whose entries take their places there at the end; all of them, or none.
-
-    `gone` names entries, paths below `folder`, that are removed with the old ones and not replaced. In the folders
-    `within`, which exist, the entries are replaced, not the folders. Hold the folder's lock.
+    - `settings`: the table of `settings.toml`; `copies`: name -> file, of which the folder keeps a copy.
+    - `dataset`, `chunks`, `noted`, `batches`: as for `checksums.create`. Without chunks the run is stored as a whole.
+      The `flag_values` of `status` are the meanings that a lane may end with.
+    - `lost`: of the number of a batch that has run, the names of its damaged files beside the results.
     """
-    old = _beside(folder / "run", OLD)
-    new = old.with_suffix(f".{PARTIAL}")
-    try:
-        for name in ("", *within):
-            (new / name).mkdir()
-        yield new
-        made = [entry.relative_to(new).as_posix() for name in ("", *within) for entry in (new / name).iterdir()]
-        _swap(folder, old, new, sorted(set(made) - set(within)), gone)
-    except BaseException:
-        with contextlib.suppress(OSError):  # or else when the folder is locked next
-            _put_back(folder, old)
-        raise
-    finally:
-        _remove(new)
-        _remove(old.with_suffix(f".{GONE}"))
+
+    settings: Mapping[str, Any]
+    dataset: xr.Dataset
+    chunks: Mapping[str, tuple[int, ...]] | None = None
+    noted: Mapping[str, Any] | None = None
+    batches: Sequence[np.ndarray] = ()
+    copies: Mapping[str, Path] | None = None
+    lost: Callable[[int], Sequence[str]] | None = None
+
+    def make(self, folder: Path) -> None:
+        """Makes all of it in a folder that is about to take a run's place."""
+        self.make_results(folder)
+        write_atomically(folder / SETTINGS, tomli_w.dumps(dict(self.settings)))
+        for name, file in (self.copies or {}).items():
+            shutil.copyfile(file, folder / name)
+
+    def make_results(self, folder: Path) -> None:
+        dataset = self.dataset.assign_attrs({RUN_ID: uuid.uuid4().hex}) if self.chunks else self.dataset
+        checksums.create(folder / RESULTS, dataset, self.chunks, self.noted, self.batches)
 
 
-@contextlib.contextmanager
-def locked(folder: str | Path, patience: float = _PATIENCE) -> Iterator[None]:
-    """Holds the lock of a folder, which is made if it is missing, and first mends what a killed process left there.
+class Folder:
+    """One run's folder while it is written. `Kind.resume` opens it, under the folder's lock."""
 
-    The kernel releases the lock when the process ends, however it ends.
+    def __init__(self, path: Path, template: Template, reading: checksums.Reading, restored: Sequence[str] = ()):
+        self.path, self.damaged = path, [*restored, *reading.damaged]
+        self._batches, self._dataset, self._sums = template.batches, reading.dataset, reading.sums
+        self._arrays = checksums.open_arrays(path / RESULTS)
+        if template.lost:
+            waits = waiting(self._dataset["status"]).ravel()
+            for number, lanes in enumerate(self._batches):
+                if lost := () if waits[lanes].all() else template.lost(number):
+                    put_lanes(self._dataset, lanes, {"status": NOT_RUN})
+                    self.damaged += lost
 
-    **Raises:** `InUse` where another process still holds it after `patience` seconds, with its number and host.
+    def pending(self) -> list[int]:
+        """The numbers of the batches with a lane that has not run, or whose values or files are damaged."""
+        waits = waiting(self._dataset["status"]).ravel()
+        return [number for number, lanes in enumerate(self._batches) if waits[lanes].any()]
+
+    def check_in_place(self) -> None:
+        """Raises where another run has taken the place of this one: by hand, or where locks are not to be had."""
+        path, must = self.path / RESULTS, "stay in place while its run is solved"
+        ours = checksums.attributes(path).get(RUN_ID) == self._dataset.attrs[RUN_ID]
+        require(ours, f"'{path}'", must, "another run's, or none")
+
+    def write(self, lanes: np.ndarray, values: Mapping[str, Any]) -> None:
+        """Stores the lanes with these numbers: their values, `(lane, ...)`, the checksums, and the `status` last.
+
+        The chunks that hold the lanes are written whole, and no others.
+        """
+        put_lanes(self._dataset, lanes, values)
+        self._sums[lanes] = checksums.lane_sums(self._dataset, lanes)
+        shape = self._dataset["status"].shape
+        memory = {name: self._dataset[name].values for name in sorted(values) if name != "status"}
+        memory |= {LANES: self._sums.reshape(shape), "status": self._dataset["status"].values}
+        for name, array in memory.items():
+            self.check_in_place()
+            stored = self._arrays[name]
+            for place in lane_chunks(lanes, shape, stored.chunks):
+                block = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, stored.chunks, strict=False))
+                stored[block] = array[block]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of run, in its own words.
+
+    - `noun`, `folder`: the run and its folder in messages, "run" and "a run folder" for instance.
+    - `is_mine`: whether a table of settings is a run's of this kind.
+    - `made`: the entries that a run has made beside settings and results. They go when another run takes its place.
+    - `command`: the command that continues a run with `--resume`; "" where runs are done as a whole.
+    - `unchanged`: raises unless a run's notes and attributes, None for what is damaged, are those of the template.
     """
-    folder = Path(folder)
-    new = not folder.exists()
-    handle = _acquire(folder, patience)
-    try:
-        _mend(folder)
-        yield
-    finally:
+
+    noun: str
+    folder: str
+    is_mine: Callable[[Mapping[str, Any]], bool]
+    made: Callable[[Path], Iterable[str]]
+    command: str = ""
+    unchanged: Callable[[Path, Template, Any, Any], None] = lambda path, template, notes, attrs: None
+
+    def owns(self, path: str | Path) -> bool:
+        """Whether a folder holds a run of this kind."""
+        return is_started(path) and self.is_mine(read_toml(Path(path) / SETTINGS))
+
+    def check_free(self, path: str | Path, overwrite: bool) -> None:
+        """Raises unless a run of this kind may be made at `path`."""
+        path = Path(path)
+        if not path.exists():
+            return
+        require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
+        mend(path)
+        if all(entry.name.startswith(f"{RESULTS}.") or is_generated(entry.name) for entry in path.iterdir()):
+            return  # empty, except for earlier results that the program or a person has set aside
+        require(self.owns(path), "out", f"be a new folder or {self.folder}", f"'{path}', which holds something else")
+        ways = "--overwrite replaces it" + (", --resume continues it" if self.command else "")
+        require(overwrite, "out", f"be new ({ways})", f"the {self.noun} '{path}'")
+
+    def make(self, root: Path, new: Mapping[str, Template]) -> None:
+        """Makes runs by their names below `root`, of one run "" the root itself: all of them, or none.
+
+        They take the places of old runs, which go with what was made of them. Hold the locks, and check that the
+        folders are free.
+        """
+        gone = [str(Path(name, entry)) for name in dict.fromkeys(("", *new)) for entry in self.made(root / name)]
+        with replacing(root, gone, within=[name for name in new if name]) as beside:
+            for name, template in new.items():
+                template.make(beside / name)
+
+    def resume(self, path: Path, template: Template) -> Folder:
+        """The folder of a run that agrees with the template; lanes that have run, and are whole, are kept.
+
+        Damaged metadata and coordinates are made anew. Hold the folder's lock.
+
+        **Raises:** `InputError` for a run that was started otherwise, and for one of an old version.
+        """
+        results, restored = path / RESULTS, list[str]()
+        if not results.exists():  # somebody has removed them
+            _restore(path, template)
         try:
-            with contextlib.suppress(OSError):
-                (folder / LOCK).unlink(missing_ok=True)
-        finally:
-            os.close(handle)
-        if new:
-            with contextlib.suppress(OSError):  # gone again, if nothing came of it
-                folder.rmdir()
+            reading = checksums.read(results)
+        except Damaged as damaged:
+            restored = list(damaged.files)
+            notes = None if checksums.OWN in restored else checksums.notes(results)
+            attrs = None if ".zattrs" in restored else checksums.attributes(results)
+            self.unchanged(path, template, notes, attrs)
+            _restore(path, template)
+            reading = checksums.read(results)
+        ours = RUN_ID in reading.dataset.attrs
+        require(ours, f"'{path}'", "be a run of this version, to be resumed", "an older one, without checksums")
+        self.unchanged(path, template, reading.notes, reading.dataset.attrs)
+        check_arrays(path, reading.dataset, template.dataset)
+        return Folder(path, template, reading, restored)
 
+    def load(self, path: Path, partial: bool = False) -> xr.Dataset:
+        """The results of a run, every number checked; with `partial` an unfinished run's too.
 
-@contextlib.contextmanager
-def locked_if_free(folder: str | Path) -> Iterator[None]:
-    """Holds the lock of an existing folder, unless another process is at work there or the folder may not be written.
-
-    For work that may go on beside a writer, file by file, but should keep others from replacing the folder meanwhile.
-    """
-    with contextlib.ExitStack() as held:
-        if Path(folder).is_dir():
-            try:
-                held.enter_context(locked(folder))
-            except InUse:
-                pass
-            except OSError as error:  # said of the file that is then written
-                if error.errno not in _READ_ONLY:
-                    raise
-        yield
-
-
-def mend(folder: str | Path) -> None:
-    """Puts old entries back that a killed process was about to replace. Readers call it; writers hold the lock.
-
-    Entries that a living process is about to replace, or that the reader may not write, are left alone.
-    """
-    for one in _replaced_in(Path(folder)):
+        **Raises:** `InputError` where there are none yet, and for a run that is damaged or not finished.
+        """
+        mend(path)
+        results = path / RESULTS
+        require(results.is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished {self.noun}; {self._go_on(path)}")
         try:
-            with contextlib.suppress(InUse), locked(one):
-                pass
-        except OSError as error:
-            if error.errno not in _READ_ONLY:
-                raise
+            dataset, damaged = checksums.read(results)[:2]
+        except Damaged as error:
+            raise InputError(f"{error}; {self._go_on(path, 'mend it')}") from error
+        dataset.attrs.pop(RUN_ID, None)
+        waits = waiting(dataset["status"]) if "status" in dataset else np.zeros(0, bool)
+        if damaged or not partial:
+            told = f"{np.sum(~waits)} of {waits.size} lanes"
+            told += f", damaged or missing {listed(damaged)}" if damaged else ""
+            require(not waits.any(), f"'{path}'", f"hold a finished {self.noun}", f"{told}; {self._go_on(path)}")
+        return dataset
+
+    def _go_on(self, path: Path, what: str = "finish it") -> str:
+        return f"{what} with: {self.command} --out {path} --resume" if self.command else "--overwrite runs it again"
 
 
-def is_replaced(folder: str | Path) -> bool:
-    """Whether entries of a folder are about to be replaced, by a process that is alive or was killed at it."""
-    try:
-        return bool(_replaced_in(Path(folder)))
-    except OSError:  # nobody can tell
-        return False
+def _restore(path: Path, template: Template) -> None:
+    """Makes metadata and coordinates anew around the stored lanes; their damage shows when they are read."""
+    with replacing(path) as new:
+        template.make_results(new)
+        checksums.copy_lanes(path / RESULTS, new / RESULTS)
 
 
-def _replaced_in(folder: Path) -> list[Path]:
-    """The place where old entries are set aside: in the folder, or beside it for one of several that go together."""
-    found = [folder] if _sets_aside(folder) else []
-    with contextlib.suppress(OSError):  # one may be allowed into a folder, and not to list what lies beside it
-        found += [folder.absolute().parent] if _sets_aside(folder.absolute().parent) else []
-    return found
+def is_started(path: str | Path) -> bool:
+    """Whether a run folder has its settings, and so can be resumed."""
+    mend(path)
+    return (Path(path) / SETTINGS).is_file()
 
 
-def _sets_aside(folder: Path) -> bool:
-    entries = folder.iterdir() if folder.is_dir() else ()
-    return any(is_generated(entry.name) and entry.suffix == f".{OLD}" for entry in entries)
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that a run folder was started with."""
+    path = Path(path)
+    require(path.is_dir(), "the run folder", "exist", f"'{path}'")
+    require(is_started(path), f"'{path}'", "be a run folder", f"one without {SETTINGS}")
+    return read_toml(path / SETTINGS)
 
 
-def holder(folder: str | Path) -> str:
-    """The holder of a folder's lock, such as "process 4711 on node3"; "" for nobody. The lock stays as it is."""
-    try:
-        handle = os.open(Path(folder) / LOCK, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError:
-        return ""
-    try:
-        if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once; nobody had it
-        return ""
-    except BlockingIOError:
-        return os.read(handle, 300).decode(errors="replace") or "another process"
-    except OSError:
-        return ""
-    finally:
-        os.close(handle)
+def steady(path: str | Path, read: Callable[[], Read]) -> Read:
+    """The result of `read` on a folder's runs: on the old ones or on the new, where another process replaces them.
 
-
-def check_run(results: Path, run_id: str) -> None:
-    """Raises unless the group at `results` is still the run of that id; before every write, where locks are not to be
-    had or somebody has removed the folder by hand."""
-    try:
-        found = json.loads((results / ".zattrs").read_bytes()).get(RUN_ID)
-    except (OSError, ValueError, AttributeError):
-        found = None
-    require(found == run_id, f"'{results}'", "stay in place while its run is solved", "another run's, or none")
-
-
-def _beside(path: Path, kind: str) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.{kind}")
-
-
-def _swap(folder: Path, old: Path, new: Path, names: Sequence[str], gone: Iterable[str]) -> None:
-    there = [name for name in dict.fromkeys((*names, *gone)) if os.path.lexists(folder / name)]
-    old.mkdir()
-    write_atomically(old / _NAMES, json.dumps({"old": there, "new": names}))
-    for number, name in enumerate(there):
-        (folder / name).rename(old / str(number))
-    for name in names:
-        (new / name).rename(folder / name)
-    old.rename(old.with_suffix(f".{GONE}"))  # the one step after which the new entries stay
-
-
-def _put_back(folder: Path, old: Path) -> None:
-    """Undoes an unfinished swap. May itself be cut short and be called again."""
-    if not (old / _NAMES).is_file():  # nothing was moved yet
-        _remove(old)
-        return
-    names = _read_names(old / _NAMES)
-    for number, name in enumerate(names["new"]):
-        stays = name in names["old"] and not os.path.lexists(old / str(names["old"].index(name)))
-        if os.path.lexists(folder / name) and not stays:
-            (folder / name).rename(old / f"new-{number}")
-    for number, name in enumerate(names["old"]):
-        if os.path.lexists(old / str(number)):
-            (old / str(number)).rename(folder / name)
-    gone = old.with_suffix(f".{GONE}")
-    old.rename(gone)
-    _remove(gone)
-
-
-def _read_names(path: Path) -> dict[str, list[str]]:
-    try:
-        names = json.loads(path.read_bytes())
-        listed = [*map(Path, names["old"]), *map(Path, names["new"])]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise InputError(f"'{path}' must name what stands beside it, got {error}; move it back by hand") from error
-    inside = not any(one.is_absolute() or ".." in one.parts for one in listed)
-    require(inside, f"'{path}'", "name entries of its own folder", ", ".join(map(str, listed)))
-    return names
-
-
-def _mend(folder: Path) -> None:
-    """Puts back the entries that were about to be replaced, then removes the rest under names of this module."""
-    for entry in list(folder.iterdir()):
-        if is_generated(entry.name) and entry.suffix == f".{OLD}" and entry.is_dir() and not entry.is_symlink():
-            first = entry.with_suffix("").with_suffix("")
-            if first.name != "run" and not os.path.lexists(first):  # earlier versions moved one entry at a time
-                entry.rename(first)
-            else:
-                _put_back(folder, entry)
-    for entry in list(folder.iterdir()):
-        if is_generated(entry.name) and entry.name != LOCK:
-            _remove(entry)
-
-
-def _remove(path: Path) -> None:
-    """Removes a file, a link itself, or a folder of ours; what cannot be removed is left for the next time."""
-    with contextlib.suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _acquire(folder: Path, patience: float) -> int:
-    """An open file in the folder that holds the lock; the file says who has it."""
-    path = folder / LOCK
+    **Raises:** what `read` does, or `InputError` where that process does not come to its end within seconds.
+    """
+    path, until = Path(path), time.monotonic() + _REPLACED_WITHIN
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        before = _identity(path)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-        except FileNotFoundError:  # another process had made the folder for nothing, and has just removed it
-            continue
-        try:
-            _flock(handle, folder, patience)
-            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
-                os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
-                return handle
-        except FileNotFoundError:
-            pass
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)  # who had it has just removed the file
+            found = read()
+            if _identity(path) == before and not is_replaced(path):
+                return found
+        except (InputError, OSError):
+            if _identity(path) == before and not is_replaced(path):
+                raise
+        require(time.monotonic() < until, f"'{path}'", "stay in place while it is read", "one that is being replaced")
+        time.sleep(0.01)
 
 
-def _flock(handle: int, folder: Path, patience: float) -> None:
-    until = time.monotonic() + patience
-    try:
-        while not _try_flock(handle):
-            if time.monotonic() > until:
-                has = os.read(handle, 300).decode(errors="replace") or "another process"
-                raise InUse(f"'{folder}' must be written by one process at a time, got one that {has} has")
-            time.sleep(_PATIENCE / 10)
-    except OSError as error:
-        if error.errno not in _UNSUPPORTED:
-            raise
-        print(f"lora-flow: '{folder}' has no locks; leave it to one process at a time", file=sys.stderr)
-
-
-def _try_flock(handle: int) -> bool:
-    if fcntl is None:
-        raise OSError(errno.ENOTSUP, "no locks")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _identity(path: Path) -> list[tuple[str, int]]:
+    """What is another where a run, or one of the runs in a folder, has been replaced."""
+    found = []
+    for run in (path, *path.glob("*")):
+        for entry in (run / SETTINGS, run / RESULTS):
+            with contextlib.suppress(OSError):
+                found.append((str(entry), entry.stat().st_ino))
+    return sorted(found)

@@ -1,8 +1,8 @@
-"""Whether a stored run is the one that a plan describes; only then may the run be resumed."""
+"""Whether a stored run is the one that is asked for; only then may the run be resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +11,16 @@ import xarray as xr
 
 from lora_flow.checks import require
 
-_HOW = ("t1", "flow", "solver", "rtol", "max_steps", "devices", "batch_size")
-_WHERE = ("lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype")
-_DIGEST = "problem_digest"
-_ASKED = {"seed": "seeds", "time": "saves"}  # what the settings call the axes that they do not list
 
-
-def check_settings(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises, with one line that names the setting, unless the run at `path` was asked for with these."""
-    for name in now:
-        if name != "devices":  # which is how many there are
-            _same(path, name, then.get(name), now[name])
-
-
-def check_attrs(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises unless the run has the same plan and problem, by the same versions on the same platform."""
-    for name in (*_WHERE, *_HOW):
+def check_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raises, with a line on the first of these names that differs, unless the run at `path` was started with `now`."""
+    for name in names:
         _same(path, name, then.get(name), now[name])
-    must = f"be the one that '{path}' was started with, to resume it"
-    require(then.get(_DIGEST) == now[_DIGEST], "problem", must, "other weights or another shift")
 
 
 def check_arrays(path: Path, stored: xr.Dataset, planned: xr.Dataset) -> None:
-    """Raises unless every value of every axis and coordinate is what the plan has, and the variables are the plan's."""
-    for dim in dict.fromkeys((*map(str, planned.dims), *map(str, stored.dims))):
-        _same(path, _ASKED.get(dim, dim), _coordinate(stored, dim), _coordinate(planned, dim))
-    for name in dict.fromkeys((*map(str, planned.coords), *map(str, stored.coords))):
+    """Raises unless every value of every axis and coordinate is the planned one, and the variables are the same."""
+    for name in dict.fromkeys(map(str, (*planned.dims, *stored.dims, *planned.coords, *stored.coords))):
         _same(path, name, _coordinate(stored, name), _coordinate(planned, name))
     _same(path, "the variables", sorted(map(str, stored.data_vars)), sorted(map(str, planned.data_vars)))
 

@@ -147,12 +147,6 @@ class Plan:
                     yield numbers, self._values(numbers, *mine)
                 bar.update(sum(map(len, lanes)))
 
-    def fill(self, dataset: xr.Dataset, lanes: np.ndarray, values: Values) -> None:
-        """Writes what `run` yields into a dataset made by `empty`."""
-        index = np.unravel_index(lanes, dataset["status"].shape)
-        for name, array in values.items():
-            dataset[name].values[index] = array
-
     @functools.cached_property
     def coordinates(self) -> Canonical | None:
         """The canonical coordinates of the problems, stacked likewise; None where the problems are solved as they are.

@@ -14,6 +14,7 @@ from lora_flow.dynamics.flows import Flow
 from lora_flow.dynamics.solve import MAX_STEPS, RTOL
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem
+from lora_flow.storage.lanes import put_lanes
 from lora_flow.sweeps.grid import Problems
 from lora_flow.sweeps.plan import BATCH_SIZE, plan_sweep
 
@@ -86,5 +87,5 @@ def sweep(
     )
     dataset = plan.empty()
     for lanes, values in plan.run(progress=progress):
-        plan.fill(dataset, lanes, values)
+        put_lanes(dataset, lanes, values)
     return dataset

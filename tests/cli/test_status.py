@@ -14,7 +14,7 @@ from lora_flow import InputError, load_run
 from lora_flow.cli import main
 from lora_flow.cli.folders import status
 from lora_flow.settings import Settings, build_plan, to_table
-from lora_flow.storage.folder import holder, locked
+from lora_flow.storage.locks import holder, locked
 from lora_flow.sweeps.labels import PENDING
 from lora_flow.sweeps.run import open_runs
 
@@ -94,7 +94,7 @@ def test_status_tells_the_age_of_the_last_write(unfinished, tmp_path):
 
 def test_status_names_the_process_that_is_at_work(unfinished):
     code = (
-        "import sys; from lora_flow.storage.folder import locked\n"
+        "import sys; from lora_flow.storage.locks import locked\n"
         f"with locked({str(unfinished)!r}): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -15,7 +15,7 @@ from lora_flow.experiments.present import present
 from lora_flow.experiments.table import EXPERIMENTS
 from lora_flow.figures.style import band, panels
 from lora_flow.settings import Settings
-from lora_flow.storage.folder import locked
+from lora_flow.storage.locks import locked
 
 RUN = Settings(m=4, n=4, h=8, alpha=(1e-2,), rank=(1,), seeds=2, t1=0.5, saves=5)
 VALUES = xr.Dataset({"x": (("seed", "step"), [[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]])}, coords={"step": [0, 1]})

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from lora_flow import aligned_problem, load_run, sweep
+from lora_flow import InputError, aligned_problem, load_run, sweep
 from lora_flow.cli import main
+from lora_flow.sweeps.run import SWEEP
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 
@@ -47,3 +48,11 @@ def test_an_old_run_without_checksums_is_not_resumed(old, capsys):
     """Nothing shows which of its numbers are whole, and one line says so."""
     assert main(["sweep", "--out", str(old), "--resume"]) == 2
     assert "must be a run of this version" in capsys.readouterr().err
+
+
+def test_an_old_run_is_known_as_a_run_and_is_not_replaced_unasked(old):
+    with pytest.raises(
+        InputError, match=r"out must be new \(--overwrite replaces it, --resume continues it\), got the run"
+    ):
+        SWEEP.check_free(old, overwrite=False)
+    SWEEP.check_free(old, overwrite=True)

@@ -17,7 +17,7 @@ import zarr
 
 from lora_flow import InputError, load_run
 from lora_flow.cli import main
-from lora_flow.sweeps.run import read_settings
+from lora_flow.storage.folder import read_settings
 
 FLAGS = ["--alpha", "1e-2", "1e-4", "--rank", "2", "--seeds", "50", "--side", "B", "--batch-size", "2"]
 FLAGS += ["--m", "5", "--n", "4", "--h", "6", "--t1", "3", "--saves", "11"]
@@ -293,15 +293,14 @@ def test_edited_settings_are_not_gone_on_with_where_something_is_damaged(unbroke
     (out / "results.zarr" / "checks" / ".zattrs").unlink()
 
 
-def test_other_peoples_folders_with_a_settings_file_are_left_alone(tmp_path, capsys):
+@pytest.mark.parametrize("mine", ["x = 1", "init = 'cold'\nalpha = 0.1\nrank = 2\nt1 = 5.0\nowner = 'me'"])
+def test_other_peoples_folders_with_a_settings_file_are_left_alone(tmp_path, mine, capsys):
     (tmp_path / "figures").mkdir()
     for name in ("settings.toml", "figures/thesis.png", "report.md"):
-        (tmp_path / name).write_text("x = 1")
+        (tmp_path / name).write_text(mine)
     assert main(["sweep", "--out", str(tmp_path), "--overwrite", "--rank", "1"]) == 2
     assert "must be a new folder or a run folder" in capsys.readouterr().err
-    assert all(
-        (tmp_path / name).read_text() == "x = 1" for name in ("settings.toml", "figures/thesis.png", "report.md")
-    )
+    assert all((tmp_path / name).read_text() == mine for name in ("settings.toml", "figures/thesis.png", "report.md"))
 
 
 def test_a_grid_that_cannot_be_stored_is_refused_at_once(tmp_path, capsys):
@@ -327,10 +326,10 @@ def test_a_disk_that_fills_up_keeps_what_was_stored(unbroken, tmp_path):
     script = """
 import errno, sys
 import zarr.storage._local as local
-from lora_flow.sweeps import run as store
+from lora_flow.storage import folder as store
 from lora_flow.cli import main
 
-put, write, batches = local._put, store.RunFolder.write, []
+put, write, batches = local._put, store.Folder.write, []
 
 def full(path, value, exclusive=False):
     if len(batches) > 3:
@@ -341,7 +340,7 @@ def counted(self, lanes, values):
     batches.append(lanes)
     write(self, lanes, values)
 
-local._put, store.RunFolder.write = full, counted
+local._put, store.Folder.write = full, counted
 raise SystemExit(main())
 """
     done = subprocess.run(

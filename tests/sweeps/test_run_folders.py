@@ -18,19 +18,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
-from test_folder import touching
+from entries import touching
 
 from lora_flow import InputError, load_run
 from lora_flow.claims.check import write_csv
 from lora_flow.cli import main
 from lora_flow.cli.folders import status
-from lora_flow.experiments.folder import check_study_folder, load_study, store_study
+from lora_flow.experiments.folder import load_study, store_study
 from lora_flow.figures.over_time import save
 from lora_flow.figures.shown import save_numbers
 from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.storage import checksums
-from lora_flow.storage.folder import holder, locked
-from lora_flow.sweeps import run as store
+from lora_flow.storage import folder as store
+from lora_flow.storage.folder import Kind
+from lora_flow.storage.locks import holder, locked
 from lora_flow.sweeps.run import load_figure, open_runs
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
@@ -192,8 +193,7 @@ def test_a_run_is_read_and_its_lanes_are_summed_once_to_be_resumed(out, plans, m
     whole, reads, sums = load_run(out), [], []
     read, lane_sums = checksums.read, checksums.lane_sums
     monkeypatch.setattr(checksums, "read", lambda path: reads.append(path) or read(path))
-    for owner in (checksums, store):
-        monkeypatch.setattr(owner, "lane_sums", lambda *of: sums.append(len(of)) or lane_sums(*of))
+    monkeypatch.setattr(checksums, "lane_sums", lambda *of: sums.append(len(of)) or lane_sums(*of))
     (out / "results.zarr" / "loss" / "0.0.0.1.0").write_bytes(b"")
     with open_runs(out, {"": (to_table(ASKED), plans[ASKED])}, resume=True) as folders:
         assert (len(reads), sums) == (1, [1])
@@ -271,7 +271,7 @@ def test_who_reads_a_run_that_stays_half_replaced_is_told_so_in_one_line(out, pl
 @pytest.mark.parametrize("flags", [["--resume"], ["--overwrite", "--rank", "1"]])
 def test_a_second_process_is_refused_in_one_line(out, flags, capsys):
     script = (
-        f"from lora_flow.storage.folder import locked\nwith locked({str(out)!r}): print('held', flush=True); input()"
+        f"from lora_flow.storage.locks import locked\nwith locked({str(out)!r}): print('held', flush=True); input()"
     )
     other = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
@@ -351,14 +351,15 @@ def test_plot_keeps_others_from_replacing_a_run_meanwhile_and_goes_on_beside_one
 def test_a_study_is_not_begun_in_a_folder_that_somebody_has_made_since(tmp_path, monkeypatch, capsys):
     out, checked = tmp_path / "study", []
 
-    def check(path, overwrite):
-        check_study_folder(path, overwrite)
+    def check(kind, path, overwrite):
+        free(kind, path, overwrite)
         if not checked:
             out.mkdir()
             (out / "thesis.tex").write_text("years of work")
         checked.append(path)
 
-    monkeypatch.setattr("lora_flow.experiments.folder.check_study_folder", check)
+    free = Kind.check_free
+    monkeypatch.setattr(Kind, "check_free", check)
     monkeypatch.setattr("lora_flow.experiments.folder.begin_study", lambda *_: pytest.fail("begun"))
     assert main(["figure", "scaling", "--out", str(out)]) == 2
     assert "out must be a new folder or a figure's" in capsys.readouterr().err

@@ -45,7 +45,7 @@ from small import SHALLOW, network
 
 from lora_flow import Adapter, InputError
 from lora_flow.cli import main
-from lora_flow.storage.folder import locked
+from lora_flow.storage.locks import locked
 
 QUICK = VisionSettings(limit=60, steps=20, seeds=2, rank=(2,), alpha=(0.05, 0.2, 0.8), sgd_rate=0.02)
 
@@ -442,7 +442,7 @@ def write_cut_idx(folder):
 def test_refuses_to_replace_or_to_go_on_with_what_it_was_not_told_to(copied, tmp_path, capsys):
     before = stored_bytes(copied)
     for flags, message in (
-        ([], r"out must be new \(--overwrite replaces it, --resume continues it\), got the run"),
+        ([], r"out must be new \(--overwrite replaces it, --resume continues it\), got the check"),
         (
             ["--resume", "--alpha", "0.3"],
             r"alpha must be \(0\.05, 0\.2, 0\.8\), as '.*' was started, to resume it, got",

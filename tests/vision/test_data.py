@@ -24,7 +24,8 @@ from lora_flow_vision.sources import Download, fetch
 from sklearn.datasets import load_digits
 
 from lora_flow import InputError
-from lora_flow.storage.folder import LOCK, is_generated, locked
+from lora_flow.storage.locks import locked
+from lora_flow.storage.swap import LOCK, is_generated
 
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 CIFAR = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")

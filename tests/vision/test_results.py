@@ -18,7 +18,8 @@ from lora_flow_vision.settings import VisionSettings
 
 from lora_flow import Adapter, InputError
 from lora_flow.cli import main
-from lora_flow.storage.folder import is_generated, locked
+from lora_flow.storage.locks import locked
+from lora_flow.storage.swap import is_generated
 
 SETTINGS = VisionSettings(
     optimizer=("sgd",), init=("gaussian-A", "spectral"), rank=(2,), alpha=(0.1,), seeds=2, steps=20
@@ -38,7 +39,7 @@ def begin(path, settings=SETTINGS):
 
 def go_on(path, settings=SETTINGS):
     with locked(path):
-        return VisionFolder.resume(path, settings, MEASURES, ATTRS)
+        return VisionFolder(path, settings, MEASURES, ATTRS)
 
 
 def fill(folder):

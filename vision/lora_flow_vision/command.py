@@ -11,8 +11,9 @@ from lora_flow.results.report import table
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
 from lora_flow.storage.checksums import listed
-from lora_flow.storage.folder import locked, write_atomically
-from lora_flow_vision.results import VisionFolder, check_free, load_vision, stored_settings, units
+from lora_flow.storage.locks import locked
+from lora_flow.storage.swap import write_atomically
+from lora_flow_vision.results import CHECK, VisionFolder, load_vision, stored_settings, units
 from lora_flow_vision.settings import VisionSettings
 
 
@@ -24,7 +25,7 @@ def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) ->
             got = getattr(settings, name)
             require(got == value, name, f"be {value}, as '{out}' was started, to resume it", got)
     else:
-        check_free(out, overwrite)
+        CHECK.check_free(out, overwrite)
     start_jax(devices=1)
     from lora_flow_vision.base import checkpoint
     from lora_flow_vision.check import build, run
@@ -35,10 +36,10 @@ def check(out: Path, settings: VisionSettings, resume: bool, overwrite: bool) ->
     bench, attrs = build(settings, weights.folder)
     with locked(out):
         if not resume:
-            check_free(out, overwrite)  # nobody can have made it since
+            CHECK.check_free(out, overwrite)  # nobody can have made it since
         note = f"trained units are stored, continue with: lora-flow vision --out {out} --resume"
         with whole(note):
-            folder = (VisionFolder.resume if resume else VisionFolder.create)(out, settings, MEASURES, attrs)
+            folder = (VisionFolder if resume else VisionFolder.create)(out, settings, MEASURES, attrs)
         if folder.damaged:
             print(f"lora-flow: damaged or missing {listed(folder.damaged)}; trained again", file=sys.stderr)
         lanes = len(units(settings)[0].seeds) * len(settings.alphas)

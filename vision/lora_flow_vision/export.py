@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lora_flow.checks import require
-from lora_flow.storage.folder import locked, replacing
+from lora_flow.storage.locks import locked
+from lora_flow.storage.swap import replacing
 from lora_flow_vision.base import base_model, checkpoint
 from lora_flow_vision.peft import export_peft
 from lora_flow_vision.results import load_adapters, load_vision, stored_settings

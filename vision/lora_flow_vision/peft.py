@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from lora_flow import Adapter
 from lora_flow.arrays import numbers
 from lora_flow.checks import InputError, require
-from lora_flow.storage.folder import locked, replacing
+from lora_flow.storage.locks import locked
+from lora_flow.storage.swap import replacing
 from lora_flow_vision.tensors import Tensor, is_number, open_tensors, read_json
 from lora_flow_vision.weights import BLOCK, module_name, parameters
 

@@ -14,7 +14,8 @@ from urllib.error import HTTPError
 
 from lora_flow.checks import InputError, require
 from lora_flow.runtime.progress import Progress
-from lora_flow.storage.folder import appearing, locked
+from lora_flow.storage.locks import locked
+from lora_flow.storage.swap import appearing
 from lora_flow_vision import looks
 from lora_flow_vision.files import Stored, unpack
 

@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 
 from lora_flow import Adapters
 from lora_flow.checks import require
-from lora_flow.storage.folder import write_atomically
+from lora_flow.storage.swap import write_atomically
 from lora_flow_vision.task import Classification
 
 Look = Callable[[Classification, Adapters, Any], dict[str, Array]]

@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 
 from lora_flow.checks import InputError, require
 from lora_flow.runtime.memory import require_memory
-from lora_flow.storage.folder import locked, replacing
+from lora_flow.storage.locks import locked
+from lora_flow.storage.swap import replacing
 from lora_flow_vision import looks
 from lora_flow_vision.checkpoint import ARRAYS, FILES, INDEX, KEYS, PROCESSOR, config_of, declared, normalisation
 from lora_flow_vision.config import ViTConfig

@@ -1,0 +1,153 @@
+"""The lock of a folder: one process writes there, and whoever comes next mends what a killed one has left.
+
+A process that writes into a folder holds the lock for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lora_flow.checks import InputError
+from lora_flow.storage.swap import LOCK, replaced_in, settle
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
+_PATIENCE = 0.05  # seconds to wait for a lock that somebody may only look at
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_UNSUPPORTED = {getattr(errno, name, None) for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL", "EBADF")}
+
+
+class InUse(InputError):
+    """Another process holds the lock of the folder."""
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path, patience: float = _PATIENCE) -> Iterator[None]:
+    """Holds the lock of a folder, which is made if it is missing, and first mends what a killed process left there.
+
+    The kernel releases the lock when the process ends, however it ends.
+
+    **Raises:** `InUse` where another process still holds it after `patience` seconds, with its number and host.
+    """
+    folder = Path(folder)
+    new = not folder.exists()
+    handle = _acquire(folder, patience)
+    try:
+        settle(folder)
+        yield
+    finally:
+        try:
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink(missing_ok=True)
+        finally:
+            os.close(handle)
+        if new:
+            with contextlib.suppress(OSError):  # gone again, if nothing came of it
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def locked_if_free(folder: str | Path) -> Iterator[None]:
+    """Holds the lock of an existing folder, unless another process is at work there or the folder may not be written.
+
+    For work that may go on beside a writer, file by file, but should keep others from replacing the folder meanwhile.
+    """
+    with contextlib.ExitStack() as held:
+        if Path(folder).is_dir():
+            try:
+                held.enter_context(locked(folder))
+            except InUse:
+                pass
+            except OSError as error:  # said of the file that is then written
+                if error.errno not in _READ_ONLY:
+                    raise
+        yield
+
+
+def mend(folder: str | Path) -> None:
+    """Puts old entries back that a killed process was about to replace. Readers call it; writers hold the lock.
+
+    Entries that a living process is about to replace, or that the reader may not write, are left alone.
+    """
+    for one in replaced_in(Path(folder)):
+        try:
+            with contextlib.suppress(InUse), locked(one):
+                pass
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+
+
+def holder(folder: str | Path) -> str:
+    """The holder of a folder's lock, such as "process 4711 on node3"; "" for nobody. The lock stays as it is."""
+    try:
+        handle = os.open(Path(folder) / LOCK, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError:
+        return ""
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once; nobody had it
+        return ""
+    except BlockingIOError:
+        return os.read(handle, 300).decode(errors="replace") or "another process"
+    except OSError:
+        return ""
+    finally:
+        os.close(handle)
+
+
+def _acquire(folder: Path, patience: float) -> int:
+    """An open file in the folder that holds the lock; the file says who has it."""
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileNotFoundError:  # another process had made the folder for nothing, and has just removed it
+            continue
+        try:
+            _flock(handle, folder, patience)
+            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # who had it has just removed the file
+
+
+def _flock(handle: int, folder: Path, patience: float) -> None:
+    until = time.monotonic() + patience
+    try:
+        while not _try_flock(handle):
+            if time.monotonic() > until:
+                has = os.read(handle, 300).decode(errors="replace") or "another process"
+                raise InUse(f"'{folder}' must be written by one process at a time, got one that {has} has")
+            time.sleep(_PATIENCE / 10)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        print(f"lora-flow: '{folder}' has no locks; leave it to one process at a time", file=sys.stderr)
+
+
+def _try_flock(handle: int) -> bool:
+    if fcntl is None:
+        raise OSError(errno.ENOTSUP, "no locks")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
