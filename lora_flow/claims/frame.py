@@ -30,6 +30,9 @@ class Tried(NamedTuple):
     applies: bool | np.bool_ = True
     also: bool | np.bool_ = True  # what else must be so
     counted: tuple[int, int] | None = None  # of how many runs it is, and how many there are
+    missing: str = ""  # what is missing for a verdict, in words
+    reversed: bool | np.bool_ = False  # whether the opposite of the claim is so
+    told: str = ""  # the numbers behind the case, in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Case:
     """One number against its prediction; `half_width` of a 95% interval over seeds where there is one.
 
     `holds` is None where the claim does not apply. A case is not `decided` where its interval is too wide to tell.
-    `counted` has the number of runs that count and of all runs, where not all count.
+    `counted` has the number of runs that count and of all runs, where not all count. A case that does not hold may be
+    `reversed`. `told` has the numbers behind the case, and what is missing for a verdict, in words.
     """
 
     where: str
@@ -47,12 +51,16 @@ class Case:
     holds: bool | None
     decided: bool = True
     counted: tuple[int, int] | None = None
+    reversed: bool = False
+    told: str = ""
 
     @property
     def verdict(self) -> str:
         if self.holds is None:
             return "not applicable"
-        return "undecided" if not self.decided else "yes" if self.holds else "no"
+        if not self.decided:
+            return "undecided"
+        return "yes" if self.holds else "reversed" if self.reversed else "no"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +83,9 @@ class Line:
         tried = [case.verdict for case in self.cases if case.holds is not None]
         if not tried:
             return "not applicable"
-        for verdict, word in (("no", "fails"), ("undecided", "undecided")):
-            if verdict in tried:
-                return f"{word} ({tried.count(verdict)} of {len(tried)})"
+        for word, verdicts in (("fails", ("no", "reversed")), ("undecided", ("undecided",))):
+            if count := sum(map(tried.count, verdicts)):
+                return f"{word} ({count} of {len(tried)})"
         return "holds (identity)" if self.identity else "holds"
 
     @property
@@ -89,7 +97,7 @@ class Line:
 
 
 Cases = Iterator[tuple[Any, ...]]  # what a claim yields: `Tried`, or its first fields
-Claim = Callable[[int], Line]  # of a number of seeds
+Claim = Callable[[Any], Line]  # of a number of seeds, or of stored results
 Within = float | tuple[float, float]
 
 ENTERED: dict[str, Claim] = {}
@@ -97,7 +105,7 @@ ENTERED: dict[str, Claim] = {}
 
 def claim(
     source: str, runs: str, relation: str = "=", within: Within = 0.0, relative: bool = False, identity: bool = False
-) -> Callable[[Callable[[int], Cases]], Claim]:
+) -> Callable[[Callable[[Any], Cases]], Claim]:
     """Enters a claim.
 
     - `source`: the paper and the place there. `runs`: the runs that test the claim; "{seeds}" becomes their number.
@@ -106,13 +114,13 @@ def claim(
       prediction, or absolute.
     """
 
-    def enter(function: Callable[[int], Cases]) -> Claim:
+    def enter(function: Callable[[Any], Cases]) -> Claim:
         statement = " ".join(str(function.__doc__).split())
 
         @functools.wraps(function)
-        def line(seeds: int) -> Line:
-            cases = tuple(judge(Tried(*case), relation, within, relative) for case in function(seeds))
-            return Line(source, statement, runs.format(seeds=seeds), cases, relation, identity)
+        def line(of: Any) -> Line:
+            cases = tuple(judge(Tried(*case), relation, within, relative) for case in function(of))
+            return Line(source, statement, runs.format(seeds=of), cases, relation, identity)
 
         ENTERED[function.__name__] = line
         return line
@@ -139,7 +147,9 @@ def judge(tried: Tried, relation: str = "=", within: Within = 0.0, relative: boo
         decided = not mean - half < bound < mean + half
     if not tried.also:
         holds, decided = False, True
-    return Case(tried.where, predicted, mean, width, holds if tried.applies else None, decided, tried.counted)
+    decided, told = decided and not tried.missing, "; ".join(filter(None, (tried.told, tried.missing)))
+    holds_if = holds if tried.applies else None
+    return Case(tried.where, predicted, mean, width, holds_if, decided, tried.counted, bool(tried.reversed), told)
 
 
 def estimate(values: Any) -> tuple[float, float | None]:

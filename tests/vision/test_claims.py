@@ -1,24 +1,17 @@
 """Verdicts on results whose order is known."""
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import xarray as xr
-from lora_flow_vision.claims import (
-    FAILS,
-    HOLDS,
-    LABELS,
-    REVERSED,
-    UNDECIDED,
-    Verdict,
-    moment,
-    report_steps,
-    rhos,
-    verdicts,
-)
+from lora_flow_vision.claims import CLAIMS as check_claims
+from lora_flow_vision.claims import LABELS, lines, moment, report_steps, rhos, rows
 from lora_flow_vision.results import saved_steps
 from lora_flow_vision.settings import INITS, OPTIMIZERS
+
+from lora_flow.claims.table import CLAIMS
 
 STDS = np.array([0.1, 0.2, 0.4, 0.6, 0.8])
 ALIGNED_AT = 1e-3
@@ -35,6 +28,18 @@ LOSS, TEST_LOSS, ACCURACY = (
     f"smaller std gives {told}" for told in ("lower train loss", "lower test loss", "higher test accuracy")
 )
 ALIGNED = "adapters align: equation 215 falls below 0.7 in every seed"
+HOLDS, FAILS, REVERSED, UNDECIDED = "holds", "fails", "reversed", "undecided"
+
+
+class Verdict(NamedTuple):
+    verdict: str
+    claim: str
+    where: str
+    statistic: str
+
+
+def verdicts(dataset):
+    return [Verdict(*row) for row in rows(lines(dataset))]
 
 
 def results(seeds=3, optimizers=("sgd",), inits=("gaussian-A",), stds=STDS, steps=20, begin=100.0, **values):
@@ -120,8 +125,7 @@ def test_a_higher_accuracy_is_better_and_a_lower_loss():
 def test_a_statistic_names_the_means_at_both_ends_of_the_stds():
     one = only(verdicts(results(train_loss=over_stds(UP, UP, (3, 4, 5, 6, 8)))), LOSS)
     assert re.search(r"\b1(\.0+)? at .*\b0\.1\b.* 5\.330* at .*\b0\.8$", one.statistic)
-    assert str(one) == f"{LOSS}: SGD 20 steps, rank 2, A random: {one.statistic}: holds"
-    assert isinstance(one, Verdict)
+    assert one[:3] == ("holds", LOSS, "SGD 20 steps, rank 2, A random")
 
 
 def test_verdicts_are_of_their_own_time():
@@ -242,3 +246,13 @@ def test_a_tie_is_no_win_and_a_start_alone_is_compared_with_nothing():
     assert only(equal, "spectral gives lower train loss than random A of its norm").verdict == FAILS
     alone = verdicts(results(inits=("gaussian-B", "spectral")))
     assert not [one for one in alone if "random A" in one.claim]
+
+
+def test_the_claims_are_lines_of_the_frame_and_take_no_names_of_the_others():
+    late = np.concatenate([0 * over_stds(UP, UP, UP), over_stds(UP, UP, UP), over_stds(DOWN, DOWN, DOWN)], axis=3)
+    (line,) = [one for one in lines(results(train_loss=late)) if one.statement == LOSS]
+    assert [case.verdict for case in line.cases] == ["yes", "reversed"]
+    assert [case.measured for case in line.cases] == [pytest.approx(1.0), pytest.approx(-1.0)]
+    assert (line.verdict, line.relation, line.cases[0].predicted) == ("fails (1 of 2)", ">=", 0.7)
+    assert [case.where for case in lines(results(train_loss=late), [20])[0].cases] == ["SGD 20 steps, rank 2, A random"]
+    assert not {claim.__name__ for claim in check_claims} & set(CLAIMS)

@@ -1,15 +1,16 @@
-"""The paper's claims on image classifiers, tested on a check's results: each line has a verdict and its statistic."""
+"""The paper's claims on image classifiers, tested on a check's results: each case has a verdict and its statistic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-HOLDS, FAILS, REVERSED, UNDECIDED = "holds", "fails", "reversed", "undecided"
+from lora_flow.claims.frame import Cases, Line, Tried, claim
+
 SEEDS = 3  # from fewer there is no verdict
 LEARNED = 0.5  # the share of its first train loss that every run must have lost, or it is too early for a verdict
 TREND = 0.7  # mean of Spearman's rho over seeds from which there is one
@@ -18,35 +19,30 @@ ALIGNED_BY = 300  # steps, as in Figure 5
 ALIGNED = 0.7  # the worst value of equation 215 that is published (Figure 5) is .665
 LABELS = {"flow": "flow", "sgd": "SGD", "adam": "Adam"}
 STARTS = {"gaussian-A": "A random", "gaussian-B": "B random", "spectral": "spectral", "lora-one": "LoRA-One"}
-QUANTITIES = {
-    "train_loss": ("lower", "train loss", 1),
-    "test_loss": ("lower", "test loss", 1),
-    "test_accuracy": ("higher", "test accuracy", -1),
-}
+WORDS = {"yes": "holds", "no": "fails"}  # of a case, in a check's report
+PAPER, HERE = "Xu et al., section 5.2", "the image check"
 
 
-class Verdict(NamedTuple):
-    """A verdict on one claim. `time` is the moment that the claim is about; None for a claim about all times.
+class Results(NamedTuple):
+    """A check's results, and the steps at which claims about one time are tried."""
 
-    With too few seeds or too short a time the verdict is "undecided", and the statistic says why.
-    """
-
-    verdict: str
-    claim: str
-    where: str
-    statistic: str
-    time: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.claim}: {self.where}: {self.statistic}: {self.verdict}"
+    dataset: xr.Dataset
+    steps: Sequence[int]
 
 
-def verdicts(dataset: xr.Dataset) -> list[Verdict]:
-    """One verdict for each claim, optimiser, start, rank and time; `report_steps` are the times."""
-    found = [*_orderings(dataset), *_alignments(dataset), *_comparisons(dataset)]
-    seeds = dataset.sizes["seed"]
-    missing = f"{seeds} seed{'s' * (seeds > 1)}, needs {SEEDS}"
-    return found if seeds >= SEEDS else [_undecided(one, missing) for one in found]
+def lines(dataset: xr.Dataset, steps: Sequence[int] | None = None) -> list[Line]:
+    """A line for each claim, with a case for each optimiser, start, rank and step; `report_steps` are the steps."""
+    found = Results(dataset, report_steps(dataset) if steps is None else steps)
+    return [line for line in (claim(found) for claim in CLAIMS) if line.cases]
+
+
+def rows(found: Sequence[Line]) -> list[list[str]]:
+    """Of every case the verdict, the claim, the place and the statistic."""
+    return [
+        [WORDS.get(case.verdict, case.verdict), line.statement, case.where, case.told]
+        for line in found
+        for case in line.cases
+    ]
 
 
 def report_steps(dataset: xr.Dataset) -> list[int]:
@@ -69,82 +65,121 @@ def rhos(values: xr.DataArray) -> np.ndarray:
     return np.array([stats.spearmanr(over["alpha"], one).statistic if np.ptp(one) > 0 else 0.0 for one in over.values])
 
 
-def _orderings(dataset: xr.Dataset) -> Iterator[Verdict]:
-    """Smaller standard deviations end better (section 5.2)."""
-    compared = dataset.sel(alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
-    if compared.sizes["alpha"] < 3:
-        return
-    for optimizer, init, rank, step in _places(compared, [name for name in STARTS if name.startswith("gaussian")]):
-        for name, (better, quantity, sign) in QUANTITIES.items():
-            cell = compared[name].sel({"optimizer": optimizer, "init": init, "rank": rank, "step": step})
-            claim, at = f"smaller std gives {better} {quantity}", moment(dataset, optimizer, step)
-            where = f"{LABELS[optimizer]} {at}, rank {rank}, {STARTS[init]}"
-            if lost := _diverged(cell):
-                yield Verdict(FAILS, claim, where, lost, at)
-                continue
-            rho = sign * rhos(cell)
-            agree = int(np.sum(rho > 0))
-            verdict = HOLDS if rho.mean() >= TREND and agree == len(rho) else FAILS
-            if rho.mean() <= -TREND and np.all(rho < 0):
-                verdict = REVERSED
-            first, last = (float(cell.isel(alpha=place).mean()) for place in (0, -1))
-            low, high = (float(cell["alpha"][place]) for place in (0, -1))
-            statistic = f"rho = {sign * rho.mean():.2f}, as claimed in {agree} of {len(rho)} seeds, "
-            statistic += f"{first:.3g} at std {low:g}, {last:.3g} at {high:g}"
-            one = Verdict(verdict, claim, where, statistic, at)
-            yield _undecided(one, _early(compared, optimizer, [init], rank, step))
+@claim(PAPER, HERE, ">=")
+def train_loss_over_stds(results: Results) -> Cases:
+    """smaller std gives lower train loss"""
+    yield from _orderings(results, "train_loss", 1)
 
 
-def _alignments(dataset: xr.Dataset) -> Iterator[Verdict]:
-    """Small adapters align with the one-step gradient while they are small (Figure 5)."""
+@claim(PAPER, HERE, ">=")
+def held_out_loss_over_stds(results: Results) -> Cases:
+    """smaller std gives lower test loss"""
+    yield from _orderings(results, "test_loss", 1)
+
+
+@claim(PAPER, HERE, ">=")
+def held_out_accuracy_over_stds(results: Results) -> Cases:
+    """smaller std gives higher test accuracy"""
+    yield from _orderings(results, "test_accuracy", -1)
+
+
+@claim("Xu et al., Figure 5", HERE, "<=")
+def adapters_align_early(results: Results) -> Cases:
+    """adapters align: equation 215 falls below 0.7 in every seed"""
+    dataset = results.dataset
     early = dataset["alignment"].sel(alpha=dataset.attrs["aligned_at"]).where(dataset["step"] <= ALIGNED_BY, drop=True)
     for optimizer, init, rank in _cells(dataset, ["gaussian-A"]):
         cell = early.sel({"optimizer": optimizer, "init": init, "rank": rank})
         where = f"{LABELS[optimizer]}, rank {rank}, {STARTS[init]}, std {dataset.attrs['aligned_at']:g}"
-        claim = f"adapters align: equation 215 falls below {ALIGNED:g} in every seed"
         if lost := _diverged(cell):
-            yield Verdict(FAILS, claim, where, lost)
+            yield Tried(where, ALIGNED, np.nan, missing=_seeds(dataset), told=lost)
             continue
-        least, at = cell.min("step"), cell.idxmin("step")
-        verdict = HOLDS if bool((least < ALIGNED).all()) else FAILS
-        first, low, last = (float(one.mean()) for one in (cell.isel(step=0), least, cell.isel(step=-1)))
-        statistic = f"{first:.2f} falls to {low:.2f} near step {float(at.mean()):.0f}, {last:.2f} after "
-        statistic += str(int(cell["step"][-1]))
-        falling = bool((at == cell["step"][-1]).any()) and int(cell["step"][-1]) < ALIGNED_BY
-        missing = f"still falling after {int(cell['step'][-1])} steps" if verdict == FAILS and falling else ""
-        yield _undecided(Verdict(verdict, claim, where, statistic), missing)
+        least, at, last = cell.min("step"), cell.idxmin("step"), int(cell["step"][-1])
+        below = bool((least < ALIGNED).all())
+        first, low, end = (float(one.mean()) for one in (cell.isel(step=0), least, cell.isel(step=-1)))
+        told = f"{first:.2f} falls to {low:.2f} near step {float(at.mean()):.0f}, {end:.2f} after {last}"
+        falling = not below and bool((at == last).any()) and last < ALIGNED_BY
+        missing = _listed(f"still falling after {last} steps" if falling else "", _seeds(dataset))
+        yield Tried(where, ALIGNED, float(least.max()), also=below, missing=missing, told=told)
 
 
-def _comparisons(dataset: xr.Dataset) -> Iterator[Verdict]:
-    """A start along the gradient's directions beats a random one of the same norm."""
-    if "gaussian-A" not in dataset["init"]:
+@claim(HERE, HERE, ">=")
+def spectral_beats_random(results: Results) -> Cases:
+    """spectral gives lower train loss than random A of its norm"""
+    yield from _comparisons(results, "spectral")
+
+
+@claim(HERE, HERE, ">=")
+def lora_one_beats_random(results: Results) -> Cases:
+    """LoRA-One gives lower train loss than random A of its norm"""
+    yield from _comparisons(results, "lora-one")
+
+
+CLAIMS = (
+    *(train_loss_over_stds, held_out_loss_over_stds, held_out_accuracy_over_stds),
+    *(adapters_align_early, spectral_beats_random, lora_one_beats_random),
+)
+
+
+def _orderings(results: Results, name: str, sign: int) -> Iterator[Tried]:
+    """Smaller standard deviations end better: rho of the standard deviations with a quantity that should be low (1) or
+    high (-1)."""
+    compared = _over_stds(results.dataset)
+    if compared.sizes["alpha"] < 3:
         return
-    compared = dataset.sel(alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
-    for optimizer, init, rank, step in _places(dataset, ["spectral", "lora-one"]):
+    for optimizer, init, rank, step in _places(results, [name for name in STARTS if name.startswith("gaussian")]):
+        cell = compared[name].sel({"optimizer": optimizer, "init": init, "rank": rank, "step": step})
+        where = f"{LABELS[optimizer]} {moment(compared, optimizer, step)}, rank {rank}, {STARTS[init]}"
+        few = _seeds(compared)
+        if lost := _diverged(cell):
+            yield Tried(where, TREND, np.nan, missing=few, told=lost)
+            continue
+        rho = sign * rhos(cell)
+        agree = int(np.sum(rho > 0))
+        (first, last), (low, high) = ((float(one[0]), float(one[-1])) for one in (cell.mean("seed"), cell["alpha"]))
+        told = f"rho = {sign * rho.mean():.2f}, as claimed in {agree} of {len(rho)} seeds, "
+        told += f"{first:.3g} at std {low:g}, {last:.3g} at {high:g}"
+        missing = _listed(_early(compared, optimizer, [init], rank, step), few)
+        opposite = bool(rho.mean() <= -TREND and np.all(rho < 0))
+        every = agree == len(rho)
+        yield Tried(where, TREND, rho.mean(), also=every, missing=missing, reversed=opposite, told=told)
+
+
+def _comparisons(results: Results, init: str) -> Iterator[Tried]:
+    """A start along the gradient's directions against a random one of the same norm: the share of the standard
+    deviations where the first has the lower train loss, in the seed where it is smallest."""
+    if "gaussian-A" not in results.dataset["init"]:
+        return
+    compared = _over_stds(results.dataset)
+    for optimizer, _, rank, step in _places(results, [init]):
         one, random = (
             compared["train_loss"].sel({"optimizer": optimizer, "init": name, "rank": rank, "step": step})
             for name in (init, "gaussian-A")
         )
-        claim, at = f"{STARTS[init]} gives lower train loss than random A of its norm", moment(dataset, optimizer, step)
-        where = f"{LABELS[optimizer]} {at}, rank {rank}"
+        where, few = f"{LABELS[optimizer]} {moment(compared, optimizer, step)}, rank {rank}", _seeds(compared)
         if lost := _diverged(one, random):
-            yield Verdict(FAILS, claim, where, lost, at)
+            yield Tried(where, BETTER, np.nan, missing=few, told=lost)
             continue
-        shares = [(one < random).mean("alpha"), (one > random).mean("alpha")]
-        lower, higher = (bool((share >= BETTER).all()) for share in shares)
-        verdict = HOLDS if lower else REVERSED if higher else FAILS
-        count = int(np.sum(shares[0] >= BETTER))
-        statistic = (
-            f"lower at {100 * float(shares[0].mean()):.0f} % of the stds, {count} of {one.sizes['seed']} seeds reach "
-            f"the needed {100 * BETTER:.0f} %, median ratio {float((one / random).median()):.2f}"
+        lower, higher = (one < random).mean("alpha"), (one > random).mean("alpha")
+        told = (
+            f"lower at {100 * float(lower.mean()):.0f} % of the stds, {int(np.sum(lower >= BETTER))} of "
+            f"{one.sizes['seed']} seeds reach the needed {100 * BETTER:.0f} %, "
+            f"median ratio {float((one / random).median()):.2f}"
         )
-        verdict_then = Verdict(verdict, claim, where, statistic, at)
-        yield _undecided(verdict_then, _early(compared, optimizer, [init, "gaussian-A"], rank, step))
+        missing = _listed(_early(compared, optimizer, [init, "gaussian-A"], rank, step), few)
+        opposite = bool((higher >= BETTER).all())
+        yield Tried(where, BETTER, float(lower.min()), missing=missing, reversed=opposite, told=told)
 
 
-def _undecided(one: Verdict, missing: str) -> Verdict:
-    """The verdict, or "undecided" where something is missing for it."""
-    return one._replace(verdict=UNDECIDED, statistic=f"{one.statistic}; {missing}") if missing else one
+def _over_stds(dataset: xr.Dataset) -> xr.Dataset:
+    """The standard deviations that are compared, without the one at which alignment is followed."""
+    return dataset.sel(alpha=dataset["alpha"] > dataset.attrs["aligned_at"])
+
+
+def _seeds(dataset: xr.Dataset) -> str:
+    """What is missing of the seeds, in words; "" for nothing."""
+    seeds = dataset.sizes["seed"]
+    return f"{seeds} seed{'s' * (seeds > 1)}, needs {SEEDS}" if seeds < SEEDS else ""
 
 
 def _early(compared: xr.Dataset, optimizer: str, inits: list[str], rank: int, step: int) -> str:
@@ -168,6 +203,10 @@ def _diverged(*cells: xr.DataArray) -> str:
     return f"{lost} runs diverged" if lost else ""
 
 
+def _listed(*missing: str) -> str:
+    return "; ".join(filter(None, missing))
+
+
 def _cells(dataset: xr.Dataset, inits: list[str]) -> Iterator[tuple[str, str, int]]:
     for init in inits:
         if init in dataset["init"]:
@@ -176,8 +215,7 @@ def _cells(dataset: xr.Dataset, inits: list[str]) -> Iterator[tuple[str, str, in
                     yield str(optimizer), init, int(rank)
 
 
-def _places(dataset: xr.Dataset, inits: list[str]) -> Iterator[tuple[str, str, int, int]]:
-    steps: Any = report_steps(dataset)
-    for cell in _cells(dataset, inits):
-        for step in steps:
+def _places(results: Results, inits: list[str]) -> Iterator[tuple[str, str, int, int]]:
+    for cell in _cells(results.dataset, inits):
+        for step in results.steps:
             yield *cell, step

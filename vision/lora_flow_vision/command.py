@@ -55,13 +55,12 @@ def tell(out: Path) -> int:
 
     mpl.use("Agg")
     from lora_flow.figures.over_time import save
-    from lora_flow_vision.claims import moment, report_steps, verdicts
+    from lora_flow_vision.claims import lines, report_steps, rows
     from lora_flow_vision.figures import draw
 
     dataset = load_vision(out)
-    found = verdicts(dataset)
+    found, last = (rows(lines(dataset, steps)) for steps in (report_steps(dataset), report_steps(dataset)[-1:]))
     pictures = save(draw(dataset), out / "figures")
-    rows = [[one.verdict, one.claim, one.where, one.statistic] for one in found]
     attrs = dataset.attrs
     adapted = attrs["adapted"] if isinstance(attrs["adapted"], str) else ", ".join(attrs["adapted"])
     about = (
@@ -72,10 +71,9 @@ def tell(out: Path) -> int:
     links = [f"![{picture.stem}](figures/{picture.name})" for picture in pictures]
     about += " rho is Spearman's correlation of the standard deviation with the quantity, mean over seeds, as are the"
     about += " quantities beside it; pictures show medians over seeds, and bands and bars from quartile to quartile."
-    parts = ["# LoRA on images: what holds", about, table(["verdict", "claim", "where", "statistic"], rows), *links]
+    parts = ["# LoRA on images: what holds", about, table(["verdict", "claim", "where", "statistic"], found), *links]
     write_atomically(out / "report.md", "\n\n".join(parts) + "\n")
-    last = {moment(dataset, str(optimizer), report_steps(dataset)[-1]) for optimizer in dataset["optimizer"].values}
-    print(*(one for one in found if one.time is None or one.time in last), sep="\n")
+    print(*(f"{claim}: {where}: {statistic}: {verdict}" for verdict, claim, where, statistic in last), sep="\n")
     print(f"rho is Spearman's correlation of the std with the quantity; {len(found)} verdicts: {out / 'report.md'}")
     print(f"results: {out / 'results.zarr'} (lora_flow_vision.results.load_vision), final adapters: {out / 'adapters'}")
     print(*(f"picture: {picture}" for picture in pictures), sep="\n")

@@ -11,9 +11,20 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, axes_or_new, band, panels, quantiles, shades
+from lora_flow.figures.style import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    Mark,
+    axes_or_new,
+    band,
+    keys,
+    panels,
+    quantiles,
+    shades,
+)
 from lora_flow.figures.ticks import label_ticks
 from lora_flow_vision.claims import LABELS, STARTS, report_steps
 
@@ -53,13 +64,12 @@ def over_stds(dataset: xr.Dataset, names: tuple[str, str]) -> Figure:
     title = f"{dataset.attrs['data']}, LoRA on {dataset.attrs['layers']}, rank {int(dataset['rank'])}"
     figure.suptitle(title, x=0.02, ha="left", fontsize=9)
     rate = dataset.attrs["sgd_rate"]
-    handles = [
-        Line2D([], [], color=colour, label=f"{step} steps, flow T = {rate * step:g}")
-        for step, colour in _step_colours(dataset)
+    marks = [
+        Mark(f"{step} steps, flow T = {rate * step:g}", {"color": colour}) for step, colour in _step_colours(dataset)
     ]
-    handles += [Line2D([], [], color="0.3", linestyle=style, label=STARTS[init]) for init, style in _styles(dataset)]
-    side_by_side = min(len(handles), max(1, 5 * dataset.sizes["optimizer"] // 3))  # what so many panels are wide
-    figure.legend(handles=handles, loc="outside lower center", ncols=side_by_side, fontsize=7, frameon=False)
+    marks += [Mark(STARTS[init], {"color": "0.3", "linestyle": style}) for init, style in _styles(dataset)]
+    side_by_side = min(len(marks), max(1, 5 * dataset.sizes["optimizer"] // 3))  # what so many panels are wide
+    figure.legend(handles=keys(marks), loc="outside lower center", ncols=side_by_side, fontsize=7, frameon=False)
     return figure
 
 
