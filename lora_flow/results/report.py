@@ -177,13 +177,13 @@ def about(dataset: xr.Dataset) -> str:
     drift = " Integration error (drift of the conserved quantities, relative to the adapters' squared norm; "
     drift = f"{drift}should be far below 1e-2): {largest:.1g}."
     if np.isnan(largest):
-        ran = bool(dataset["loss"].notnull().any())
-        drift = " The run conserves nothing whose drift would tell an integration error." if ran else ""
+        drift = " The run conserves nothing whose drift would tell an integration error."
+    finished = bool(dataset["loss"].isel(time=-1).notnull().any())
     solver = SOLVED_BY.get(attrs["solver"], attrs["solver"])
     seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
     return (
         f"{problem}. {flow} to t = {attrs['t1']:g} by {solver} at rtol = {attrs['rtol']:g} "
-        f"({attrs['dtype']}); {', '.join([*same, seeds])}.{drift}"
+        f"({attrs['dtype']}); {', '.join([*same, seeds])}.{drift if finished else ''}"
     )
 
 

@@ -140,6 +140,8 @@ def _best_lines(dataset: xr.Dataset, one: Best, cells_there: int) -> list[str]:
 
 def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
     heading = "When it aligns"
+    if not any(cell.endings for cell in found):
+        return f"## {heading}\n\nNo lane has finished."
     if not any(np.isfinite(cell.best).any() for cell in found):
         return (
             f"## {heading}\n\nThere is nothing to align with: small adapters turn to no direction, because the "

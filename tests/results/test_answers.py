@@ -132,6 +132,10 @@ def test_a_drift_is_told_where_something_is_conserved():
     assert "Integration error (drift of the conserved quantities" in about(dataset)
     assert about(nothing).endswith("The run conserves nothing whose drift would tell an integration error.")
     assert about(unfinished_one).endswith("one seed.")
+    failed_one = dataset.assign(loss=dataset["loss"].where(dataset["time"] < 1.0), drift=0 * dataset["drift"])
+    assert about(failed_one).endswith("one seed."), "nor where no lane has finished"
+    lost = failed_one.assign(alignment_error=np.nan * dataset["alignment_error"])
+    assert answered(lost)[1][0] == "## When it aligns\n\nNo lane has finished."
 
 
 def test_t1_is_defined_in_one_way():
