@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,7 +240,7 @@ def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
         values = {dim: show(dataset[dim].values[i].item()) for dim, i in where.items() if dataset.sizes[dim] > 1}
         short = {"side": "-", "rank": "-r"}
         suffix = "".join(f"{short.get(dim, f'-{dim}-')}{value}" for dim, value in values.items())
-        yield suffix.replace(":", "-"), dataset.isel(where)  # of starts with a number, which file names cannot hold
+        yield re.sub(r"[^\w.+-]+", "-", suffix), dataset.isel(where)  # a label may hold what no file name can
 
 
 def _check(dataset: Any, what: str, *names: str) -> None:

@@ -11,6 +11,7 @@ from stored import STORED, check_agrees
 from lora_flow.cli import main
 from lora_flow.experiments.table import EXPERIMENTS
 from lora_flow.figures import plot_alignment, plot_loss, plot_phases
+from lora_flow.figures.over_time import save, single_cases
 from lora_flow.figures.shown import shown
 from lora_flow.figures.style import band, mark_rounding, quantiles
 
@@ -127,6 +128,16 @@ def test_phases_are_named_as_what_they_are_and_saddles_hatched():
     (hatched,) = [patch for patch in ax.patches if patch.get_hatch()]
     left, right = hatched.get_x(), hatched.get_x() + hatched.get_width()
     assert (left, right) == (5.0, 12.0)
+
+
+def test_pictures_have_names_that_files_can_have(tmp_path):
+    labels = ["a/b", "c d:2", "gaussian-both:0.1"]
+    several = xr.concat([run(two_drops)] * 3, "problem", coords="minimal").assign_coords(problem=labels)
+    status = several["rounding_floor"].expand_dims(rank=[1])
+    names = [suffix for suffix, _ in single_cases(several.expand_dims(rank=[1]).assign(status=status))]
+    assert names == ["-problem-a-b", "-problem-c-d-2", "-problem-gaussian-both-0.1"]
+    save({name: plt.figure() for name in names}, tmp_path)
+    assert len(list(tmp_path.glob("*.png"))) == 3
 
 
 @pytest.mark.long
