@@ -129,3 +129,5 @@ def test_such_a_problem_runs_with_its_own_loss():
         assert float(loss) == pytest.approx(0.5 * np.sum(np.asarray(missing) ** 2) + 0.01 * decay, rel=1e-12)
     swept = sweep(problem, alpha=0.1, rank=2, t1=1.0, saves=5, progress=False)
     np.testing.assert_allclose(swept["loss"].squeeze(), trajectory.observables["loss"], rtol=1e-3)
+    with pytest.raises(InputError, match="what differs between them in arrays, to be swept together, got Decayed of 2"):
+        sweep({d: Decayed(W1, W2, SHIFT, decay=d) for d in (0.1, 0.2)}, t1=1.0)

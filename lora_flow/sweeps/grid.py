@@ -61,10 +61,10 @@ class Problems:
         """Raises unless the problems can share one program."""
         first, kinds = self.members[0], {_kind(member) for member in self.members}
         if self.axes and (len(kinds) > 1 or not jax.tree.leaves(eqx.filter(first, eqx.is_array))):
+            classes = ", ".join(sorted({type(member).__name__ for member in self.members}))
             raise InputError(
-                "problem must hold PyTrees of one class, with arrays of the same shapes and types, to be swept "
-                f"together, got {', '.join(sorted({type(member).__name__ for member in self.members}))} of "
-                f"{len(kinds)} kinds"
+                "problem must hold PyTrees of one class, with arrays of the same shapes and types, and what differs "
+                f"between them in arrays, to be swept together, got {classes} of {len(kinds)} kinds"
             )
 
     @property
