@@ -117,7 +117,7 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     for values, label, colour, style in [*curves, (one["loss"], "loss L", GREEN, "--")]:
         shown, least = _until(values.squeeze(["init", "alpha"]), until), floor if values.name == "loss" else None
         band(shown, ax, least, color=colour, linestyle=style, label=label)
-    mark_rounding(ax, floor)
+    mark_rounding(ax, floor, ax.lines[-1:])
     if spans is not None:
         shade_phases(spans, ax)
     median = quantiles(one["loss"].squeeze(["init", "alpha"]), log=True, floor=floor)[1]
@@ -130,14 +130,18 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
 
 
 def shade_phases(spans: xr.Dataset, ax: Axes) -> Axes:
-    """The phases of one run, as from `lora_flow.phases`, shaded up to the right end of the axes."""
+    """The phases of one run, as from `lora_flow.phases`, shaded up to the right end of the axes.
+
+    A phase without a known end is left out, and so are all phases after the last known end.
+    """
     left, right = ax.get_xlim()
     ends = [float(spans[name]) for name in ("t_align", "t1", "t_plateau")]
-    for (name, shade), end in zip(PHASES.items(), [*ends, right], strict=True):
-        end = min(end, right) if np.isfinite(end) else right
+    ends.append(ends[-1] + right)  # unknown where the last is
+    for (name, shade), end in zip(PHASES.items(), ends, strict=True):
+        end = min(end, right)  # NaN stays NaN, and is not above
         if end > left:
             ax.axvspan(left, end, color=shade, linewidth=0, zorder=0, label=name)
-        left = max(left, end)
+        left = left if np.isnan(end) else max(left, end)
     predicted = float(spans["t1_predicted"])
     if predicted < right and bool(spans["aligned"]) and int(spans["shift_rank"]) == 1:
         ax.axvline(predicted, color="0.2", linestyle=":", linewidth=1, label=r"$T_1$ predicted")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -137,9 +137,10 @@ def band(values: xr.DataArray, ax: Axes, floor: float | None = None, spread: str
         ax.set_xlim(x[0], end)
 
 
-def mark_rounding(ax: Axes, floor: float) -> None:
-    """A line at the rounding floor where a curve comes down to it; the axes end below it."""
-    shown = [np.asarray(line.get_ydata(), float) for line in ax.lines]
+def mark_rounding(ax: Axes, floor: float, losses: Sequence[Line2D] | None = None) -> None:
+    """A line at the rounding floor where a loss comes down to it; the axes end below it. By default all curves are."""
+    curves = ax.lines if losses is None else losses
+    shown = [np.asarray(line.get_ydata(), float) for line in curves]
     lowest = min((float(np.nanmin(y)) for y in shown if np.isfinite(y).any()), default=np.inf)
     if not lowest <= 1.01 * floor:  # nor where nothing has run, and the floor is NaN
         return

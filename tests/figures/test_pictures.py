@@ -11,7 +11,7 @@ from stored import STORED, check_agrees
 from lora_flow.cli import main
 from lora_flow.experiments.table import EXPERIMENTS
 from lora_flow.figures import plot_alignment, plot_loss, plot_phases
-from lora_flow.figures.over_time import save, single_cases
+from lora_flow.figures.over_time import save, shade_phases, single_cases
 from lora_flow.figures.shown import shown
 from lora_flow.figures.style import band, mark_rounding, quantiles
 
@@ -113,6 +113,31 @@ def test_the_panels_show_the_layer_that_aligns_first_and_say_which(sigma_w1, lay
     for label, values in ((rf"$1 - \cos(\gamma_{layer}, Z_{layer})$", error), (rf"$\|Z_{layer}\|$", norm)):
         np.testing.assert_allclose(curves[label], quantiles(values.squeeze(["init", "alpha"]), log=True)[1])
     assert phases.get_ylabel() == f"layer {layer}, and loss L (log scale)"
+
+
+@pytest.mark.parametrize(
+    ("ends", "shaded"),
+    [
+        ((2.0, 5.0, 9.0), [("align", 0, 2), ("grow", 2, 5), ("converge", 5, 9), ("slow tail", 9, 20)]),
+        ((2.0, 5.0, np.inf), [("align", 0, 2), ("grow", 2, 5), ("converge", 5, 20)]),
+        ((2.0, np.inf, np.inf), [("align", 0, 2), ("grow", 2, 20)]),
+        ((2.0, np.nan, np.nan), [("align", 0, 2)]),  # no layer is selected, or the start is taken off the weights
+        ((np.nan, 5.0, 9.0), [("grow", 0, 5), ("converge", 5, 9), ("slow tail", 9, 20)]),  # over before the first save
+        ((np.nan, np.nan, np.nan), []),  # failed
+    ],
+)
+def test_phases_are_shaded_as_far_as_they_are_known(ends, shaded):
+    ax = plt.subplots()[1]
+    ax.set_xlim(0, 20)
+    names = ("t_align", "t1", "t_plateau")
+    spans = xr.Dataset(dict(zip(names, ends, strict=True)) | {"t1_predicted": np.nan, "aligned": 1, "shift_rank": 1})
+    shade_phases(spans, ax)
+    assert [(one.get_label(), one.get_x(), one.get_x() + one.get_width()) for one in ax.patches] == shaded
+
+
+def test_the_rounding_floor_is_that_of_the_loss_alone():
+    tiny = run(two_drops).assign(norm_z1=1e-35 * run(two_drops)["norm_z1"])
+    assert not plot_phases(tiny).texts
 
 
 def test_the_panels_of_one_layer_number_none():
