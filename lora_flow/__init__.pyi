@@ -1,7 +1,6 @@
 from . import oracles as oracles
 from .adapter import Adapter as Adapter
 from .adapter import Adapters as Adapters
-from .adapter import narrow as narrow
 from .adapter import pad as pad
 from .adapter import zero_adapters as zero_adapters
 from .algebra.diagonal import Diagonal as Diagonal
@@ -9,6 +8,7 @@ from .checks import InputError as InputError
 from .checks import PrecisionWarning as PrecisionWarning
 from .coordinates.canonical import Canonical as Canonical
 from .coordinates.canonical import canonical as canonical
+from .coordinates.narrow import narrow as narrow
 from .dynamics.analysis import analyse as analyse
 from .dynamics.descend import Descent as Descent
 from .dynamics.descend import MuKlabjan as MuKlabjan

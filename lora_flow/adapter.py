@@ -76,30 +76,6 @@ def pad(adapters: Adapters, rank: int) -> Adapters:
     return tuple(map(pad_one, adapters))
 
 
-def narrow(adapters: Adapters) -> Adapters:
-    r"""The same start with fewer directions: ranks above `out + in` become `out + in`.
-
-    Under gradient flow, gradient descent and all of `lora_flow.dynamics.flows`, the rows of A and the columns of B move
-    only within the space that they span together at the start, of at most out + in dimensions. In an orthonormal basis
-    of this space everything but the basis is the same, so a network of width 10,000 costs as much as one of width out +
-    in. (Optimisers that act on single entries, as Adam does, depend on the basis.) The adapters may have leading axes.
-    Derivatives are defined where [B; A^T] has full rank.
-
-    **Returns:** one `Adapter` a layer, A `(*lanes, r, in)` and B `(*lanes, out, r)` with r = min(rank, out + in).
-
-    **Raises:** `InputError` for what are no adapters.
-    """
-
-    def one(adapter: Adapter) -> Adapter:
-        n_out, n_in = adapter.b.shape[-2], adapter.a.shape[-1]
-        if adapter.rank <= n_out + n_in:
-            return adapter
-        stacked = jnp.linalg.qr(adapter.stacked.mT, mode="r").mT
-        return Adapter(stacked[..., n_out:, :].mT, stacked[..., :n_out, :])
-
-    return tuple(map(one, as_adapters("adapters", adapters)))
-
-
 def check_layers(name: str, layers: Any) -> None:
     """Raises unless these are the `(out, in)` shapes of at least one layer."""
 

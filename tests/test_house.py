@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lora_flow"
-ROOMS = (  # the highest first: a room imports those below it, and modules beside it that do not import it back
+ROOMS = (  # the highest first: a room imports those below it and beside it, no module another in a circle
     ("__main__",),
     ("cli",),
     ("claims",),
@@ -20,9 +20,8 @@ ROOMS = (  # the highest first: a room imports those below it, and modules besid
     ("sweeps",),
     ("dynamics",),
     ("theory",),
-    ("coordinates",),
     ("initialization",),
-    ("problems",),
+    ("coordinates", "problems"),
     ("solvers",),
     ("oracles",),
     ("algebra",),
@@ -75,7 +74,7 @@ def upward(module, source, modules):
     wrong = []
     for target, _ in imports_of(source, modules):
         room = room_of(target)
-        if own and room != own and LEVELS.get(room, len(LEVELS)) >= LEVELS[own]:
+        if own and room != own and LEVELS.get(room, len(LEVELS)) > LEVELS[own]:
             wrong.append(f"{module} imports {target}")
     return wrong
 
@@ -116,7 +115,12 @@ def test_an_import_that_runs_up_is_seen():
         "from lora_flow import solve",
     ):
         assert upward("lora_flow.problems.base", line, MODULES), line
-    assert not upward("lora_flow.cli.plot", "from lora_flow.problems import base", MODULES)
+    for module, line in (
+        ("lora_flow.cli.plot", "from lora_flow.problems import base"),
+        ("lora_flow.problems.base", "from lora_flow.coordinates.base import Coordinates"),  # beside it
+        ("lora_flow.coordinates.canonical", "from lora_flow.problems.base import Problem"),
+    ):
+        assert not upward(module, line, MODULES), line
 
 
 def test_no_modules_import_each_other_in_a_circle():

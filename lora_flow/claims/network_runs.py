@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.adapter import Adapter, Adapters, narrow
+from lora_flow.adapter import Adapter, Adapters
 from lora_flow.claims.layer_runs import adapter, spaces
+from lora_flow.coordinates.narrow import narrow
 from lora_flow.dynamics.lanes import solve_lanes, stack
 from lora_flow.dynamics.solve import Trajectory
 from lora_flow.initialization import initialize

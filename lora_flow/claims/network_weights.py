@@ -9,10 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.adapter import Adapters, narrow
+from lora_flow.adapter import Adapters
 from lora_flow.claims import network_runs as runs
 from lora_flow.claims.frame import DERIVED, Cases, claim
 from lora_flow.claims.network_flow import LATER
+from lora_flow.coordinates.narrow import narrow
 from lora_flow.dynamics.lanes import stack
 from lora_flow.initialization import initialize
 from lora_flow.problems.network import LinearNetwork

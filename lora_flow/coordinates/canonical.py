@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from lora_flow.adapter import Adapter, Adapters
+from lora_flow.adapter import Adapter, Adapters, pad
 from lora_flow.algebra.diagonal import WRITTEN_OUT, Diagonal, Matrix
 from lora_flow.algebra.spectra import norm_on_host
 from lora_flow.algebra.thin import gram_schmidt
 from lora_flow.checks import require_integer
-from lora_flow.problems.base import Layers, Problem, matrix_rank
+from lora_flow.coordinates.base import Coordinates
+from lora_flow.problems.base import Layers, matrix_rank
 from lora_flow.problems.factorization import Factorization, check_factorization
 from lora_flow.problems.formulas import keeps_all
 
 DENSE_BELOW = 4  # the shift is written out where the residual is no larger than this times the rank
 
 
-class Canonical(eqx.Module):
+class Canonical(Coordinates):
     r"""A `Factorization` in canonical coordinates, and the maps there and back.
 
     The flow commutes with orthogonal changes of the input, the hidden and the output space. Let V, G and U be
@@ -37,6 +37,7 @@ class Canonical(eqx.Module):
     exact.
 
     - `problem`: the factorisation in these coordinates, a `Problem` like any other.
+    - `rank`: of the adapters in these coordinates. Adapters of lower ranks are padded.
     - `enter(adapters)`: the adapters in these coordinates, and the `Bases` that this start needs beside the frames.
     - `leave(adapters, bases)`: the way back.
     """
@@ -44,10 +45,29 @@ class Canonical(eqx.Module):
     problem: Factorization
     frames: tuple[Matrix, Matrix, Matrix]  # V (n, .), G (h, .), U (m, .)
 
+    differentiable: ClassVar[bool] = False  # the host finds the frames
+    changes_problem: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, problems: Sequence[Factorization], *, rank: int) -> tuple[Canonical, ...]:
+        require_integer("rank", rank, "be at least 1", 1)
+        for problem in problems:
+            check_factorization(problem)
+        turned = [_turn_aligned(problem) for problem in problems]
+        if any(one is None for one in turned):
+            turned = [_turn(problem) for problem in problems]
+        known = [one for one in turned if one is not None]
+        (h, n), (m, _) = problems[0].layers
+        spanned = [max(widths) for widths in zip(*(one.spanned for one in known), strict=True)]
+        seen, sizes = zip(*map(_room, spanned, (n, h, m), (rank, 2 * rank, rank)), strict=True)
+        shift_rank = max(len(one.sigma) for one in known)
+        reduced = (one.reduced(seen, sizes, shift_rank, rank) for one in known)
+        return tuple(cls(problem=problem, rank=rank, frames=frames) for problem, frames in reduced)
+
     def enter(self, adapters: Adapters) -> tuple[Adapters, Bases]:
         """A start in these coordinates, with the same loss, observables and flow, and the bases to leave them with."""
-        (a1, b1), (a2, b2) = adapters
-        r = a1.shape[0]
+        (a1, b1), (a2, b2) = pad(adapters, self.rank)
+        r = self.rank
         v, g, u = self.frames
         (inputs, of_v), (hidden, of_g), (outputs, of_u) = (
             _enter(v, a1.T),
@@ -81,26 +101,10 @@ def canonical(problem: Factorization, *, rank: int) -> Canonical:
 
     **Raises:** `InputError` unless the rank is at least 1, and for a subclass that changes or adds anything.
     """
-    return canonical_all([problem], rank=rank)[0]
+    return Canonical.of([problem], rank=rank)[0]
 
 
-def canonical_all(problems: Sequence[Factorization], *, rank: int) -> list[Canonical]:
-    """Several problems of one shape in canonical coordinates of one shape, which can share a program."""
-    require_integer("rank", rank, "be at least 1", 1)
-    for problem in problems:
-        check_factorization(problem)
-    turned = [_turn_aligned(problem) for problem in problems]
-    if any(one is None for one in turned):
-        turned = [_turn(problem) for problem in problems]
-    known = [one for one in turned if one is not None]
-    (h, n), (m, _) = problems[0].layers
-    spanned = [max(widths) for widths in zip(*(one.spanned for one in known), strict=True)]
-    seen, sizes = zip(*map(_room, spanned, (n, h, m), (rank, 2 * rank, rank)), strict=True)
-    shift_rank = max(len(one.sigma) for one in known)
-    return [one.reduced(seen, sizes, shift_rank, rank) for one in known]
-
-
-def is_quick_to_turn(problem: Problem) -> bool:
+def is_quick_to_turn(problem: Factorization) -> bool:
     """Whether a problem has these coordinates, and singular value decompositions cost less than they save.
 
     `Diagonal` matrices need none. A subclass of `Factorization` that changes anything, or records more, has no
@@ -135,7 +139,10 @@ class _Turned(NamedTuple):
     sigma: np.ndarray
     layers: Layers
 
-    def reduced(self, seen: tuple[int, ...], sizes: tuple[int, ...], shift_rank: int, rank: int) -> Canonical:
+    def reduced(
+        self, seen: tuple[int, ...], sizes: tuple[int, ...], shift_rank: int, rank: int
+    ) -> tuple[Factorization, tuple[Matrix, Matrix, Matrix]]:
+        """The problem of these sizes, and the columns of the frames that it keeps."""
         (h, n), (m, _) = self.layers
         v, g, u = (_leading(*one) for one in zip(self.frames, (n, h, m), seen, strict=True))
         inputs, hidden, outputs = sizes
@@ -149,7 +156,7 @@ class _Turned(NamedTuple):
             w2: Matrix = Diagonal(_resized(self.w2, (min(seen[1:]),)), (outputs, hidden))
         else:
             w1, w2 = _resized(self.w1, (hidden, inputs)), _resized(self.w2, (outputs, hidden))
-        return Canonical(Factorization(w1, w2, shift), (v, g, u))
+        return Factorization(w1, w2, shift), (v, g, u)
 
 
 def _room(spanned: int, size: int, columns: int) -> tuple[int, int]:

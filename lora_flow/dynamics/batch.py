@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from lora_flow.adapter import Adapters, narrow, pad
-from lora_flow.coordinates.canonical import Bases, Canonical
+from lora_flow.adapter import Adapters
+from lora_flow.coordinates.base import Coordinates
 from lora_flow.dynamics.observables import Direction
 from lora_flow.dynamics.solve import Integrator, Trajectory, solve_lane
 from lora_flow.initialization import Scheme, initialize
@@ -69,27 +69,17 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[...
 
 @compiled(quickly=True)
 def draw(
-    init: Scheme,
-    side: str,
-    rank: int,
-    padded_rank: int,
-    problem: Any,
-    coordinates: Canonical | None,
-    which: Any,
-    seeds: Any,
-    alphas: Any,
-    narrowed: bool = True,
-) -> tuple[Adapters, Bases | None]:
-    """Initial adapters of one scheme and rank for many (problem, seed, alpha), padded to a common rank.
+    init: Scheme, side: str, rank: int, problem: Any, coordinates: Coordinates, which: Any, seeds: Any, alphas: Any
+) -> tuple[Adapters, Any]:
+    """Initial adapters of one scheme and rank for many (problem, seed, alpha), in these coordinates.
 
-    With `narrowed`, for a loss of the products B A alone, the adapters are narrowed first. With `coordinates` the
-    adapters are in these coordinates, and the bases to leave them come second.
+    Second comes what they need to leave the coordinates; None where these are the given problem's own.
     """
 
-    def one(index: Array | None, seed: Array, alpha: Array) -> tuple[Adapters, Bases | None]:
+    def one(index: Array | None, seed: Array, alpha: Array) -> tuple[Adapters, Any]:
         drawn = initialize(init, jax.random.key(seed), _pick(problem, index), rank=rank, alpha=alpha, side=side)
-        padded = pad(narrow(drawn) if narrowed else drawn, padded_rank)
-        return (padded, None) if coordinates is None else _pick(coordinates, index).enter(padded)
+        entered, bases = _pick(coordinates, index).enter(drawn)
+        return entered, bases if coordinates.changes_problem else None
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(which, seeds, alphas)

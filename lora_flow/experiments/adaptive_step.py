@@ -16,7 +16,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from lora_flow.adapter import Adapter, Adapters, narrow
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.coordinates.narrow import narrow
 from lora_flow.dynamics.descend import StepRule
 from lora_flow.dynamics.network_steps import AdaptiveStep, AdmissibleStep, AroraStep, DuStep
 from lora_flow.experiments.base import Experiment, Progress

@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float
 
-from lora_flow.adapter import Adapter, Adapters, narrow, pad
+from lora_flow.adapter import Adapter, Adapters, pad
+from lora_flow.coordinates.narrow import narrow
 from lora_flow.dynamics.solve import STATUS, solve
 from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, GREEN, ORANGE, PURPLE, Mark, band, keys, letters, panels, shades

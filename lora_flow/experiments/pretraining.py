@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from lora_flow.adapter import Adapter
-from lora_flow.dynamics.solve import Trajectory, save_times, solve
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.coordinates.shared import coordinates_of
+from lora_flow.dynamics.lanes import solve_lanes
+from lora_flow.dynamics.solve import Trajectory, save_times
 from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, ORANGE, band, letters, mark_rounding, panels, shades
 from lora_flow.initialization import gaussian_both_init
+from lora_flow.problems.base import on_host
 from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.network import LinearNetwork
 from lora_flow.problems.rounding import rounding_floors
@@ -87,27 +88,22 @@ def _pretrain(aligned: Factorization, seeds: int) -> Pretrained:
     goal = np.asarray(aligned.w2 @ aligned.w1)
     network = LinearNetwork(goal.T)
     u, sigma, vt = np.linalg.svd(goal)
-    times, shape = save_times(PRETRAINING_END, 81, "log"), (len(RATIOS), seeds)
+    shape = len(RATIOS), seeds
 
-    def draw_one(ratio: Any, seed: Any) -> Adapter:
-        (start,) = gaussian_both_init(jax.random.key(seed), network, rank=WIDTH, alpha=START, ratio=ratio)
-        return start
-
-    def solve_one(start: Adapter) -> Trajectory:
-        adjoint = diffrax.ForwardMode()
-        return solve(network, (start,), t1=PRETRAINING_END, saves=times, rtol=1e-6, adjoint=adjoint, save_adapters=True)
+    def draw_one(ratio: Any, seed: Any) -> Adapters:
+        return gaussian_both_init(jax.random.key(seed), network, rank=WIDTH, alpha=START, ratio=ratio)
 
     drawn = jax.vmap(jax.vmap(draw_one, (None, 0)), (0, None))(jnp.asarray(RATIOS), jnp.arange(seeds))
-    frames, coordinates = np.linalg.qr(np.swapaxes(drawn.stacked, -1, -2))  # rows of W1 and columns of W2 stay in there
-    stacked = jnp.asarray(np.swapaxes(coordinates, -1, -2))
-    narrow = Adapter(stacked[..., SIZE:, :].mT, stacked[..., :SIZE, :])
-    trajectory = eqx.filter_jit(jax.vmap(jax.vmap(solve_one)))(narrow)
+    (coordinates,) = coordinates_of([network], rank=WIDTH)
+    starts, bases = jax.vmap(jax.vmap(coordinates.enter))(drawn)
+    times = save_times(PRETRAINING_END, 81, "log")
+    trajectory = solve_lanes(coordinates.problem, starts, times, rtol=1e-6, save_adapters=True, keep=("loss", "drift"))
     history: Any = trajectory.history
     ((a, b),) = jax.tree.map(np.asarray, history)
     along = np.linalg.norm(a @ vt[0], axis=-1), np.linalg.norm(np.swapaxes(b, -1, -2) @ u[:, 0], axis=-1)
     predict = jax.vmap(jax.vmap(lambda a, b: trained_gains(sigma[0], a, b).ratio))
-    predicted = predict(drawn.a @ vt[0], drawn.b.mT @ u[:, 0])
-    w1, w2 = frames @ a[:, :, -1], b[:, :, -1] @ np.swapaxes(frames, -1, -2)
+    predicted = predict(drawn[0].a @ vt[0], drawn[0].b.mT @ u[:, 0])
+    ((w1, w2),) = on_host(jax.vmap(jax.vmap(coordinates.leave))(trajectory.adapters, bases))
     problems = {
         f"{RATIOS[i]:g}, {seed}": network.for_lora((Adapter(w1[i, seed], w2[i, seed]),), shift=aligned.shift)
         for i, seed in np.ndindex(*shape)

@@ -15,7 +15,8 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
-from lora_flow.adapter import Adapter, Adapters, narrow
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.coordinates.narrow import Narrow, narrow
 from lora_flow.dynamics.solve import STATUS, solve
 from lora_flow.experiments.base import Experiment, Progress
 from lora_flow.figures.style import BLUE, ORANGE, band, letters, panels, shades
@@ -111,8 +112,8 @@ def _distance(problem: LinearNetwork, seen: LinearNetwork, start: Adapters) -> f
     problem is solved in a frame of these directions, and U_2 is added in this frame at the end.
     """
     (((whole, _),), (_, _, u1, w2)) = start, problem.network(start)
-    frame, inside = jnp.linalg.qr(jnp.concatenate([u1.T, w2], axis=1))
-    begun = Adapter(inside[:, : len(u1)], inside[:, len(u1) :].T)
+    (coordinates,) = Narrow.of([seen], rank=len(whole))
+    (begun,), (frame,) = coordinates.enter((Adapter(jnp.asarray(u1.T), jnp.asarray(w2.T)),))
     status, ((a, b),) = _solve(seen, (begun,))
     if status != 0:
         raise RuntimeError(f"the flow from one of the starts ended with status {STATUS[int(status)]!r}")

@@ -16,6 +16,8 @@ from lora_flow.adapter import Adapter, Adapters, check_layers, zero_adapters
 from lora_flow.algebra.diagonal import Matrix
 from lora_flow.algebra.spectra import singular_values
 from lora_flow.checks import kind, require
+from lora_flow.coordinates.base import Coordinates
+from lora_flow.coordinates.narrow import Narrow
 from lora_flow.fields import take_new_fields
 from lora_flow.problems.derivatives import task, task_size
 from lora_flow.problems.formulas import FORMULAS, default, formula, outdated
@@ -92,6 +94,14 @@ class AbstractProblem(eqx.Module):
     def of_products(self) -> bool:
         """Whether the loss is known to be one of the products B_i A_i alone: no."""
         return False
+
+    @default
+    def coordinates(self) -> type[Coordinates]:
+        """The kind of coordinates in which the problem costs least.
+
+        That is `Narrow` for a loss of the products alone, and else `Coordinates`, in which the problem is as it is.
+        """
+        return Narrow if self.of_products else Coordinates
 
     def field(self, adapters: Adapters) -> Adapters:
         """The gradient flow's right-hand side, -dL/dA_i and -dL/dB_i: by differentiation."""
@@ -200,7 +210,7 @@ class Known(AbstractProblem):
         return self.problem.loss(adapters)
 
 
-HANDED_ON = FORMULAS | {"scaling", "weights", "layer_inputs", "any_width", "observe"}
+HANDED_ON = (FORMULAS | {"scaling", "weights", "layer_inputs", "any_width", "observe"}) - {"coordinates"}
 
 
 def as_problem(problem: Any) -> AbstractProblem:

@@ -15,6 +15,7 @@ from lora_flow.algebra.spectra import frobenius_norm, norm, norm_on_host, singul
 from lora_flow.algebra.thin import column_norms, squared_norm_of_product
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import kind, require
+from lora_flow.coordinates.base import Coordinates
 from lora_flow.problems.base import AbstractProblem, Layers, Problem, kind_of, matrix_rank, on_host
 from lora_flow.problems.formulas import keeps_all
 from lora_flow.problems.update import of_the_update
@@ -76,6 +77,13 @@ class Factorization(AbstractProblem):
     def layer_inputs(self) -> tuple[None, Matrix]:
         """Each layer's inputs when the network's are white, a row a sample: None for white, then the columns of W1."""
         return None, self.w1.T
+
+    @property
+    def coordinates(self) -> type[Coordinates]:
+        """Canonical ones, where they are found quickly."""
+        from lora_flow.coordinates.canonical import Canonical, is_quick_to_turn
+
+        return Canonical if is_quick_to_turn(self) else super().coordinates
 
     def update(self, adapters: Adapters) -> Float[Array, "m n"]:
         """F = W2 B1 A1 + B2 A2 W1 + B2 A2 B1 A1, by thin products in O((mh + hn + mn) r)."""

@@ -28,6 +28,7 @@ FORMULAS = frozenset(
         "rounding_floor",
         "product_descent",
         "of_products",
+        "coordinates",
         "pretrained",
         "details",
         "characteristics",

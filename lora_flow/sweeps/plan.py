@@ -20,7 +20,8 @@ from jaxtyping import ArrayLike
 
 from lora_flow.adapter import Adapters, zero_adapters
 from lora_flow.checks import require, require_flag, require_integer
-from lora_flow.coordinates.canonical import Canonical, canonical_all, is_quick_to_turn
+from lora_flow.coordinates.base import Coordinates
+from lora_flow.coordinates.shared import coordinates_of
 from lora_flow.dynamics.analysis import analyse
 from lora_flow.dynamics.batch import draw, lane_sharding, round_solver
 from lora_flow.dynamics.flows import Flow, as_flow
@@ -128,7 +129,7 @@ class Plan:
         # small products on a CPU that is split into devices: the threads are busy; the same for a run that is resumed
         threads = self.devices == 1 or max(map(max, self.problems.members[0].layers)) > THREADED
         solve_round = round_solver(tuple(devices), threads)
-        problem = self.problems.stacked if self.coordinates is None else self.coordinates.problem
+        problem = self.coordinates.problem
         settings = problem, directions_of(problem, bool(self.problems.axes))
         dtype = jnp.result_type(float)
         t1, times = jax.device_put((np.asarray(self.t1, dtype), np.asarray(self.times, dtype)))
@@ -148,16 +149,10 @@ class Plan:
                 bar.update(sum(map(len, lanes)))
 
     @functools.cached_property
-    def coordinates(self) -> Canonical | None:
-        """The canonical coordinates of the problems, stacked likewise; None where the problems are solved as they are.
-
-        Only factorisations of moderate size have them. A subclass that changes anything, or records more, has none.
-        """
-        members: Any = self.problems.members
-        if not all(map(is_quick_to_turn, members)):
-            return None
-        turned = canonical_all(members, rank=max(self.grid.rank))
-        return stack(turned) if self.problems.axes else turned[0]
+    def coordinates(self) -> Coordinates:
+        """The coordinates that the problems are solved in, stacked as the problems are."""
+        found = coordinates_of(self.problems.members, rank=max(self.grid.rank))
+        return stack(found) if self.problems.axes else found[0]
 
     def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, np.ndarray | None, Any, Any]:
         """Per lane, `(devices * batch_size, ...)`: problem index, whether its weights are offset, adapters, bases.
@@ -178,9 +173,7 @@ class Plan:
             alphas = np.asarray([coordinates[place]["alpha"] for place in padded], jnp.result_type(float))
             index = which[padded] if self.problems.axes else None
             whole = self.problems.stacked, self.coordinates
-            drawn = draw(
-                self.grid.schemes[init], side, rank, self._padded_rank, *whole, index, seeds, alphas, self._narrowed
-            )
+            drawn = draw(self.grid.schemes[init], side, rank, *whole, index, seeds, alphas)
             self._check_finite(init, jax.tree.leaves(drawn), [coordinates[place] for place in padded])
             parts.append([np.asarray(leaf)[: len(members)] for leaf in jax.tree.leaves(drawn)])
             places.extend(members)
@@ -205,37 +198,28 @@ class Plan:
         values = solved.observables | {"initial_loss": solved.initial_loss, "rounding_floor": solved.rounding_floor}
         values |= {"status": solved.status, "steps": solved.stats["num_steps"]}
         offset, ranks = [self.grid.schemes[lane["init"]].offset for lane in lanes], [lane["rank"] for lane in lanes]
-        values |= start_values(problems, ranks, offset, start)  # which no change of coordinates alters
-        if solved.history is None:
+        turned, history = self.coordinates.changes_problem, solved.history
+        if turned and (history is not None or len(start) == 1):  # other values of a start are the same in any
+            at_once = jax.tree.map(lambda leaf: leaf[:, None], start)
+            start = jax.tree.map(lambda leaf: leaf[:, 0], self._back(at_once, bases, which))
+        values |= start_values(problems, ranks, offset, start)
+        if history is None:
             return values
-        start, history = jax.tree.map(lambda leaf: leaf[:, None], start), solved.history
-        if bases is not None:
-            start, history = self._back(start, bases, which), self._back(history, bases, which)
-        start = jax.tree.map(lambda leaf: leaf[:, 0], start)
+        history = self._back(history, bases, which) if turned else history
         return values | detail_values(problems, offset, start, history, self.integrator.flow)
 
     def _back(self, history: Any, bases: Any, which: np.ndarray) -> Adapters:
         """The adapters over time, `(lane, time, ...)`, in the coordinates of the given problem."""
-        coordinates: Any = self.coordinates
-        if self.problems.axes:
-            coordinates = jax.tree.map(lambda leaf: leaf[which], coordinates)
-        return on_host(_leave(coordinates, history, bases, bool(self.problems.axes)))
-
-    @property
-    def _padded_rank(self) -> int:
-        """The rank that all lanes are padded to; where starts are narrowed, at most out + in of the widest layer."""
-        most = max(self.grid.rank)
-        return min(most, max(map(sum, self.problems.members[0].layers))) if self._narrowed else most
-
-    @property
-    def _narrowed(self) -> bool:
-        return as_problem(self.problems.members[0]).of_products
+        coordinates, stacked = self.coordinates, bool(self.problems.axes)
+        if stacked:
+            coordinates = jax.tree.map(lambda leaf: leaf[which] if eqx.is_array(leaf) else leaf, coordinates)
+        return on_host(_leave(coordinates, history, bases, stacked))
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape over (time, mode) of every observable."""
         problem, times = self.problems.members[0], len(self.times)
-        rest = zero_adapters(problem.layers, self._padded_rank)
+        rest = zero_adapters(problem.layers, self.coordinates.rank)
         own = jax.eval_shape(lambda rest: own_observables(problem, rest), rest)
         names = ["loss", *_names_of_observables(len(problem.layers)), *own]
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (times,))
@@ -316,10 +300,14 @@ def plan_sweep(
 
 
 @compiled()
-def _leave(coordinates: Canonical, history: Adapters, bases: Any, stacked: bool) -> Adapters:
+def _leave(coordinates: Coordinates, history: Adapters, bases: Any, stacked: bool) -> Adapters:
     """Over lanes and times; `stacked` says whether each lane has coordinates of its own."""
-    over_time = jax.vmap(Canonical.leave, in_axes=(None, 0, None))
-    return jax.vmap(over_time, in_axes=(0 if stacked else None, 0, 0))(coordinates, history, bases)
+
+    def leave(coordinates: Coordinates, adapters: Adapters, bases: Any) -> Adapters:
+        return coordinates.leave(adapters, bases)
+
+    over_time = eqx.filter_vmap(leave, in_axes=(None, 0, None))
+    return eqx.filter_vmap(over_time, in_axes=(eqx.if_array(0) if stacked else None, 0, 0))(coordinates, history, bases)
 
 
 _version = functools.cache(version)  # a millisecond each

@@ -19,13 +19,13 @@ from lora_flow import (
     SingleLayer,
     aligned_problem,
     analyse,
+    canonical,
     gaussian_init,
     load_run,
     loram_init,
     solve,
     sweep,
 )
-from lora_flow.coordinates.canonical import canonical_all
 from lora_flow.dynamics.descend import MuKlabjan
 from lora_flow.dynamics.observables import Direction, measure, observables
 from lora_flow.dynamics.solve import STATUS
@@ -161,7 +161,7 @@ def test_the_size_of_a_zero_weight_has_a_finite_derivative():
 def test_canonical_coordinates_of_tiny_weights_are_those_of_larger_ones_scaled(scale):
     plain = aligned_problem(jax.random.key(0), **SIZES)
     tiny = Factorization(w1=scale * plain.w1, w2=plain.w2, shift=plain.shift)
-    scaled, expected = (canonical_all([problem], rank=2)[0].problem for problem in (tiny, plain))
+    scaled, expected = (canonical(problem, rank=2).problem for problem in (tiny, plain))
     assert type(scaled) is type(expected)
     for name in ("w1", "w2", "shift"):
         by = scale if name == "w1" else 1.0
