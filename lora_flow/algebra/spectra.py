@@ -174,6 +174,11 @@ def positive(values: Array) -> Array:
     return jnp.where(values > 0, values, 1.0)
 
 
+def or_zero(values: Array) -> Array:
+    """Zero in place of NaN."""
+    return jnp.where(jnp.isnan(values), 0.0, values)
+
+
 def norm(x: Array | np.ndarray, axis: int | tuple[int, ...] | None = None) -> Array:
     """The Euclidean norm of all entries, or along an axis, even where their squares are beyond the type's range.
 

@@ -20,7 +20,7 @@ from lora_flow.storage.checksums import Damaged, listed
 from lora_flow.storage.folder import RESULTS, SETTINGS, read_settings, steady
 from lora_flow.storage.locks import holder
 from lora_flow.storage.swap import is_generated
-from lora_flow.sweeps.labels import PENDING
+from lora_flow.sweeps.schema import PENDING
 
 
 def status(path: str | Path) -> str:

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
 from lora_flow.coordinates.base import Coordinates
-from lora_flow.dynamics.observables import Direction
+from lora_flow.dynamics.measurements import Direction
 from lora_flow.dynamics.solve import Integrator, Trajectory, solve_lane
 from lora_flow.initialization import Scheme, initialize
 from lora_flow.problems.offset import offset_where

@@ -31,7 +31,7 @@ from lora_flow.checks import (
     require_number,
 )
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
-from lora_flow.dynamics.observables import measure, principal_directions
+from lora_flow.dynamics.measurements import measure, principal_directions
 from lora_flow.dynamics.solve import STATUS, Trajectory, conserved, finite, observed, prepend, velocity, where
 from lora_flow.fields import take_new_fields
 from lora_flow.problems.base import Problem, as_problem, kind_of, own_observables

@@ -29,7 +29,8 @@ from lora_flow.checks import (
     require_number,
 )
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
-from lora_flow.dynamics.observables import Direction, Measurement, measure, observables, principal_directions
+from lora_flow.dynamics.measurements import Direction, Measurement, measure, principal_directions
+from lora_flow.dynamics.observables import observables
 from lora_flow.problems.base import AbstractProblem, Problem, as_problem, own_observables, vector_field
 from lora_flow.problems.derivatives import probe
 from lora_flow.problems.rounding import rounding_floor

@@ -178,6 +178,10 @@ class AbstractProblem(eqx.Module):
         """What `analyse` adds, by name, from NumPy's adapters with one leading axis: nothing."""
         return {}
 
+    def meanings(self) -> dict[str, str]:
+        """The meaning by name of what `observe`, `details` and `characteristics` return: none is told."""
+        return {}
+
     def characteristics(self) -> dict[str, float | int]:
         """Plain numbers by name that a sweep has as coordinates over its problems: none."""
         return {}
@@ -210,7 +214,7 @@ class Known(AbstractProblem):
         return self.problem.loss(adapters)
 
 
-HANDED_ON = (FORMULAS | {"scaling", "weights", "layer_inputs", "any_width", "observe"}) - {"coordinates"}
+HANDED_ON = (FORMULAS | {"scaling", "weights", "layer_inputs", "any_width", "observe", "meanings"}) - {"coordinates"}
 
 
 def as_problem(problem: Any) -> AbstractProblem:

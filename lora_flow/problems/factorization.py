@@ -18,7 +18,15 @@ from lora_flow.checks import kind, require
 from lora_flow.coordinates.base import Coordinates
 from lora_flow.problems.base import AbstractProblem, Layers, Problem, kind_of, matrix_rank, on_host
 from lora_flow.problems.formulas import keeps_all
-from lora_flow.problems.update import of_the_update
+from lora_flow.problems.update import OF_THE_UPDATE, of_the_update
+
+OF_THE_GAINS = {
+    "sigma": "singular value of the shift's pair (u, v) that is learned first",
+    "sigma_w1": "||W1 v||, with that pair",
+    "sigma_w2": "||W2^T u||, with that pair",
+    "shift_rank": "rank of the shift",
+    "aligned": "1 where the shift, W1 and W2 have their singular vectors in common",
+}
 
 
 class Factorization(AbstractProblem):
@@ -149,6 +157,9 @@ class Factorization(AbstractProblem):
         """The update's singular values, terms and direction, and the parts of the loss."""
         w1, w2, shift = (np.asarray(matrix) for matrix in (self.w1, self.w2, self.shift))
         return of_the_update(w1, w2, shift, adapters)
+
+    def meanings(self) -> dict[str, str]:
+        return OF_THE_UPDATE | OF_THE_GAINS
 
     def growth_bound(self) -> Callable[[Adapters], Float[Array, ""]]:
         """A function from a state to a bound on the growth rate of small modes: the largest ||dL/dW_i||_F, in O(N^2 r).

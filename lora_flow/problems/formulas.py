@@ -35,8 +35,9 @@ FORMULAS = frozenset(
         "summary",
     }
 )
-# what single classes have of this kind, what is recorded, and what is printed
-BESIDE = frozenset({"descent_of", "spectrum", "leading_gains", "observe", "offset", "_about"})
+TOLD = frozenset({"_about", "meanings"})  # to people
+# what single classes have of this kind, what is recorded, and what is told
+BESIDE = TOLD | {"descent_of", "spectrum", "leading_gains", "observe", "offset"}
 
 Levels = Sequence[Mapping[str, Any]]
 
@@ -95,7 +96,7 @@ def keeps_all(problem: Any, kind: type[Kind]) -> TypeGuard[Kind]:
         return False
     levels, index = _levels(problem), _index(problem, kind)
     own = set().union(*levels[:index])
-    return not _changes(levels, index) and not own & (FORMULAS | BESIDE - {"_about"})
+    return not _changes(levels, index) and not own & (FORMULAS | BESIDE - TOLD)
 
 
 def _levels(problem: Any) -> Levels:

@@ -136,6 +136,12 @@ class LinearNetwork(AdaptedLayer):
         """`distance`: ||W1 W2 - X^+ Y||_F, which need not go to zero where X has dependent columns."""
         return {"distance": norm(self.solution - self._change(adapters).T)}
 
+    def meanings(self) -> dict[str, str]:
+        return {
+            "distance": "||W1 W2 - X^+ Y||_F, distance from the solution of least norm",
+            "least_loss": "L*, what the loss of a network is measured from",
+        }
+
     def task_sizes(self) -> tuple[Array]:
         fed = jnp.ones(()) if self.features is None else frobenius_norm(self.features) ** 2
         return (fed * frobenius_norm(self.solution),)

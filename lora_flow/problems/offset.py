@@ -97,6 +97,9 @@ class Offset(AbstractProblem):
         kept: dict[str, Any] = {name: (..., *map(slice, values.shape[1:])) for name, values in like.items()}
         return {name: values[kept[name]] for name, values in told.items()}
 
+    def meanings(self) -> dict[str, str]:
+        return self._inner.meanings()
+
 
 @compiled()
 def _joined(problem: Offset, adapters: Adapters) -> Adapters:

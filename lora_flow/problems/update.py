@@ -10,9 +10,23 @@ from lora_flow.algebra.angles import one_minus_cosine, ties
 from lora_flow.algebra.spectra import norm_on_host
 from lora_flow.problems.base import matrix_rank
 
+OF_THE_UPDATE = {
+    "update_singular_values": "singular values of the update F, the first min(m, n, 2 r)",
+    "update_alignment_error": "1 - cos of the angle between F's top singular pair (u_F; v_F) and the shift's (u; v)",
+    "term_1": "||W2 B1 A1||_F",
+    "term_2": "||B2 A2 W1||_F",
+    "term_12": "||B2 A2 B1 A1||_F",
+    "loss_signal": "1/2 ||U^T E V||_F^2, part of the loss along the shift's singular vectors U and V",
+    "loss_rest": "part of the loss across the shift's singular vectors",
+}
+
 
 def of_the_update(w1: np.ndarray, w2: np.ndarray, shift: np.ndarray, adapters: Any) -> dict[str, np.ndarray]:
-    """Name -> `(state, ...)` of adapters with one leading axis, NumPy's arrays; `analyse` describes the names."""
+    """All of `OF_THE_UPDATE`, `(state, ...)`, of adapters with one leading axis, NumPy's arrays.
+
+    The split of the loss is equation 79 of arXiv 2503.06982. Singular values beyond the first are zero, except for an
+    `Offset`.
+    """
     (a1, b1), (a2, b2) = adapters
     factors = {"term_1": (w2 @ b1, a1), "term_2": (b2, a2 @ w1), "term_12": (b2, (a2 @ b1) @ a1)}
     terms = {name: x @ y for name, (x, y) in factors.items()}

@@ -11,7 +11,7 @@ import xarray as xr
 from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import phases
 from lora_flow.results.report import Table, cells, kind_of, log10, problem_dims, show
-from lora_flow.sweeps.labels import layers_of
+from lora_flow.sweeps.schema import layers_of
 from lora_flow.theory import gradient_flow as theory
 
 T1_RANGE = (0.6, 1.1)  # measured over predicted

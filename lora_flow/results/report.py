@@ -14,7 +14,7 @@ import xarray as xr
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import spread, told
 from lora_flow.results.phases import aligning, leading
-from lora_flow.sweeps.labels import LANE_DIMS, PENDING, layers_of
+from lora_flow.sweeps.schema import LANE_DIMS, PENDING, layers_of
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
 SOLVED_BY = {"Automatic": "Tsit5 and RKC (auto)", "RungeKuttaChebyshev": "RKC"}  # as --solver has them
@@ -54,7 +54,7 @@ def final_values(dataset: xr.Dataset) -> Table:
     """The values at the last time: means over seeds, plus or minus one standard deviation where there are several."""
     varied = problem_dims(dataset)
     header = [*varied, "init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
-    layers = range(1, 3 if "norm_z2" in dataset else 2)
+    layers = range(1, 1 + len(layers_of(dataset)))
     header += [*(f"norm Z{i}" for i in layers), "steps", "done"]
     lowest = bool(dataset["loss_floor"].notnull().any())
     header += (["lowest possible loss"] if lowest else []) + (["distance"] if "distance" in dataset else [])

@@ -85,6 +85,12 @@ def _find(key: Hashable, made: Callable[..., _Program], *how: Any) -> _Program:
         return program
 
 
+def forget() -> None:
+    """Forgets every program: what they compute is another now."""
+    with _lock:
+        _programs.clear()
+
+
 def _make_room() -> None:
     """Forgets the programs that have been unused for longest, while the programs are too many."""
     with _lock:

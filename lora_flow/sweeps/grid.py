@@ -31,8 +31,9 @@ from lora_flow.initialization import (
 from lora_flow.problems.base import Problem, require_problem
 from lora_flow.problems.padding import check_padding
 from lora_flow.problems.stale import check_problem
-from lora_flow.sweeps.labels import LANE_DIMS, check_labels
+from lora_flow.storage.portable import check_labels
 from lora_flow.sweeps.limits import LARGEST
+from lora_flow.sweeps.schema import LANE_DIMS
 
 
 @dataclasses.dataclass(frozen=True)

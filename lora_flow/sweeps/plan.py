@@ -22,10 +22,11 @@ from lora_flow.adapter import Adapters, zero_adapters
 from lora_flow.checks import require, require_flag, require_integer
 from lora_flow.coordinates.base import Coordinates
 from lora_flow.coordinates.shared import coordinates_of
-from lora_flow.dynamics.analysis import analyse
+from lora_flow.dynamics.analysis import modes_of_details
 from lora_flow.dynamics.batch import draw, lane_sharding, round_solver
 from lora_flow.dynamics.flows import Flow, as_flow
-from lora_flow.dynamics.observables import Direction, directions_of, measure, observables
+from lora_flow.dynamics.measurements import directions_of
+from lora_flow.dynamics.observables import OBSERVABLES
 from lora_flow.dynamics.solve import Integrator, integrator, save_times
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem, as_problem, on_host, own_observables
@@ -33,9 +34,10 @@ from lora_flow.problems.tasks import fastest_rate
 from lora_flow.runtime.compiling import compiled
 from lora_flow.runtime.memory import require_memory
 from lora_flow.runtime.progress import Progress
+from lora_flow.storage.portable import portable_attrs
 from lora_flow.sweeps.grid import Grid, Problems, stack
-from lora_flow.sweeps.labels import PENDING, label, portable_attrs
 from lora_flow.sweeps.limits import COPIES, LANE
+from lora_flow.sweeps.schema import OF_LANES, label
 from lora_flow.sweeps.values import Values, detail_values, start_values
 from lora_flow.version import __version__
 
@@ -99,23 +101,16 @@ class Plan:
         over_time = {
             name: ((*dims, *modes[: len(own)]), np.full((*shape, *own), np.nan)) for name, own in self._shapes.items()
         }
-        lanes = {
-            "status": np.full(shape, PENDING, np.int8),
-            "initial_loss": np.full(shape, np.nan),
-            "rounding_floor": np.full(shape, np.nan),
-            "steps": np.zeros(shape, np.int32),
-            "dead_directions": np.zeros(shape, np.int32),
-            "loss_floor": np.full(shape, np.nan),
-        }
+        of_lanes = {name: (dims, np.full(shape, one.pending)) for name, one in OF_LANES.items()}
         dataset = xr.Dataset(
-            over_time | {name: (dims, values) for name, values in lanes.items()},
+            over_time | of_lanes,
             coords={dim: list(values) for dim, values in axes.items()}
             | {"time": self.times}
             | self._gains()
             | self._offset,
             attrs=self._attrs(),
         )
-        return label(dataset)
+        return label(dataset, as_problem(self.problems.members[0]).meanings())
 
     @property
     def _offset(self) -> dict[str, Any]:
@@ -221,10 +216,11 @@ class Plan:
         problem, times = self.problems.members[0], len(self.times)
         rest = zero_adapters(problem.layers, self.coordinates.rank)
         own = jax.eval_shape(lambda rest: own_observables(problem, rest), rest)
-        names = ["loss", *_names_of_observables(len(problem.layers)), *own]
+        names = ["loss", *sorted(OBSERVABLES.meanings(len(problem.layers))), *own]
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (times,))
         if self.integrator.save_adapters:
-            shapes |= {name: (times, *array.shape) for name, array in analyse(problem, rest).items()}
+            modes = modes_of_details(problem, self.coordinates.rank)
+            shapes |= {name: (times, *shape) for name, shape in modes.items()}
         return shapes
 
     def _gains(self) -> dict[str, Any]:
@@ -311,16 +307,6 @@ def _leave(coordinates: Coordinates, history: Adapters, bases: Any, stacked: boo
 
 
 _version = functools.cache(version)  # a millisecond each
-
-
-@functools.cache
-def _names_of_observables(layers: int) -> tuple[str, ...]:
-    def named() -> dict[str, Any]:
-        one = Direction(jnp.ones(1), jnp.ones(1))
-        measured = measure(zero_adapters(((1, 1),) * layers, 1), (one,) * layers)
-        return observables(jax.tree.map(lambda leaf: leaf[None], measured))
-
-    return tuple(jax.eval_shape(named))
 
 
 def digest(problems: Problems) -> str:

@@ -19,10 +19,11 @@ from lora_flow.checks import as_path, require, require_flag
 from lora_flow.storage import checksums
 from lora_flow.storage.folder import RESULTS, SETTINGS, Folder, Kind, Template, is_started, read_settings, steady
 from lora_flow.storage.locks import locked, mend
+from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import is_generated
 from lora_flow.storage.unchanged import check_same
-from lora_flow.sweeps.labels import PENDING, portable_attrs
 from lora_flow.sweeps.plan import Plan
+from lora_flow.sweeps.schema import PENDING
 
 PROBLEM = "problem-as-started"
 _SUFFIXES = (".npz", ".safetensors")  # of files that hold a problem

@@ -15,8 +15,8 @@ from lora_flow.cli import main
 from lora_flow.cli.folders import status
 from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.storage.locks import holder, locked
-from lora_flow.sweeps.labels import PENDING
 from lora_flow.sweeps.run import open_runs
+from lora_flow.sweeps.schema import PENDING
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
 

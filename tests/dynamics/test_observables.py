@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lora_flow import Adapter, Factorization, analyse, digits_problem, gaussian_init, linearised_task, solve
-from lora_flow.dynamics.observables import Direction, measure, observables, principal_directions
+from lora_flow.dynamics.measurements import Direction, measure, principal_directions
+from lora_flow.dynamics.observables import observables
 
 
 def read_off(adapters, directions):

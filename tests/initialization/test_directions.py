@@ -23,7 +23,8 @@ from lora_flow import (
     solve,
     sweep,
 )
-from lora_flow.dynamics.observables import measure, observables, principal_directions
+from lora_flow.dynamics.measurements import measure, principal_directions
+from lora_flow.dynamics.observables import observables
 
 ONE, OTHER = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])
 RELATIVE = ("alignment_error", "norm_along1", "norm_across1", "overlap_1")

@@ -113,6 +113,7 @@ def test_defaults_are_what_the_formulas_of_a_layer_are(make):
     assert not asked.any_width
     assert not asked.of_products
     assert asked.observe(STATE) == asked.details(STATE) == asked.characteristics() == asked.summary() == {}
+    assert asked.meanings() == {}
     moved = asked.offset(STATE)
     np.testing.assert_allclose(moved.loss(STATE), 0.5 * np.sum(SHIFT**2), rtol=1e-12)
     inner, joined = moved.pretrained()
@@ -132,10 +133,14 @@ def test_what_an_object_has_of_its_own_is_handed_on():
         def observe(self, adapters):
             return {"entry": adapters[0].a[0, 0]}
 
+        def meanings(self):
+            return {"entry": "first entry of A"}
+
     asked = as_problem(Own())
     assert (asked.scaling, asked.any_width, asked.smoothness()) == (3.0, True, 5.0)
     assert asked.weights[0] is WEIGHT
     assert asked.observe(STATE) == {"entry": STATE[0].a[0, 0]}
+    assert asked.meanings() == {"entry": "first entry of A"}
     assert as_problem(asked) is asked
     for wrong in (3, LossOnly, None):
         with pytest.raises(InputError, match="problem must have layers and loss"):

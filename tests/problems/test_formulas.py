@@ -31,7 +31,7 @@ from lora_flow import (
     sweep,
 )
 from lora_flow.problems.base import vector_field
-from lora_flow.problems.formulas import FORMULAS
+from lora_flow.problems.formulas import FORMULAS, keeps_all
 from lora_flow.problems.tasks import fastest_rate, task_rank
 from lora_flow.sweeps.plan import plan_sweep
 
@@ -200,6 +200,10 @@ def test_what_changes_no_loss_keeps_the_formulas():
         def __str__(self):
             return self.name
 
+    class Told(Factorization):
+        def meanings(self):
+            return {}
+
     class OwnField(Factorization):  # the author's word
         def field(self, adapters):
             return jax.tree.map(jnp.zeros_like, adapters)
@@ -218,11 +222,12 @@ def test_what_changes_no_loss_keeps_the_formulas():
         def descent_of(self, change):
             return SHIFT - change
 
-    for kind in (Named, OwnField, Mixed):
+    for kind in (Named, Told, OwnField, Mixed):
         assert formula(kind(W1, W2, SHIFT), "field") is not None
         assert formula(kind(W1, W2, SHIFT), "growth_bound") is not None
     assert not np.any(np.asarray(vector_field(OwnField(W1, W2, SHIFT))(start_of(Mixed(W1, W2, SHIFT)))[0].a))
     assert formula(Layer(jnp.ones(())), "field") is not None
+    assert [keeps_all(kind(W1, W2, SHIFT), Factorization) for kind in (Named, Told, Mixed)] == [False, True, True]
     still = sweep(OwnField(W1, W2, SHIFT), alpha=0.1, rank=2, t1=1.0, saves=2, solver="Tsit5", progress=False)
     assert np.ptp(still["loss"].values) == 0  # no coordinates in which another field would be used
 

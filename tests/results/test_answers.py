@@ -17,8 +17,8 @@ from lora_flow.results.predictions import predictions
 from lora_flow.results.report import Table, about, final_values, report, unfinished
 from lora_flow.results.summary import answered
 from lora_flow.settings import Settings, build_plan, to_table
-from lora_flow.sweeps.labels import PENDING, label
 from lora_flow.sweeps.run import load_run, open_runs
+from lora_flow.sweeps.schema import PENDING, label
 
 TIME = np.linspace(0.0, 10.0, 101)
 FLOOR = 1e-26
@@ -230,6 +230,12 @@ def test_long_tables_go_to_files_with_all_their_rows():
     assert max(map(len, text.split("\n\n"))) < 3000
     _, files = report({"run": parts(dataset)}, [])
     assert sorted(files) == ["report-run-alignment.csv", "report-run-loss.csv"]
+
+
+def test_the_final_values_have_the_norms_of_all_layers():
+    dataset = made([falling(1)], [flat(1e-3)]).assign_attrs(layers=[6, 5, 4, 6, 3, 4])
+    final = final_values(dataset.assign(norm_z3=3 * dataset["norm_z1"]))
+    assert [final.rows[0][final.header.index(f"norm Z{i}")] for i in (1, 2, 3)] == ["1.000", "1.000", "3.000"]
 
 
 def test_one_seed_has_no_spread():

@@ -27,7 +27,8 @@ from lora_flow import (
     sweep,
 )
 from lora_flow.dynamics.descend import MuKlabjan
-from lora_flow.dynamics.observables import Direction, measure, observables
+from lora_flow.dynamics.measurements import Direction, measure
+from lora_flow.dynamics.observables import observables
 from lora_flow.dynamics.solve import STATUS
 from lora_flow.initialization.directions import frame_of
 

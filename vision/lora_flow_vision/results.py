@@ -19,9 +19,9 @@ from lora_flow import Adapter
 from lora_flow.checks import InputError, require
 from lora_flow.storage.folder import SETTINGS, Kind, Template, read_settings, steady
 from lora_flow.storage.lanes import NOT_RUN
+from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import write_atomically
 from lora_flow.storage.unchanged import check_same
-from lora_flow.sweeps.labels import portable_attrs
 from lora_flow_vision.settings import HEAD, VisionSettings, from_table
 from lora_flow_vision.tensors import open_tensors
 
