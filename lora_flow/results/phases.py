@@ -59,6 +59,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
       one; a guide for other problems, and NaN for flows that are not plain.
 
     The first two are interpolated between saves, in the logarithm of the crossing quantity; the others are saved times.
+    T1 too is a saved time, after the true one, where the overlap is zero at the save before: at t = 0 with B(0) = 0.
 
     **Returns:** an `xarray.Dataset` of these variables over the dataset's dims without `time`.
 
@@ -102,6 +103,8 @@ def aligning(dataset: xr.Dataset) -> str:
     if "sigma_w1" not in dataset.coords:
         return "Z1 = [B1; A1^T], of the first layer"
     second = second_leads(dataset).values
+    if not (second | (dataset["sigma_w2"] > (1 + NEAR) * dataset["sigma_w1"]).values).any():
+        return "Z1 = [B1; A1^T], of the first layer (delta_w = 1: neither is selected)"
     if not second.any():
         return "Z1 = [B1; A1^T], of the layer that aligns first"
     both = "Z1, or Z2 where delta_w > 1"
@@ -204,7 +207,7 @@ def fall_to(loss: xr.DataArray, level: float | xr.DataArray, before: float = np.
 def crossing(values: xr.DataArray, threshold: xr.DataArray, before: float = np.nan) -> xr.DataArray:
     """The first time at which the values reach the threshold; infinite or NaN as in `phases`.
 
-    `before` where that was before the first save.
+    `before` where that was before the first save. The first save that is seen beyond it, where the one before is zero.
     """
     saved = values["time"].values
 
@@ -216,10 +219,9 @@ def crossing(values: xr.DataArray, threshold: xr.DataArray, before: float = np.n
         if i == 0:
             return 0.0 if saved[0] == 0 else before
         low, high = row[i - 1], row[i]
-        if low > 0 and np.isfinite(high):
-            share = np.log(level / low) / np.log(high / low)
-        else:
-            share = (level - low) / (high - low)
+        if not (low > 0 and np.isfinite(high)):  # from zero the growth between the two saves is not known
+            return float(saved[i])
+        share = np.log(level / low) / np.log(high / low)
         return float(saved[i - 1] + share * (saved[i] - saved[i - 1]))
 
     return _for_each_lane(first, values, threshold)

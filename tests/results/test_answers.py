@@ -119,6 +119,11 @@ def test_the_report_says_which_layer_it_tells_of():
         assert f"top left singular vector of {of}" in one[-2]
         assert one[-1] == f"The alignment error is that of {of}."
     assert [final_values(one).rows[0][5] for one in (first, second)] == ["-8.00", "-0.30"]
+    neither = final_values(first.assign_coords(sigma_w1=first["sigma_w2"])).about
+    assert (
+        neither
+        == "The alignment error is that of Z1 = [B1; A1^T], of the first layer (delta_w = 1: neither is selected)."
+    )
     both = xr.concat([first, second], "delta_w", coords="different", compat="equals").transpose("delta_w", ...)
     alignment = answered(both.assign_coords(delta_w=[0.5, 2.0]))[1][0]
     assert alignment.header[:3] == ["delta_w", "layer", "least 1 - cos"]

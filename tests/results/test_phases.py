@@ -37,6 +37,14 @@ def test_crossings_are_interpolated_in_the_logarithm():
     assert float(spans["t1_predicted"].squeeze()) == pytest.approx(np.log(1e3) / 2.0)
 
 
+def test_from_zero_t1_is_the_first_save_beyond_it():
+    """Between the two the overlap grows by an unknown law: linearly, T1 would be at half of the step here."""
+    dataset = curves().isel(time=[0, 40, 80])
+    assert float(phases(dataset)["t1"].squeeze()) == pytest.approx(0.5 * np.log(0.25 / 1e-6), rel=1e-9)
+    at_rest = dataset.assign(overlap_1=dataset["overlap_1"].where(dataset["time"] > 0, 0.0))
+    assert float(phases(at_rest)["t1"].squeeze()) == 10.0
+
+
 def test_above_one_the_layers_exchange_roles():
     spans = phases(curves(s1=1.0, s2=0.5))
     assert float(spans["t_align"].squeeze()) == pytest.approx(2 * np.log(10), rel=1e-9)
