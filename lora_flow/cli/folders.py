@@ -18,9 +18,9 @@ from lora_flow.runtime.progress import span
 from lora_flow.storage import checksums
 from lora_flow.storage.checksums import Damaged, listed
 from lora_flow.storage.folder import RESULTS, SETTINGS, read_settings, steady
+from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.locks import holder
 from lora_flow.storage.swap import is_generated
-from lora_flow.sweeps.schema import PENDING
 
 
 def status(path: str | Path) -> str:
@@ -67,11 +67,11 @@ def _part(path: Path) -> tuple[str, bool]:
 def _counts(path: Path, lanes: xr.DataArray, batches: np.ndarray | None, kind: str) -> tuple[str, int]:
     """One line on the lanes, and how many have not run; a batch is done when all of its lanes are."""
     meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
-    counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != PENDING}
+    counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != NOT_RUN}
     done = sum(counts.values())
     together = ""
     if batches is not None:
-        total, open_ones = len(np.unique(batches)), len(np.unique(batches[lanes.values == PENDING]))
+        total, open_ones = len(np.unique(batches)), len(np.unique(batches[lanes.values == NOT_RUN]))
         together = f" ({total - open_ones} of {total} {kind})"
     ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
     return f"{path}: {done} of {lanes.size} lanes done{together}; ended: {ended}", lanes.size - done

@@ -17,6 +17,7 @@ from lora_flow.checks import require
 from lora_flow.dynamics.flows import Flow
 from lora_flow.dynamics.solve import STATUS, Trajectory, solve
 from lora_flow.problems.base import Problem
+from lora_flow.runtime.compiling import compiled
 
 Tree = TypeVar("Tree")
 Solved = TypeVar("Solved", bound=Trajectory)
@@ -57,7 +58,7 @@ def solve_lanes(
     return finished(solved) if throw else solved
 
 
-@eqx.filter_jit
+@compiled()
 def _solve(
     problem: Any, starts: Adapters, times: Any, lanes: int, each: bool, keep: tuple[str, ...] | None, how: Any
 ) -> Trajectory:

@@ -14,7 +14,8 @@ import xarray as xr
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import spread, told
 from lora_flow.results.phases import aligning, leading
-from lora_flow.sweeps.schema import LANE_DIMS, PENDING, layers_of
+from lora_flow.storage.lanes import NOT_RUN
+from lora_flow.sweeps.schema import LANE_DIMS, layers_of
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
 SOLVED_BY = {"Automatic": "Tsit5 and RKC (auto)", "RungeKuttaChebyshev": "RKC"}  # as --solver has them
@@ -83,7 +84,7 @@ def final_values(dataset: xr.Dataset) -> Table:
 
 
 def _steps(cell: xr.Dataset) -> str:
-    steps = cell["steps"].values[cell["status"].values != PENDING]
+    steps = cell["steps"].values[cell["status"].values != NOT_RUN]
     if not steps.size:
         return "-"
     return f"{steps.min()}-{steps.max()}" if steps.min() < steps.max() else str(steps.max())
@@ -118,7 +119,7 @@ def show(value: Any) -> str:
 def unfinished(datasets: Iterable[xr.Dataset]) -> str:
     """ "unfinished: 40 of 240 lanes", or "" where every lane has run."""
     lanes = [dataset["status"].values for dataset in datasets]
-    total, waiting = sum(one.size for one in lanes), sum(int((one == PENDING).sum()) for one in lanes)
+    total, waiting = sum(one.size for one in lanes), sum(int((one == NOT_RUN).sum()) for one in lanes)
     return f"unfinished: {total - waiting} of {total} lanes" if waiting else ""
 
 
@@ -210,7 +211,7 @@ def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
         attrs = dataset["status"].attrs
         for code, meaning in zip(attrs["flag_values"], attrs["flag_meanings"].split(), strict=True):
             count = int((dataset["status"] == code).sum())
-            if code not in (0, PENDING) and count:
+            if code not in (0, NOT_RUN) and count:
                 counts[meaning] = counts.get(meaning, 0) + count
     return counts
 

@@ -18,12 +18,12 @@ import xarray as xr
 from lora_flow.checks import as_path, require, require_flag
 from lora_flow.storage import checksums
 from lora_flow.storage.folder import RESULTS, SETTINGS, Folder, Kind, Template, is_started, read_settings, steady
+from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.locks import locked, mend
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import is_generated
 from lora_flow.storage.unchanged import check_same
 from lora_flow.sweeps.plan import Plan
-from lora_flow.sweeps.schema import PENDING
 
 PROBLEM = "problem-as-started"
 _SUFFIXES = (".npz", ".safetensors")  # of files that hold a problem
@@ -129,7 +129,7 @@ def _load_run(path: Path, partial: bool) -> xr.Dataset:
     dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet
     if not partial:
         return dataset
-    ran = dataset["status"] != PENDING  # whatever the file holds for the others
+    ran = dataset["status"] != NOT_RUN  # whatever the file holds for the others
     return dataset.assign({name: one.where(ran) for name, one in dataset.data_vars.items() if one.dtype.kind == "f"})
 
 

@@ -11,9 +11,9 @@ import xarray as xr
 from lora_flow.dynamics.analysis import DETAILS
 from lora_flow.dynamics.observables import OBSERVABLES
 from lora_flow.dynamics.solve import STATUS
+from lora_flow.storage.lanes import NOT_RUN
 
 LANE_DIMS = ("init", "side", "alpha", "rank", "seed")  # after those of the problems, before time
-PENDING = -1  # the status of a lane that has not run
 
 
 class OfLane(NamedTuple):
@@ -24,7 +24,7 @@ class OfLane(NamedTuple):
 
 
 OF_LANES = {
-    "status": OfLane("how the lane ended", np.int8(PENDING)),
+    "status": OfLane("how the lane ended", np.int8(NOT_RUN)),
     "initial_loss": OfLane("loss at t = 0", np.nan),
     "rounding_floor": OfLane("loss below which it is at rounding, not a number", np.nan),
     "steps": OfLane("solver steps, rejected ones included", np.int32(0)),
@@ -60,7 +60,7 @@ def label(dataset: xr.Dataset, own: Mapping[str, str] | None = None) -> xr.Datas
     for name in set(about) & set(map(str, dataset.variables)):
         dataset[name].attrs["long_name"] = about[name]
     dataset["status"].attrs |= {
-        "flag_values": [PENDING, *range(len(STATUS))],
+        "flag_values": [NOT_RUN, *range(len(STATUS))],
         "flag_meanings": " ".join(("pending", *STATUS)),
     }
     return dataset

@@ -14,9 +14,9 @@ from lora_flow import InputError, load_run
 from lora_flow.cli import main
 from lora_flow.cli.folders import status
 from lora_flow.settings import Settings, build_plan, to_table
+from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.locks import holder, locked
 from lora_flow.sweeps.run import open_runs
-from lora_flow.sweeps.schema import PENDING
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
 
@@ -64,7 +64,7 @@ def test_batches_are_counted_by_their_lanes(tmp_path):
             folders[""].write(lanes, values)
     status_of = zarr.open_array(out / "results.zarr" / "status")
     lost, flat = status_of[...], plan.batches
-    lost.reshape(-1)[[flat[0][0], flat[2][1]]] = PENDING
+    lost.reshape(-1)[[flat[0][0], flat[2][1]]] = NOT_RUN
     status_of[...] = lost
     assert status(out).startswith(f"{out}: 6 of 8 lanes done (2 of 4 batches); ended: 6 success")
     shutil.rmtree(out / "results.zarr" / "checks" / "batches")
@@ -145,7 +145,7 @@ def test_a_partial_run_is_nan_where_nothing_has_run(unfinished):
     with pytest.raises(InputError, match=r"must hold a finished run, got 6 of 8 lanes; finish it with"):
         load_run(unfinished)
     dataset = load_run(unfinished, partial=True)
-    waits = dataset["status"] == PENDING
+    waits = dataset["status"] == NOT_RUN
     assert int(waits.sum()) == 2
     for name, values in dataset.data_vars.items():
         if values.dtype.kind == "f" and name != "loss_floor":  # which two layers do not have

@@ -17,8 +17,9 @@ from lora_flow.results.predictions import predictions
 from lora_flow.results.report import Table, about, final_values, report, unfinished
 from lora_flow.results.summary import answered
 from lora_flow.settings import Settings, build_plan, to_table
+from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.sweeps.run import load_run, open_runs
-from lora_flow.sweeps.schema import PENDING, label
+from lora_flow.sweeps.schema import label
 
 TIME = np.linspace(0.0, 10.0, 101)
 FLOOR = 1e-26
@@ -159,7 +160,7 @@ def test_lanes_that_failed_or_wait_do_not_count():
     dataset = made([falling(2), falling(3)], [flat(1e-8), flat(1e-9)], seeds=3)
     dataset["loss"][0, 0, 0, 1, 50:] = np.nan
     dataset["loss"][0, 1] = np.nan
-    dataset["status"][0, 1] = PENDING
+    dataset["status"][0, 1] = NOT_RUN
     first, second = answers(dataset)
     assert (len(first.loss), first.seeds) == (2, 3)
     assert second.endings == []
@@ -321,7 +322,7 @@ def test_plot_draws_a_run_that_is_not_finished_and_says_so(tmp_path, capsys, mon
     assert report.splitlines()[2] == "**unfinished: 2 of 8 lanes**"
     assert "never move" not in report
     assert capsys.readouterr().out.startswith("unfinished: 2 of 8 lanes\n")
-    assert int((load_run(tmp_path / "run", partial=True)["status"] == PENDING).sum()) == 6
+    assert int((load_run(tmp_path / "run", partial=True)["status"] == NOT_RUN).sum()) == 6
 
 
 def test_a_run_is_answered_once_to_be_drawn(tmp_path, monkeypatch, capsys):
