@@ -14,7 +14,7 @@ class Coordinates(eqx.Module):
     """A problem in other coordinates, and the maps there and back. These here change nothing.
 
     A kind of coordinates derives from this class, and overrides what it changes. Loss, flow and observables are the
-    same in all of them, to rounding.
+    same in all of them, to rounding; `Narrow` may leave adapters in another basis of the rank's directions.
 
     - `problem`: the problem in these coordinates, a `Problem` like any other.
     - `rank`: of the adapters in these coordinates. Adapters of lower ranks are padded, and so share a program.

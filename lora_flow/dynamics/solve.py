@@ -85,7 +85,8 @@ class Trajectory(eqx.Module):
         errors = [f"{last[name]:.3g}" for name in last if name.startswith("alignment_error")]
         each = f" of the {len(errors)} layers" if errors[1:] else ""
         alignment = f", alignment error{each} {', '.join(errors)}"
-        if np.isnan(self.observables["norm_along1"]).all():
+        along = [self.observables[f"norm_along{i}"] for i in range(1, len(self.adapters) + 1)]
+        if np.isnan(along).all():
             alignment = ", no direction to align with"
         drift = float(jnp.max(self.observables["drift"]))
         conserved = "" if np.isnan(drift) else f", drift of the conserved quantities {drift:.1g}"

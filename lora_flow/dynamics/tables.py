@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from lora_flow.checks import require
 from lora_flow.runtime.compiling import forget
 
+RESERVED = frozenset({"time", "mode", "loss", "initial_loss", "rounding_floor", "status", "steps", "step_size"})
+MANY = 9  # layers, up to which names are compared
 Formula = TypeVar("Formula", bound=Callable[..., Any])
 
 
@@ -52,7 +55,12 @@ class Observables:
 
     def _enter(self, name: str, about: str, each: bool) -> Callable[[Formula], Formula]:
         def enter(formula: Formula) -> Formula:
-            self.entries[name] = Observable(name, about, formula, each)
+            entry = Observable(name, about, formula, each)
+            others = (one for key, one in self.entries.items() if key != name)
+            taken = RESERVED.union(told for one in others for told, _ in one.told(MANY))
+            doubled = sorted(taken & {told for told, _ in entry.told(MANY)})
+            require(not doubled, "the name of an observable", "be its own", ", ".join(doubled))
+            self.entries[name] = entry
             if self._is_in_use:
                 forget()  # programs that were compiled without it
             return formula

@@ -97,7 +97,8 @@ def _pretrain(aligned: Factorization, seeds: int) -> Pretrained:
     (coordinates,) = coordinates_of([network], rank=WIDTH)
     starts, bases = jax.vmap(jax.vmap(coordinates.enter))(drawn)
     times = save_times(PRETRAINING_END, 81, "log")
-    trajectory = solve_lanes(coordinates.problem, starts, times, rtol=1e-6, save_adapters=True, keep=("loss", "drift"))
+    how: dict[str, Any] = {"rtol": 1e-6, "save_adapters": True, "keep": ("loss", "drift")}
+    trajectory = solve_lanes(coordinates.problem, starts, times, throw=True, **how)
     history: Any = trajectory.history
     ((a, b),) = jax.tree.map(np.asarray, history)
     along = np.linalg.norm(a @ vt[0], axis=-1), np.linalg.norm(np.swapaxes(b, -1, -2) @ u[:, 0], axis=-1)

@@ -56,10 +56,10 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
       less than a tenth of its fastest rate before and of its fastest rate after, and L falls by less than a factor e;
       at the end of the run the loss is less than a tenth of L there. The start is no saddle: no drop comes before it.
     - `t1_predicted`: log(1/alpha) / (sigma s), from the talk on the paper, for aligned problems with a shift of rank
-      one; a guide for other problems, and NaN for flows that are not plain.
+      one; a guide for other problems, and NaN for flows that are not plain and where delta_w = 1.
 
     The first two are interpolated between saves, in the logarithm of the crossing quantity; the others are saved times.
-    T1 too is a saved time, after the true one, where the overlap is zero at the save before: at t = 0 with B(0) = 0.
+    T1 too is a saved time, after the true one, where the overlap is not positive at the save before, as with B(0) = 0.
 
     **Returns:** an `xarray.Dataset` of these variables over the dataset's dims without `time`.
 
@@ -75,7 +75,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
             "t_align": alignment_time(dataset),
             "t1": t1,
             "t_plateau": _slow_tail(dataset["loss"], t1, floor),
-            "t1_predicted": predicted.where(predicted > 0 if plain else False).broadcast_like(t1),
+            "t1_predicted": predicted.where((predicted > 0) & _selects(gains) if plain else False).broadcast_like(t1),
             **_saddles(dataset["loss"], initial_losses(dataset), floor),
         }
     )
@@ -120,9 +120,14 @@ def alignment_time(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
 def end_of_growth(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
     """`t1` as `phases` has it, with `before` in place of NaN where it was over before the first save."""
     gains = _gains(dataset)
-    selected = 1 - gains.d > NEAR
-    t1 = crossing(leading(dataset, "overlap_1", "overlap_2"), theory.t1_threshold(gains).where(selected), before)
+    threshold = theory.t1_threshold(gains).where(_selects(gains))
+    t1 = crossing(leading(dataset, "overlap_1", "overlap_2"), threshold, before)
     return t1.where(~_offset(dataset["init"])) if "init" in dataset.coords else t1
+
+
+def _selects(gains: theory.Gains) -> Any:
+    """Whether the weights select one of the layers: not where delta_w = 1, for which there is no T1."""
+    return 1 - gains.d > NEAR
 
 
 def _gains(dataset: xr.Dataset) -> theory.Gains:
@@ -207,7 +212,7 @@ def fall_to(loss: xr.DataArray, level: float | xr.DataArray, before: float = np.
 def crossing(values: xr.DataArray, threshold: xr.DataArray, before: float = np.nan) -> xr.DataArray:
     """The first time at which the values reach the threshold; infinite or NaN as in `phases`.
 
-    `before` where that was before the first save. The first save that is seen beyond it, where the one before is zero.
+    `before` where that was before the first save. A saved time where the values are not positive at the save before.
     """
     saved = values["time"].values
 
@@ -219,7 +224,7 @@ def crossing(values: xr.DataArray, threshold: xr.DataArray, before: float = np.n
         if i == 0:
             return 0.0 if saved[0] == 0 else before
         low, high = row[i - 1], row[i]
-        if not (low > 0 and np.isfinite(high)):  # from zero the growth between the two saves is not known
+        if not (low > 0 and np.isfinite(high)):  # the growth between the two saves is not known
             return float(saved[i])
         share = np.log(level / low) / np.log(high / low)
         return float(saved[i - 1] + share * (saved[i] - saved[i - 1]))

@@ -24,6 +24,7 @@ from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import is_generated
 from lora_flow.storage.unchanged import check_same
 from lora_flow.sweeps.plan import Plan
+from lora_flow.sweeps.schema import LANE_DIMS
 
 PROBLEM = "problem-as-started"
 _SUFFIXES = (".npz", ".safetensors")  # of files that hold a problem
@@ -126,6 +127,7 @@ def drawn(path: Path) -> list[str]:
 def _load_run(path: Path, partial: bool) -> xr.Dataset:
     read_settings(path)
     dataset = SWEEP.load(path, partial)
+    require(set(LANE_DIMS) - {"side"} <= set(dataset.dims), f"'{path}'", "hold a sweep", "results of another kind")
     dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet
     if not partial:
         return dataset

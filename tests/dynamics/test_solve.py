@@ -234,7 +234,8 @@ def test_the_flow_commutes_with_rotations_of_its_coordinates(figure1_problem):
         Adapter(q[3] @ a2 @ q[2].T, q[0] @ b2 @ q[3].T),
     )
     ours, theirs = solve(p, start, t1=3.0), solve(turned, turned_start, t1=3.0)
-    assert ours.stats["num_steps"] == theirs.stats["num_steps"]
+    steps = int(ours.stats["num_steps"]), int(theirs.stats["num_steps"])
+    assert steps[0] == pytest.approx(steps[1], rel=0.01)  # rounding may decide on a step
     for name in ("loss", "alignment_error", "norm_z1", "norm_z2"):
         np.testing.assert_allclose(ours.observables[name], theirs.observables[name], rtol=1e-6, atol=1e-20)
 
@@ -536,7 +537,8 @@ def test_single_precision_warns_only_where_it_cannot_carry_the_tolerance():
 
 def test_new_values_do_not_recompile(figure1_problem):
     start = gaussian_init(jax.random.key(0), figure1_problem, rank=3, alpha=1e-3)
+    other = aligned_problem(jax.random.key(9))
     solve(figure1_problem, start, t1=1.0, rtol=1e-3)
     before = set(compiling._programs)
-    solve(aligned_problem(jax.random.key(9)), jax.tree.map(lambda leaf: 2 * leaf, start), t1=2.0, rtol=1e-4)
+    solve(other, jax.tree.map(lambda leaf: 2 * leaf, start), t1=2.0, rtol=1e-4)
     assert set(compiling._programs) == before

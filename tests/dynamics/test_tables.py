@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_flow import DeepLinear, SingleLayer, analyse, gaussian_init, solve, sweep
+from lora_flow import DeepLinear, InputError, SingleLayer, analyse, gaussian_init, solve, sweep
 from lora_flow.dynamics.analysis import DETAILS
 from lora_flow.dynamics.observables import OBSERVABLES
 from lora_flow.dynamics.tables import Observables
@@ -40,6 +40,17 @@ def test_names_say_which_layer_and_the_first_may_go_by_the_bare_name():
     assert table.meanings(1) == {"size": "|x_1|", "twice_1": "2 x_1", "total": "sum of all x"}
     assert list(table.meanings(3)) == list(table.values([-1, 2, -3]))
     assert table.meanings(3)["size_3"] == "|x_3|"
+
+
+@pytest.mark.parametrize("name", ["loss", "status", "size_2"])
+def test_a_name_that_something_else_has_is_refused(name):
+    """ "size" is "size_2" for the second layer."""
+    table = Observables("numbers")
+    table.of_each_layer("size", "|x_{i}|")(abs)
+    with pytest.raises(InputError, match=f"name of an observable must be its own, got {name}$"):
+        table.of_all_layers(name, "sum")(sum)
+    table.of_each_layer("size", "x_{i}^2")(lambda x: x * x)
+    assert table.values([3]) == {"size": 9}
 
 
 def test_an_entry_is_recorded_by_runs_that_were_compiled_before(tables):

@@ -45,6 +45,12 @@ def test_from_zero_t1_is_the_first_save_beyond_it():
     assert float(phases(at_rest)["t1"].squeeze()) == 10.0
 
 
+def test_where_no_layer_is_selected_there_is_no_t1_and_none_is_predicted():
+    spans = phases(curves(s1=1.0, s2=1.0))
+    assert np.isnan(spans["t1"]).all()
+    assert np.isnan(spans["t1_predicted"]).all()
+
+
 def test_above_one_the_layers_exchange_roles():
     spans = phases(curves(s1=1.0, s2=0.5))
     assert float(spans["t_align"].squeeze()) == pytest.approx(2 * np.log(10), rel=1e-9)

@@ -324,6 +324,9 @@ def test_studies_are_replaced_whole_and_prove_themselves(tmp_path):
         with locked(out):
             store_study(out, "scaling", 2, dataset)
         xr.testing.assert_identical(load_study(out), dataset)
+    for partial in (False, True):
+        with pytest.raises(InputError, match=r"'.*' must hold a sweep, got results of another kind"):
+            load_run(out, partial)
     for step in range(0, 60, 4):
         with touching(full_at(step, False)), suppress(OSError), locked(out):
             store_study(out, "scaling", 2, first)
