@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.results.levels import initial_losses
-from lora_flow.results.phases import phases
+from lora_flow.results.phases import NEAR, phases
 from lora_flow.results.report import Table, cells, kind_of, log10, problem_dims, show
 from lora_flow.sweeps.schema import layers_of
 from lora_flow.theory import gradient_flow as theory
@@ -94,8 +94,8 @@ def _floor(cell: xr.Dataset, dataset: xr.Dataset, side: str) -> tuple[list[str],
         return blank, 'the floor of spectral starts and of side "A"'
     if h <= m:
         return blank, "the floor, which needs a hidden layer wider than the output"
-    if float(cell["sigma_w1"]) >= float(cell["sigma_w2"]):
-        return blank, "the floor of layer 1, where W1 has the larger gain along the shift"
+    if float(cell["sigma_w1"]) >= (1 - NEAR) * float(cell["sigma_w2"]):
+        return blank, "the floor of layer 1, where W1's gain along the shift is not the smaller"
     start = initial_losses(cell)
     if not (finished.any() and bool((last["loss"] < CONVERGED * start).where(finished, True).all())):
         return blank, "the floor, where the loss has not fallen by six decades yet"
