@@ -106,6 +106,73 @@ def test_a_default_of_a_field_is_made_for_each_object():
     assert (first.steps, second.steps) == (3, 4)
 
 
+def test_a_default_that_is_declared_last_counts():
+    class Half(Decayed):
+        decay: float = 0.5
+
+    class Quarter(Half):
+        label: str = "quarter"
+        decay: float = 0.25
+
+    class Again(Quarter):
+        decay: float
+
+    assert [kind(W1, W2, SHIFT).decay for kind in (Half, Quarter, Again)] == [0.5, 0.25, 0.25]
+    assert Half(W1, W2, SHIFT, decay=2.0).decay == 2.0
+    with pytest.raises(InputError, match="the field 'shift' of Still must have no default, since the __init__ of Fact"):
+
+        class Still(Factorization):
+            shift: float = 0.0
+
+
+def test_two_subclasses_combine():
+    """All of the fields are taken, with the default of the nearest class in the order of Python's lookup."""
+
+    class Half(Decayed):
+        decay: float = 0.5
+
+    class Named(Decayed):
+        label: str
+
+    class Counted(eqx.Module):
+        count: int = 3
+
+    class Both(Named, Half):
+        pass
+
+    class Mixed(Counted, Decayed):
+        pass
+
+    both, mixed = Both(W1, W2, SHIFT, label="both"), Mixed(W1, W2, SHIFT, decay=0.1)
+    assert (both.decay, both.label, Named(W1, W2, SHIFT, decay=0.1, label="one").label) == (0.5, "both", "one")
+    assert (mixed.decay, mixed.count, Mixed(W1, W2, SHIFT, decay=0.1, count=4).count) == (0.1, 3, 4)
+    np.testing.assert_array_equal(both.shift, SHIFT)
+    with pytest.raises(InputError, match=r"shift must have shape \(3, 5\), got \(4, 5\)"):
+        Mixed(W1, W2, W1, decay=0.1)
+
+
+def test_parents_that_do_not_call_each_other_are_refused():
+    class Own(Factorization):
+        def __init__(self, shift):
+            super().__init__(W1, W2, shift)
+
+    class Labelled(Own, eqx.Module):
+        label: str = "labelled"
+
+    assert Labelled(SHIFT).label == "labelled"
+    for parents in ((Own, Decayed), (Decayed, SingleLayer)):
+        names = " and ".join(("Own" if Own in parents else "Factorization", parents[1].__name__))
+        must = f"Both must have an __init__ of its own, which calls those of {names}, got none"
+        with pytest.raises(InputError, match=must):
+            type("Both", parents, {"__module__": __name__})
+
+    class Both(Own, Decayed):
+        def __init__(self, shift):
+            Decayed.__init__(self, W1, W2, shift, decay=0.125)
+
+    assert Both(SHIFT).decay == 0.125
+
+
 def test_a_class_with_an_init_of_its_own_is_left_alone():
     class Mine(Decayed):
         twice: float
