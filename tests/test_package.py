@@ -3,27 +3,62 @@
 Each environment is made anew, so that these tests need a package index and minutes.
 """
 
+import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PYTHONS = [name for name in ("python3.11", "python3.12", "python3.13") if shutil.which(name)] or [sys.executable]
-ENVIRONMENTS = [(PYTHONS[0], "constraints-lowest.txt"), *((python, "constraints.txt") for python in PYTHONS[:2])]
+PYENV = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
+
+
+def found(version):
+    """A Python of that version on the path, or one that pyenv has installed; pyenv's shims may lead to neither."""
+    name = f"python{version}"
+    folders = [folder for folder in os.get_exec_path() if not Path(folder).is_relative_to(PYENV / "shims")]
+    folders += map(str, sorted(PYENV.glob(f"versions/{version}*/bin")))
+    return shutil.which(name, path=os.pathsep.join(folders))
+
+
+PYTHONS = list(filter(None, map(found, ("3.11", "3.12", "3.13", "3.14")))) or [sys.executable]
+ENVIRONMENTS = [(PYTHONS[0], "constraints-lowest.txt"), *((python, "constraints.txt") for python in PYTHONS)]
 SMALL = ["--m", "3", "--n", "3", "--h", "4", "--rank", "1", "--t1", "1", "--saves", "5"]
+NAMES = """
+import importlib, pkgutil, types
+import lora_flow
+
+for module in pkgutil.walk_packages(lora_flow.__path__, "lora_flow."):
+    importlib.import_module(module.name)
+modules = [name for name in lora_flow.__all__ if isinstance(getattr(lora_flow, name), types.ModuleType)]
+assert modules == ["oracles"], modules
+"""
+OPENED = """
+import warnings
+import xarray, zarr
+from lora_flow import load_run
+
+warnings.simplefilter("error")
+assert xarray.open_zarr("run/results.zarr")["loss"].notnull().all()
+assert load_run("run")["loss"].notnull().all()
+"""
 COMMANDS = [
-    ["-c", "import lora_flow, lora_flow.coordinates.canonical; assert callable(lora_flow.canonical)"],
-    ["-m", "lora_flow", "--version"],
-    ["-m", "lora_flow", "--help"],
-    ["-m", "lora_flow", "inits"],
-    ["-m", "lora_flow", "sweep", "--alpha", "1e-3", *SMALL, "--out", "run"],
-    ["-m", "lora_flow", "figure", "1", "--seeds", "2", "--out", "figure1"],
-    ["-m", "lora_flow", "vision", "--seeds", "1", "--steps", "5", "--limit", "64", "--out", "vision"],
+    ["python", "-c", "import lora_flow.coordinates.canonical, lora_flow; assert callable(lora_flow.canonical)"],
+    ["python", "-c", NAMES],
+    ["lora-flow", "--help"],
+    ["lora-flow", "inits"],
+    ["lora-flow", "sweep", "--alpha", "1e-3", *SMALL, "--out", "run"],
+    ["python", "-c", OPENED],
+    ["lora-flow", "figure", "1", "--seeds", "2", "--out", "figure1"],
+    ["lora-flow", "vision", "--seeds", "1", "--steps", "5", "--limit", "64", "--out", "vision"],
+    ["python", "-m", "lora_flow", "--version"],
+    ["python", "-m", "lora_flow_vision", "--help"],
 ]
 SCRIPT = """
 import jax
@@ -44,20 +79,22 @@ def built(tmp_path_factory):
     """The wheel and the sdist, built from the checkout in an environment of their own."""
     folder = tmp_path_factory.mktemp("built")
     python = environment(folder / "env", sys.executable, "build")
-    subprocess.run([python, "-m", "build", "--outdir", folder, ROOT], check=True, capture_output=True)
+    run(folder, [python, "-m", "build", "--outdir", folder, ROOT])
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, sdist
 
 
 def environment(folder, python, *installed):
-    subprocess.run([python, "-m", "venv", folder], check=True)
+    run(folder.parent, [python, "-m", "venv", folder])
     made = folder / "bin/python"
     run(folder, [made, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", *installed])
     return made
 
 
 def run(folder, words):
-    done = subprocess.run(list(map(str, words)), cwd=folder, capture_output=True, text=True, timeout=1500)
+    """The words' output, in a process to which the checkout is unknown."""
+    words, alone = list(map(str, words)), {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(words, cwd=folder, env=alone, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
@@ -69,11 +106,20 @@ def test_a_wheel_holds_two_packages_and_the_marker_of_types(built):
     assert stubs | {"lora_flow/py.typed", "lora_flow_vision/py.typed"} <= set(names)
 
 
+def test_the_page_of_a_package_index_needs_no_files_beside_it(built):
+    archive = zipfile.ZipFile(built[0])
+    (name,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+    told = Parser().parsestr(archive.read(name).decode())
+    assert told["Description-Content-Type"] == "text/markdown"
+    assert re.findall(r"\]\((?!https?:)[^)]*\)", told.get_payload()) == []
+    assert "see problems (docs/problems.md)" in told.get_payload()
+
+
 @pytest.mark.parametrize(("python", "constraints"), ENVIRONMENTS)
 def test_an_installed_wheel_runs(built, python, constraints, tmp_path):
     made = environment(tmp_path / "env", python, "-c", ROOT / constraints, f"{built[0]}[vision]")
-    for words in COMMANDS:
-        run(tmp_path, [made, *words])
+    for program, *words in COMMANDS:
+        run(tmp_path, [made.with_name(program), *words])
     assert (tmp_path / "figure1/figures").is_dir()
 
 
