@@ -79,7 +79,7 @@ def norm_across(layer: Layer) -> Float[Array, " time"]:
 
 
 @OBSERVABLES.of_each_layer(
-    "overlap_{i}", "l_{i}^T B_{i} A_{i} r_{i}, with gamma_{i} = (l_{i}; r_{i})/sqrt(2); summed over tied pairs"
+    "overlap_{i}", "l_{i}^T B_{i} A_{i} r_{i}: with gamma_{i} = (l_{i}; r_{i})/sqrt(2), summed over tied pairs"
 )
 def overlap(layer: Layer) -> Float[Array, " time"]:
     """l^T B A r, which defines the paper's T1; the sum over tied pairs."""
@@ -87,7 +87,7 @@ def overlap(layer: Layer) -> Float[Array, " time"]:
 
 
 @OBSERVABLES.of_all_layers(
-    "drift", "drift of what the flow conserves, A A^T - B^T B if plain, relative to ||Z||^2 (an integration error)"
+    "drift", "drift of what the flow conserves: A A^T - B^T B if plain, relative to ||Z||^2 (an integration error)"
 )
 def drift(layers: Sequence[Layer]) -> Float[Array, " time"]:
     """The largest over layers of ||C(t) - C(0)||_F / ||Z(t)||^2, with C = `conserved` A A^T - B^T B.

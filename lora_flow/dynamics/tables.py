@@ -16,8 +16,9 @@ Formula = TypeVar("Formula", bound=Callable[..., Any])
 class Observable(NamedTuple):
     """A number at each time, under one name, or under a name for each layer.
 
-    - `name`, `about`: the name, and the meaning, which datasets have as `long_name`. `{i}` in them stands for the
-      layer, counted from 1. A name without it is layer 1's; layer 2 has "_2" after it, and so on.
+    - `name`, `about`: the name, and the meaning, which datasets have as `long_name`, and after ": " as `comment`. `{i}`
+      in them stands for the layer, counted from 1. A name without it is layer 1's; layer 2 has "_2" after it, and so
+      on.
     - `of`: the formula, from one layer to values over time; from the list of layers where not `each`.
     """
 

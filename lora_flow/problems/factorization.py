@@ -21,11 +21,11 @@ from lora_flow.problems.formulas import keeps_all
 from lora_flow.problems.update import OF_THE_UPDATE, of_the_update
 
 OF_THE_GAINS = {
-    "sigma": "singular value of the shift's pair (u, v) that is learned first",
-    "sigma_w1": "||W1 v||, with that pair",
-    "sigma_w2": "||W2^T u||, with that pair",
+    "sigma": "sigma: singular value of the shift's pair (u, v) that is learned first",
+    "sigma_w1": "||W1 v||: with the shift's pair (u, v) that is learned first",
+    "sigma_w2": "||W2^T u||: with the shift's pair (u, v) that is learned first",
     "shift_rank": "rank of the shift",
-    "aligned": "1 where the shift, W1 and W2 have their singular vectors in common",
+    "aligned": "whether all is aligned: 1 where the shift, W1 and W2 have their singular vectors in common",
 }
 
 

@@ -138,8 +138,8 @@ class LinearNetwork(AdaptedLayer):
 
     def meanings(self) -> dict[str, str]:
         return {
-            "distance": "||W1 W2 - X^+ Y||_F, distance from the solution of least norm",
-            "least_loss": "L*, what the loss of a network is measured from",
+            "distance": "distance from the solution of least norm: ||W1 W2 - X^+ Y||_F",
+            "least_loss": "L*: what the loss of a network is measured from",
         }
 
     def task_sizes(self) -> tuple[Array]:

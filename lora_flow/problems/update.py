@@ -11,12 +11,12 @@ from lora_flow.algebra.spectra import norm_on_host
 from lora_flow.problems.base import matrix_rank
 
 OF_THE_UPDATE = {
-    "update_singular_values": "singular values of the update F, the first min(m, n, 2 r)",
-    "update_alignment_error": "1 - cos of the angle between F's top singular pair (u_F; v_F) and the shift's (u; v)",
+    "update_singular_values": "singular values of the update F: the first min(m, n, 2 r)",
+    "update_alignment_error": "alignment error of the update F: 1 - cos(its top pair (u_F; v_F), the shift's (u; v))",
     "term_1": "||W2 B1 A1||_F",
     "term_2": "||B2 A2 W1||_F",
     "term_12": "||B2 A2 B1 A1||_F",
-    "loss_signal": "1/2 ||U^T E V||_F^2, part of the loss along the shift's singular vectors U and V",
+    "loss_signal": "part of the loss along the shift's singular vectors: 1/2 ||U^T E V||_F^2",
     "loss_rest": "part of the loss across the shift's singular vectors",
 }
 

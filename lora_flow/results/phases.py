@@ -12,7 +12,7 @@ from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
-from lora_flow.sweeps.schema import layers_of
+from lora_flow.sweeps.schema import explain, layers_of
 from lora_flow.theory import gradient_flow as theory
 
 SLOW = 0.1  # of a drop's fastest rate: less is the slow tail after it, or a saddle between two
@@ -80,7 +80,8 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
         }
     )
     for name, about in _ABOUT.items():
-        spans[name].attrs = {"long_name": about}
+        spans[name].attrs = {}
+        explain(spans[name], about)
     return spans
 
 

@@ -26,39 +26,46 @@ class OfLane(NamedTuple):
 OF_LANES = {
     "status": OfLane("how the lane ended", np.int8(NOT_RUN)),
     "initial_loss": OfLane("loss at t = 0", np.nan),
-    "rounding_floor": OfLane("loss below which it is at rounding, not a number", np.nan),
+    "rounding_floor": OfLane("loss at rounding: what is computed below it is rounding, not a number", np.nan),
     "steps": OfLane("solver steps, rejected ones included", np.int32(0)),
-    "dead_directions": OfLane(
-        "directions of the rank that are zero in both factors and never move, over all layers", np.int32(0)
-    ),
-    "loss_floor": OfLane("least loss of any adapters of that rank from that start's frozen weights", np.nan),
+    "dead_directions": OfLane("directions that never move: zero in both factors, over all layers", np.int32(0)),
+    "loss_floor": OfLane("least loss within reach: of any adapters of that rank, from the start's weights", np.nan),
 }
 _ABOUT = {
     "time": "gradient-flow time",
     "init": "initialisation",
-    "side": "factor that a one-sided initialisation draws",
+    "side": "factor that is drawn: by a one-sided initialisation",
     "alpha": "initialisation scale",
     "rank": "LoRA rank, or hidden width of a network",
     "seed": "seed of the initialisation's draw",
-    "offset": "1 where the start is taken off the frozen weights, W - s B(0) A(0)",
+    "offset": "whether the start changes the frozen weights: 1 where they are W - s B(0) A(0)",
     "problem": "label of the problem",
     "problem_seed": "seed of the problem's draw",
     "delta_w": "sigma_W1 / sigma_W2",
-    "angle": "angle between the shift's singular vectors and the pretrained ones, in degrees",
-    "noise": "norm of the noise in each pretrained weight, relative to the weight's",
+    "angle": "angle between the shift's singular vectors and the pretrained ones",
+    "noise": "relative noise in each pretrained weight: its norm over the weight's",
     "kappa": "condition number of the shift",
     "pretraining": "start that the pretrained weights were trained from",
-    "loss": "loss; 1/2 ||shift - update||_F^2 of a factorisation, L - L* of a network",
+    "loss": "loss: 1/2 ||shift - update||_F^2 of a factorisation, L - L* of a network",
 }
+
+_UNITS = {"angle": "degree"}  # all other numbers are pure
+
+
+def explain(variable: xr.DataArray, about: str, units: str = "1") -> None:
+    """Says what a variable is: up to ": " as its `long_name`, the rest as its `comment`. A number has `units` too."""
+    short, _, more = about.partition(": ")
+    variable.attrs |= {"long_name": short} | ({"comment": more} if more else {})
+    variable.attrs |= {"units": units} if variable.dtype.kind in "biuf" else {}
 
 
 def label(dataset: xr.Dataset, own: Mapping[str, str] | None = None) -> xr.Dataset:
-    """The dataset with a `long_name` on its variables, and the meaning of `status`; `own` are the problem's."""
+    """The dataset with every variable explained, and the meanings of `status`; `own` are the problem's."""
     layers = len(layers_of(dataset))
     about = _ABOUT | {name: one.about for name, one in OF_LANES.items()}
     about |= OBSERVABLES.meanings(layers) | DETAILS.meanings(layers) | dict(own or {})
     for name in set(about) & set(map(str, dataset.variables)):
-        dataset[name].attrs["long_name"] = about[name]
+        explain(dataset[name], about[name], _UNITS.get(name, "1"))
     dataset["status"].attrs |= {
         "flag_values": [NOT_RUN, *range(len(STATUS))],
         "flag_meanings": " ".join(("pending", *STATUS)),

@@ -150,7 +150,7 @@ def test_t1_is_defined_in_one_way():
     docs = Path(__file__).parents[2] / "docs"
     assert words in (docs / "figures.md").read_text()
     assert words in answered(dataset)[1][0].about
-    assert words in phases(dataset)["t1"].attrs["long_name"]
+    assert words in phases(dataset)["t1"].attrs["comment"]
     formula = words.removeprefix("g^T B1 A1 v first reaches ")
     for text in ((docs / "theory.md").read_text(), phases.__doc__):
         assert f"the first time with g^T B1 A1 v >= {formula}" in text

@@ -26,6 +26,7 @@ from lora_flow.sweeps.schema import layers_of
 
 SMALL = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
 OTHER = aligned_problem(jax.random.key(1), m=4, n=5, h=6, delta_w=0.25)
+SHORT = 70  # letters that fit beside an axis
 ASKED = {"rank": 1, "t1": 0.5, "saves": 3, "progress": False}
 
 
@@ -150,7 +151,11 @@ def planned(problem, **asked):
 
 
 def unexplained(dataset):
-    return [name for name, variable in dataset.variables.items() if not variable.attrs.get("long_name")]
+    """The variables without a short `long_name`, and the numbers without `units`."""
+    named = {name for name, one in dataset.variables.items() if 0 < len(one.attrs.get("long_name", "")) <= SHORT}
+    told = {name for name, one in dataset.variables.items() if not np.issubdtype(one.dtype, np.number)}
+    told |= {name for name, one in dataset.variables.items() if one.attrs.get("units")}
+    return sorted(set(map(str, dataset.variables)) - named & told)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -162,6 +167,14 @@ def test_every_variable_says_what_it_is(name):
 def test_every_axis_of_the_command_line_says_what_it_is(kind):
     small = {"m": 4, "n": 5, "rank": (1,), "alpha": (1e-2,), "t1": 0.5, "saves": 3}
     assert unexplained(build_plan(Settings(problem=kind, **small, **FAMILIES[kind])).empty()) == []
+
+
+def test_what_needs_more_words_has_them_as_a_comment_and_angles_are_in_degrees():
+    angle = build_plan(Settings(angle=(0.0, 15.0), m=4, n=5, h=6, rank=(1,), alpha=(1e-2,), t1=0.5, saves=3)).empty()
+    assert (angle["loss"].long_name, angle["loss"].units) == ("loss", "1")
+    assert angle["loss"].comment == "1/2 ||shift - update||_F^2 of a factorisation, L - L* of a network"
+    assert {name for name, one in angle.variables.items() if one.attrs.get("units") == "degree"} == {"angle"}
+    assert "units" not in angle["init"].attrs
 
 
 def test_what_a_layer_is_called_is_told_of_layers_of_any_number():

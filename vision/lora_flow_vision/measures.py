@@ -11,13 +11,13 @@ from lora_flow.algebra.thin import gram_schmidt
 from lora_flow_vision.task import Classification
 
 MEASURES = {
-    "train_loss": "mean cross-entropy on the training images",
-    "test_loss": "mean cross-entropy on the test images",
-    "train_accuracy": "share of training images that are classified rightly",
-    "test_accuracy": "share of test images that are classified rightly",
-    "alignment": "equation 215 of arXiv 2503.06982, mean over layers: 1 not aligned, 0 aligned",
-    "norm_z": "||[B; A^T]||_F, root mean square over layers",
-    "norm_update": "||B A||_F, root mean square over layers",
+    "train_loss": "training loss: mean cross-entropy",
+    "test_loss": "test loss: mean cross-entropy",
+    "train_accuracy": "training accuracy: share of images that are classified rightly",
+    "test_accuracy": "test accuracy: share of images that are classified rightly",
+    "alignment": "distance from alignment: equation 215 of arXiv 2503.06982, mean over layers, from 0 to 1",
+    "norm_z": "||[B; A^T]||_F: root mean square over layers",
+    "norm_update": "||B A||_F: root mean square over layers",
 }
 
 

@@ -22,12 +22,23 @@ from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import write_atomically
 from lora_flow.storage.unchanged import check_same
+from lora_flow.sweeps.schema import explain
 from lora_flow_vision.settings import HEAD, VisionSettings, from_table
 from lora_flow_vision.tensors import open_tensors
 
 DIMS = ("optimizer", "init", "alpha", "rank", "seed", "step")
 ADAPTERS, CHECKPOINTS = "adapters", "checkpoints"
 DRAWN = ("figure[567]", "figure[67]-r*", "starts")  # of pictures that a check draws
+_ABOUT = {
+    "optimizer": "optimiser",
+    "init": "initialisation",
+    "alpha": "standard deviation of the initialisation",
+    "rank": "LoRA rank",
+    "seed": "seed of the initialisation's draw",
+    "step": "optimiser steps",
+    "time": "gradient-flow time: sgd_rate times step",
+    "status": "how the run ended",
+}
 NOTE = "attrs"  # the note of what a run was started with
 SHA256 = "sha256"  # of adapters, in their file's metadata
 DONE, DIVERGED = 1, 2  # not 0, which is what an array reads where a part of it is missing
@@ -237,13 +248,16 @@ def _empty(settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping
         "rank": list(settings.rank),
         "seed": np.arange(settings.seeds),
         "step": steps,
-        "time": ("step", settings.sgd_rate * steps, {"long_name": "gradient-flow time, sgd_rate times step"}),
+        "time": ("step", settings.sgd_rate * steps),
     }
     shape = tuple(len(coords[dim]) for dim in DIMS)
-    values = {name: (DIMS, np.full(shape, np.nan), {"long_name": told}) for name, told in measures.items()}
+    values = {name: (DIMS, np.full(shape, np.nan)) for name in measures}
     flags = {"flag_values": [NOT_RUN, DONE, DIVERGED], "flag_meanings": "not_run done diverged"}
     status = {"status": (DIMS[:-1], np.full(shape[:-1], NOT_RUN, np.int8), flags)}
-    return xr.Dataset(values | status, coords, portable_attrs(dataclasses.asdict(settings) | dict(attrs)))
+    dataset = xr.Dataset(values | status, coords, portable_attrs(dataclasses.asdict(settings) | dict(attrs)))
+    for name, about in (_ABOUT | dict(measures)).items():
+        explain(dataset[name], about)
+    return dataset
 
 
 def _chunks(settings: VisionSettings, measures: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
