@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import lora_flow
+from lora_flow import figures
+
 PACKAGE = Path(__file__).parents[1] / "lora_flow"
 ROOMS = (  # the highest first: a room imports those below it and beside it, no module another in a circle
     ("__main__",),
@@ -106,6 +109,13 @@ def test_every_module_is_in_a_room_of_the_list():
 @pytest.mark.parametrize("module", MODULES)
 def test_no_import_runs_up_the_list(module):
     assert upward(module, MODULES[module].read_text(), MODULES) == []
+
+
+@pytest.mark.parametrize("package", [lora_flow, figures], ids=["lora_flow", "figures"])
+def test_no_public_name_is_that_of_a_module_beside_it(package):
+    """Whoever imports such a module finds it in place of the function, whatever lazy-loader does."""
+    beside = {path.stem for path in Path(package.__file__).parent.iterdir() if not path.stem.startswith("_")}
+    assert set(package.__all__) & beside <= {"oracles"}
 
 
 def test_an_import_that_runs_up_is_seen():
