@@ -14,13 +14,13 @@ class Coordinates(eqx.Module):
     """A problem in other coordinates, and the maps there and back. These here change nothing.
 
     A kind of coordinates derives from this class, and overrides what it changes. Loss, flow and observables are the
-    same in all of them, to rounding; `Narrow` may leave adapters in another basis of the rank's directions.
+    same in all of them, to rounding.
 
     - `problem`: the problem in these coordinates, a `Problem` like any other.
     - `rank`: of the adapters in these coordinates. Adapters of lower ranks are padded, and so share a program.
     - `differentiable`: whether problem and maps have derivatives with respect to the given problem's arrays.
     - `changes_problem`: whether `problem` is another problem than the given one. If not, adapters in these coordinates
-      are adapters of the given problem, too.
+      are adapters of the given problem, too, but `Narrow`'s in another basis of the rank's directions.
     """
 
     problem: Any
@@ -39,5 +39,5 @@ class Coordinates(eqx.Module):
         return pad(adapters, self.rank), None
 
     def leave(self, adapters: Adapters, bases: Any) -> Adapters:
-        """The adapters in the original coordinates."""
+        """The adapters in the original coordinates, of the rank that the coordinates were made for."""
         return adapters

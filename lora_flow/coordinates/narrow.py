@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -15,22 +16,27 @@ from lora_flow.coordinates.base import Coordinates
 class Narrow(Coordinates):
     """The same problem, with starts as `narrow` makes them: for a loss of the products B A alone.
 
-    `enter` also returns the basis of each layer's directions, `(rank, r)`, with which `leave` makes adapters of the
-    start's rank.
+    `enter` also returns the basis of each layer's directions, `(whole, r)`, with which `leave` makes adapters of the
+    rank `whole` that the coordinates were made for.
     """
+
+    whole: int = eqx.field(static=True)
 
     @classmethod
     def of(cls, problems: Sequence[Any], *, rank: int) -> tuple[Narrow, ...]:
-        return tuple(cls(problem, min(rank, max(map(sum, problem.layers)))) for problem in problems)
+        return tuple(cls(problem, min(rank, max(map(sum, problem.layers))), rank) for problem in problems)
 
     def enter(self, adapters: Adapters) -> tuple[Adapters, tuple[Array, ...]]:
         narrowed, bases = zip(*map(_turn, as_adapters("adapters", adapters)), strict=True)
         own = (jnp.eye(one.rank) if basis is None else basis for one, basis in zip(narrowed, bases, strict=True))
-        padded = pad(narrowed, self.rank)
-        return padded, tuple(jnp.pad(one, [(0, 0)] * (one.ndim - 1) + [(0, self.rank - one.shape[-1])]) for one in own)
+        return pad(narrowed, self.rank), tuple(map(self._padded, own))
 
     def leave(self, adapters: Adapters, bases: tuple[Array, ...]) -> Adapters:
         return tuple(Adapter(basis @ a, b @ basis.mT) for (a, b), basis in zip(adapters, bases, strict=True))
+
+    def _padded(self, basis: Array) -> Array:
+        rows, columns = basis.shape[-2:]
+        return jnp.pad(basis, [(0, 0)] * (basis.ndim - 2) + [(0, self.whole - rows), (0, self.rank - columns)])
 
 
 def narrow(adapters: Adapters) -> Adapters:

@@ -69,17 +69,25 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[...
 
 @compiled(quickly=True)
 def draw(
-    init: Scheme, side: str, rank: int, problem: Any, coordinates: Coordinates, which: Any, seeds: Any, alphas: Any
+    init: Scheme,
+    side: str,
+    rank: int,
+    problem: Any,
+    coordinates: Coordinates,
+    which: Any,
+    seeds: Any,
+    alphas: Any,
+    to_leave: bool,
 ) -> tuple[Adapters, Any]:
     """Initial adapters of one scheme and rank for many (problem, seed, alpha), in these coordinates.
 
-    Second comes what they need to leave the coordinates; None where these are the given problem's own.
+    Second comes what they need to leave the coordinates; None unless they are to do so.
     """
 
     def one(index: Array | None, seed: Array, alpha: Array) -> tuple[Adapters, Any]:
         drawn = initialize(init, jax.random.key(seed), _pick(problem, index), rank=rank, alpha=alpha, side=side)
         entered, bases = _pick(coordinates, index).enter(drawn)
-        return entered, bases if coordinates.changes_problem else None
+        return entered, bases if to_leave else None
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(which, seeds, alphas)

@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import ArrayLike
 
-from lora_flow.adapter import Adapters, zero_adapters
+from lora_flow.adapter import zero_adapters
 from lora_flow.checks import require, require_flag, require_integer
 from lora_flow.coordinates.base import Coordinates
 from lora_flow.coordinates.shared import coordinates_of
@@ -31,14 +31,13 @@ from lora_flow.dynamics.solve import Integrator, integrator, save_times
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem, as_problem, on_host, own_observables
 from lora_flow.problems.tasks import fastest_rate
-from lora_flow.runtime.compiling import compiled
 from lora_flow.runtime.memory import require_memory
 from lora_flow.runtime.progress import Progress
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.sweeps.grid import Grid, Problems, stack
 from lora_flow.sweeps.limits import COPIES, LANE
 from lora_flow.sweeps.schema import OF_LANES, label
-from lora_flow.sweeps.values import Values, detail_values, start_values
+from lora_flow.sweeps.values import Values, detail_values, leave_each, start_values
 from lora_flow.version import __version__
 
 BATCH_SIZE = 64
@@ -124,7 +123,7 @@ class Plan:
         # small products on a CPU that is split into devices: the threads are busy; the same for a run that is resumed
         threads = self.devices == 1 or max(map(max, self.problems.members[0].layers)) > THREADED
         solve_round = round_solver(tuple(devices), threads)
-        problem = self.coordinates.problem
+        problem = self._stacked.problem
         settings = problem, directions_of(problem, bool(self.problems.axes))
         dtype = jnp.result_type(float)
         t1, times = jax.device_put((np.asarray(self.t1, dtype), np.asarray(self.times, dtype)))
@@ -144,10 +143,14 @@ class Plan:
                 bar.update(sum(map(len, lanes)))
 
     @functools.cached_property
-    def coordinates(self) -> Coordinates:
-        """The coordinates that the problems are solved in, stacked as the problems are."""
-        found = coordinates_of(self.problems.members, rank=max(self.grid.rank))
-        return stack(found) if self.problems.axes else found[0]
+    def coordinates(self) -> tuple[Coordinates, ...]:
+        """The coordinates that each problem is solved in."""
+        return coordinates_of(self.problems.members, rank=max(self.grid.rank))
+
+    @functools.cached_property
+    def _stacked(self) -> Coordinates:
+        """The same, stacked as the problems are."""
+        return stack(self.coordinates) if self.problems.axes else self.coordinates[0]
 
     def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, np.ndarray | None, Any, Any]:
         """Per lane, `(devices * batch_size, ...)`: problem index, whether its weights are offset, adapters, bases.
@@ -167,8 +170,9 @@ class Plan:
             seeds = np.asarray([coordinates[place]["seed"] for place in padded])
             alphas = np.asarray([coordinates[place]["alpha"] for place in padded], jnp.result_type(float))
             index = which[padded] if self.problems.axes else None
-            whole = self.problems.stacked, self.coordinates
-            drawn = draw(self.grid.schemes[init], side, rank, *whole, index, seeds, alphas)
+            whole = self.problems.stacked, self._stacked
+            to_leave = self._stacked.changes_problem or self.integrator.save_adapters
+            drawn = draw(self.grid.schemes[init], side, rank, *whole, index, seeds, alphas, to_leave)
             self._check_finite(init, jax.tree.leaves(drawn), [coordinates[place] for place in padded])
             parts.append([np.asarray(leaf)[: len(members)] for leaf in jax.tree.leaves(drawn)])
             places.extend(members)
@@ -193,34 +197,26 @@ class Plan:
         values = solved.observables | {"initial_loss": solved.initial_loss, "rounding_floor": solved.rounding_floor}
         values |= {"status": solved.status, "steps": solved.stats["num_steps"]}
         offset, ranks = [self.grid.schemes[lane["init"]].offset for lane in lanes], [lane["rank"] for lane in lanes]
-        turned, history = self.coordinates.changes_problem, solved.history
-        if turned and (history is not None or len(start) == 1):  # other values of a start are the same in any
-            at_once = jax.tree.map(lambda leaf: leaf[:, None], start)
-            start = jax.tree.map(lambda leaf: leaf[:, 0], self._back(at_once, bases, which))
-        values |= start_values(problems, ranks, offset, start)
-        if history is None:
+        left = start  # its values are the same in any coordinates, but for the floor of one layer in other ones
+        coordinates = [self.coordinates[i] for i in which]
+        if self._stacked.changes_problem and len(start) == 1:
+            left = leave_each(coordinates, start, bases)
+        values |= start_values(problems, ranks, offset, left)
+        if solved.history is None:
             return values
-        history = self._back(history, bases, which) if turned else history
-        return values | detail_values(problems, offset, start, history, self.integrator.flow)
-
-    def _back(self, history: Any, bases: Any, which: np.ndarray) -> Adapters:
-        """The adapters over time, `(lane, time, ...)`, in the coordinates of the given problem."""
-        coordinates, stacked = self.coordinates, bool(self.problems.axes)
-        if stacked:
-            coordinates = jax.tree.map(lambda leaf: leaf[which] if eqx.is_array(leaf) else leaf, coordinates)
-        return on_host(_leave(coordinates, history, bases, stacked))
+        told = problems, coordinates, offset, start, bases, solved.history
+        return values | detail_values(*told, self.integrator.flow)
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape over (time, mode) of every observable."""
-        problem, times = self.problems.members[0], len(self.times)
-        rest = zero_adapters(problem.layers, self.coordinates.rank)
+        problem, times, rank = self.problems.members[0], len(self.times), max(self.grid.rank)
+        rest = zero_adapters(problem.layers, rank)
         own = jax.eval_shape(lambda rest: own_observables(problem, rest), rest)
         names = ["loss", *sorted(OBSERVABLES.meanings(len(problem.layers))), *own]
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (times,))
         if self.integrator.save_adapters:
-            modes = modes_of_details(problem, self.coordinates.rank)
-            shapes |= {name: (times, *shape) for name, shape in modes.items()}
+            shapes |= {name: (times, *shape) for name, shape in modes_of_details(problem, rank).items()}
         return shapes
 
     def _gains(self) -> dict[str, Any]:
@@ -293,17 +289,6 @@ def plan_sweep(
     plan = Plan(problems, grid, float(t1), times, how, batch_size, devices)
     require_memory("the sweep", f"{grid.size} runs at {len(times)} times", COPIES * plan.nbytes)
     return plan
-
-
-@compiled()
-def _leave(coordinates: Coordinates, history: Adapters, bases: Any, stacked: bool) -> Adapters:
-    """Over lanes and times; `stacked` says whether each lane has coordinates of its own."""
-
-    def leave(coordinates: Coordinates, adapters: Adapters, bases: Any) -> Adapters:
-        return coordinates.leave(adapters, bases)
-
-    over_time = eqx.filter_vmap(leave, in_axes=(None, 0, None))
-    return eqx.filter_vmap(over_time, in_axes=(eqx.if_array(0) if stacked else None, 0, 0))(coordinates, history, bases)
 
 
 _version = functools.cache(version)  # a millisecond each

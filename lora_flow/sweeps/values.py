@@ -9,9 +9,11 @@ import jax
 import numpy as np
 
 from lora_flow.adapter import Adapters
-from lora_flow.dynamics.analysis import analyse
+from lora_flow.coordinates.base import Coordinates
+from lora_flow.dynamics.analysis import analyse_states
 from lora_flow.dynamics.flows import Flow
-from lora_flow.problems.base import Problem, as_problem
+from lora_flow.problems.base import Problem, as_problem, on_host
+from lora_flow.runtime.compiling import compiled
 
 Values = dict[str, np.ndarray]
 DEAD = 1e-7  # of the largest singular value of Z, which has the rounding of single precision where that is in use
@@ -40,21 +42,52 @@ def start_values(problems: Sequence[Problem], ranks: Sequence[int], offset: Sequ
     return {"dead_directions": (room.sum(axis=1) - alive).astype(np.int32), "loss_floor": np.asarray(floors)}
 
 
+def leave_each(coordinates: Sequence[Coordinates], adapters: Adapters, bases: Any) -> Adapters:
+    """The adapters of each lane, `(lane, ...)`, in the coordinates of its problem as it was given."""
+    left = [
+        on_host(_leave(one, *jax.tree.map(lambda leaf, i=i: leaf[i], (adapters, bases))))
+        for i, one in enumerate(coordinates)
+    ]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *left)
+
+
+@compiled()
+def _leave(coordinates: Coordinates, adapters: Adapters, bases: Any) -> Adapters:
+    with jax.default_matmul_precision("highest"):
+        return coordinates.leave(adapters, bases)
+
+
 def detail_values(
-    problems: Sequence[Problem], offset: Sequence[bool], start: Adapters, history: Adapters, flow: Flow
+    problems: Sequence[Problem],
+    coordinates: Sequence[Coordinates],
+    offset: Sequence[bool],
+    start: Adapters,
+    bases: Any,
+    history: Adapters,
+    flow: Flow,
 ) -> Values:
-    """The results of `analyse` for adapters over time, `(lane, time, ...)`, all lanes of one problem together."""
+    """The results of `analyse` for adapters over time, `(lane, time, ...)`, all lanes of one problem together.
+
+    `problems`, `coordinates` and `offset` have an entry for each lane. The adapters, in these coordinates, leave them
+    by the `bases` first.
+    """
     groups: dict[Any, list[int]] = {}
     for i, (problem, shifted) in enumerate(zip(problems, offset, strict=True)):
         groups.setdefault((id(problem), i if shifted else None), []).append(i)
     details: Values = {}
     for (_, own), members in groups.items():
-        adapters = jax.tree.map(lambda leaf, members=members: leaf[np.asarray(members)], history)
-        problem = problems[members[0]]
+        problem, inside = problems[members[0]], coordinates[members[0]]
+        solved = inside.problem
         if own is not None:
-            problem = as_problem(problem).offset(jax.tree.map(lambda leaf, i=own: leaf[i], start))
-        for name, array in analyse(problem, adapters, flow).items():
-            details.setdefault(name, np.empty((len(problems), *array.shape[1:])))[members] = array
+            begun, basis = jax.tree.map(lambda leaf, i=own: leaf[i], (start, bases))
+            problem = as_problem(problem).offset(on_host(_leave(inside, begun, basis)))
+            solved = as_problem(solved).offset(begun)
+        states = jax.tree.map(lambda leaf, to=members: leaf[to].reshape(-1, *leaf.shape[2:]), history)
+        times = history[0].a.shape[1]
+        lanes = np.repeat(members, times)
+        for name, array in analyse_states(problem, flow, states, inside, solved, bases, lanes).items():
+            values = array.reshape(len(members), times, *array.shape[1:])
+            details.setdefault(name, np.empty((len(problems), *values.shape[1:])))[members] = values
     return details
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_flow import DeepLinear, LinearNetwork, descend, gaussian_wide_init, narrow, zero_adapters
+from lora_flow import DeepLinear, LinearNetwork, descend, gaussian_wide_init, narrow, pad, zero_adapters
 from lora_flow.coordinates.narrow import Narrow
 
 KEY = jax.random.key(0)
@@ -24,14 +24,19 @@ def assert_close(ours, theirs, atol=1e-13):
 
 @pytest.mark.parametrize(("rank", "inside"), [(3, 8), (8, 8), (40, 8)])
 def test_there_and_back(rank, inside):
-    """Starts of all widths have one shape in there, and the product, the field and the start itself are the same."""
+    """Starts of all widths have one shape in there, and the product, the field and the start itself are the same.
+
+    They leave with the width that the coordinates were made for, and zeros in the directions that they had not.
+    """
     (coordinates,) = Narrow.of([NETWORK], rank=40)
     start = start_of(rank)
     entered, bases = coordinates.enter(start)
     assert entered[0].rank == coordinates.rank == inside
-    assert_close(coordinates.leave(entered, bases), start)
+    assert_close(coordinates.leave(entered, bases), pad(start, 40))
     assert_close(entered[0].b @ entered[0].a, start[0].b @ start[0].a)
-    assert_close(coordinates.leave(coordinates.problem.field(entered), bases), NETWORK.field(start), atol=1e-12)
+    assert_close(
+        coordinates.leave(coordinates.problem.field(entered), bases), pad(NETWORK.field(start), 40), atol=1e-12
+    )
     assert_close(narrow(start)[0].a, entered[0].a[: narrow(start)[0].rank], atol=0)
 
 

@@ -4,12 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lora_flow import InputError, aligned_problem, analyse, solve, sweep
+from lora_flow import InputError, LinearNetwork, aligned_problem, analyse, solve, sweep
 from lora_flow.initialization import initialize
 from lora_flow.sweeps.grid import LANE_DIMS, Problems
 from lora_flow.sweeps.plan import digest, plan_sweep
 
 AXES = {"init": ("gaussian", "spectral"), "side": ("A", "B"), "alpha": (1e-3, 1e-1), "rank": (2, 1), "seeds": (5, 0, 3)}
+RNG = np.random.default_rng(0)
 SMALL = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
 
 
@@ -153,6 +154,43 @@ def test_details_are_what_analyse_says_of_the_saved_adapters(dataset):
     assert not set(details) <= set(dataset.data_vars)
     for name, values in details.items():
         np.testing.assert_allclose(lane[name], values, rtol=1e-6, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("details", [False, True])
+def test_memory_is_asked_for_before_coordinates_are_sought(details, monkeypatch):
+    def sought(problems, *, rank):
+        raise AssertionError("coordinates are sought")
+
+    monkeypatch.setattr("lora_flow.sweeps.plan.coordinates_of", sought)
+    monkeypatch.setattr("lora_flow.runtime.memory.free", lambda: 0.0)
+    with pytest.raises(InputError, match="the sweep must be small enough for the 0 bytes of memory that are free"):
+        sweep(SMALL, t1=1.0, details=details)
+
+
+class Watched(LinearNetwork):
+    """A network, of which `details` sees the hidden units one by one."""
+
+    def details(self, adapters):
+        return {"unit": np.linalg.norm(adapters[0].a, axis=-1)}
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 2**27])
+def test_details_of_wide_networks_see_their_true_units(at_once, monkeypatch):
+    """A sweep solves networks wider than out + in in fewer directions, and leaves these for the details."""
+    monkeypatch.setattr("lora_flow.dynamics.analysis.AT_ONCE", at_once)
+    network = Watched(RNG.normal(size=(2, 3)))
+    how = {"t1": 0.5, "saves": 4, "solver": "Tsit5", "rtol": 1e-9, "flow": "lora-plus:2"}
+    swept = sweep(
+        network, init="gaussian-both", alpha=0.3, rank=(7, 3, 9), seeds=2, details=True, progress=False, **how
+    )
+    for rank in (7, 3, 9):
+        start = initialize("gaussian-both", jax.random.key(1), network, rank=rank, alpha=0.3, side="A")
+        details = analyse(network, solve(network, start, **how, save_adapters=True).history, how["flow"])
+        lane = swept.sel(rank=rank, seed=1).squeeze()
+        np.testing.assert_allclose(lane["unit"].isel(mode=slice(rank)), details.pop("unit"), rtol=1e-6)
+        assert np.all(lane["unit"].isel(mode=slice(rank, None)) == 0)
+        for name, values in details.items():
+            np.testing.assert_allclose(lane[name], values, rtol=1e-6, atol=1e-12, err_msg=name)
 
 
 @pytest.mark.long
