@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -237,14 +238,23 @@ def save_with_numbers(pictures: Mapping[str, Figure], folder: Path, title: str =
 
 
 def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
-    """The parts of a dataset with one problem, side and rank each, and a suffix for the name of each."""
+    """The parts of a dataset with one problem, side and rank each, and a suffix for the name of each.
+
+    A label may hold what no file name can, which becomes "-". Where two suffixes are then the same, in whatever case,
+    a number goes behind the later one.
+    """
+    taken: set[str] = set()
     dims = [*problem_dims(dataset), *(["side"] if "side" in dataset.dims else []), "rank"]
     for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
         where = dict(zip(dims, index, strict=True))
         values = {dim: show(dataset[dim].values[i].item()) for dim, i in where.items() if dataset.sizes[dim] > 1}
         short = {"side": "-", "rank": "-r"}
         suffix = "".join(f"{short.get(dim, f'-{dim}-')}{value}" for dim, value in values.items())
-        yield re.sub(r"[^\w.+-]+", "-", suffix), dataset.isel(where)  # a label may hold what no file name can
+        clean = re.sub(r"[^\w.+-]+", "-", suffix)
+        names = (clean if number == 1 else f"{clean}-{number}" for number in itertools.count(1))
+        name = next(name for name in names if name.casefold() not in taken)
+        taken.add(name.casefold())
+        yield name, dataset.isel(where)
 
 
 def _check(dataset: Any, what: str, *names: str) -> None:

@@ -156,13 +156,14 @@ def test_phases_are_named_as_what_they_are_and_saddles_hatched():
 
 
 def test_pictures_have_names_that_files_can_have(tmp_path):
-    labels = ["a/b", "c d:2", "gaussian-both:0.1"]
-    several = xr.concat([run(two_drops)] * 3, "problem", coords="minimal").assign_coords(problem=labels)
+    labels = ["a/b", "c d:2", "gaussian-both:0.1", "a b", "a-b", "A-B", "a-b-2"]
+    several = xr.concat([run(two_drops)] * len(labels), "problem", coords="minimal").assign_coords(problem=labels)
     status = several["rounding_floor"].expand_dims(rank=[1])
     names = [suffix for suffix, _ in single_cases(several.expand_dims(rank=[1]).assign(status=status))]
-    assert names == ["-problem-a-b", "-problem-c-d-2", "-problem-gaussian-both-0.1"]
+    assert names[:3] == ["-problem-a-b", "-problem-c-d-2", "-problem-gaussian-both-0.1"]
+    assert names[3:] == ["-problem-a-b-2", "-problem-a-b-3", "-problem-A-B-4", "-problem-a-b-2-2"]
     save({name: plt.figure() for name in names}, tmp_path)
-    assert len(list(tmp_path.glob("*.png"))) == 3
+    assert len(list(tmp_path.glob("*.png"))) == len(labels)
 
 
 @pytest.mark.long
