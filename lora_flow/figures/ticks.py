@@ -10,6 +10,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, 
 
 FEWEST = 3
 WITHIN = ((1, 3), (1, 2, 5), tuple(range(1, 10)))  # what a decade is divided into, the coarsest first that is enough
+FEWEST_DIGITS, MOST_DIGITS = 6, 17
 PLAIN = 1e-3, 1e5  # numbers between are written out where a decade is divided
 
 
@@ -61,5 +62,21 @@ class _Labels(LogFormatterSciNotation):
     def __call__(self, x: float, pos: int | None = None) -> str:
         axis: Any = self.axis
         low, high = sorted(axis.get_view_interval())
-        is_divided = 0 < low < high < np.inf and divided(low, high) is not None
-        return f"{x:g}" if is_divided and PLAIN[0] <= x <= PLAIN[1] else super().__call__(x, pos)
+        ticks = divided(low, high) if 0 < low < high < np.inf else None
+        if ticks is None:
+            return super().__call__(x, pos)
+        digits = _digits(ticks)
+        if PLAIN[0] <= x <= PLAIN[1]:
+            return f"{x:.{digits}g}"
+        if digits == FEWEST_DIGITS:
+            return super().__call__(x, pos)
+        factor, exponent = f"{x:.{digits - 1}e}".split("e")
+        return rf"$\mathdefault{{{factor.rstrip('0').rstrip('.')}\times10^{{{int(exponent)}}}}}$"
+
+
+def _digits(ticks: np.ndarray) -> int:
+    """So many significant digits that the ticks' labels are at their places, and so differ."""
+    near = 1e-3 * np.min(np.diff(ticks), initial=np.inf)
+    counts = range(FEWEST_DIGITS, MOST_DIGITS)
+    exact = (n for n in counts if all(abs(float(f"{tick:.{n}g}") - tick) <= near for tick in ticks))
+    return next(exact, MOST_DIGITS)

@@ -30,6 +30,10 @@ RANGES = [
     (0.2, 0.9),
     (2.1, 2.9),
     (1.0, 1.001),
+    (1.0, 1 + 1e-6),
+    (2.5, 2.5 * (1 + 3e-8)),
+    (3e-9, 3e-9 * (1 + 1e-7)),
+    (3e20, 3e20 * (1 + 1e-6)),
     (3e-9, 2e-8),
     (1.0, 1e3),
     (1e-30, 1.0),
@@ -46,6 +50,7 @@ def test_at_least_three_labels_at_their_places(low, high, height):
     for axis in (axes[0, 0].yaxis, axes[0, 1].xaxis):
         shown = labelled(axis)
         assert 3 <= len(shown) <= 12
+        assert len(set(shown.values())) == len(shown)
         for place, text in shown.items():
             number = text.strip("$").replace(r"\mathdefault{", "").replace("}", "").replace("{", "")
             number = number.replace(r"\times10^", "e").replace("10^", "1e")
