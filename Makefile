@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
+unexport PYTHONDONTWRITEBYTECODE  # the tests start Python a hundred times, and would read all sources anew each time
 
 .PHONY: help figure1 figures theory vision test test-long test-package test-interop lint format docs bench bench-quick bench-gpu clean
 

@@ -1,5 +1,6 @@
 """64-bit on, silent rank promotion an error, and two CPU devices so that sweeps are spread over several."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,12 +20,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from lora_flow import aligned_problem  # noqa: E402
 
+MAPS = 16_000  # a quarter of the memory maps that Linux grants a process; a module of tests takes up to half
+
+
+def pytest_collection_finish():
+    """What is imported stays: the collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled_programs():
     """Each takes dozens of memory maps; thousands of programs in one process meet Linux's limit, and XLA crashes."""
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

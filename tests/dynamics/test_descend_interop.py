@@ -7,16 +7,19 @@ import pytest
 
 from lora_flow import SingleLayer, descend, gaussian_init
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-optimizers = pytest.importorskip("peft.optimizers")
-
 RANK, RATIO, STEPS = 2, 16.0, 12
 OPTIMISERS = {
-    "adam": (torch.optim.Adam, optax.adam, 1e-2),
-    "sgd": (torch.optim.SGD, optax.sgd, 1e-3),
-    "adamw": (torch.optim.AdamW, lambda rate: optax.adamw(rate, weight_decay=0.0), 1e-2),
+    "adam": ("Adam", optax.adam, 1e-2),
+    "sgd": ("SGD", optax.sgd, 1e-3),
+    "adamw": ("AdamW", lambda rate: optax.adamw(rate, weight_decay=0.0), 1e-2),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """Here and not above, where every worker would wait for them though one runs this file."""
+    global torch, peft, optimizers
+    torch, peft, optimizers = map(pytest.importorskip, ("torch", "peft", "peft.optimizers"))
 
 
 def theirs(shift, start, optimiser, rate):
@@ -31,7 +34,8 @@ def theirs(shift, start, optimiser, rate):
     with torch.no_grad():
         for factor, drawn in zip((a, b), start, strict=True):
             factor.copy_(torch.from_numpy(np.array(drawn)))
-    training = optimizers.create_loraplus_optimizer(model, optimiser, lr=rate, loraplus_lr_ratio=RATIO)
+    kind = getattr(torch.optim, optimiser)
+    training = optimizers.create_loraplus_optimizer(model, kind, lr=rate, loraplus_lr_ratio=RATIO)
     losses = []
     for _ in range(STEPS):
         training.zero_grad()

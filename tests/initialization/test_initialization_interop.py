@@ -18,13 +18,17 @@ from lora_flow import (
     pissa_init,
 )
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-
 KEY = jax.random.key(7)
 RANK, SCALING = 4, 0.75
 SHAPES = ((8, 12), (12, 8))  # (out, in); 4 r is not less than the smaller, and PEFT's random decomposition exact
 SINGLE = 1e-5  # of the largest entry: PEFT's rounding of 1e-7, times what a gap to the next singular value makes of it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """Here and not above, where every worker would wait for them though one runs this file."""
+    global torch, peft
+    torch, peft = map(pytest.importorskip, ("torch", "peft"))
 
 
 def draw(seed, shape):

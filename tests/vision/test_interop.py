@@ -15,10 +15,6 @@ from safetensors.numpy import load_file, save_file
 
 from lora_flow import Adapter, InputError
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-peft = pytest.importorskip("peft")
-
 # PEFT asks transformers for a property that transformers has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -26,7 +22,14 @@ CLASSES = 5
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def theirs(kind=transformers.ViTForImageClassification, channels=3, depth=2, seed=0, **changed):
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """Here and not above, where every worker would wait for them though one runs this file."""
+    global torch, transformers, peft
+    torch, transformers, peft = map(pytest.importorskip, ("torch", "transformers", "peft"))
+
+
+def theirs(kind="ViTForImageClassification", channels=3, depth=2, seed=0, **changed):
     """A model of transformers with every parameter drawn, so that none can be left out unseen."""
     config = transformers.ViTConfig(
         hidden_size=16,
@@ -40,7 +43,7 @@ def theirs(kind=transformers.ViTForImageClassification, channels=3, depth=2, see
         num_labels=CLASSES,
         **changed,
     )
-    return draw(kind(config), seed)
+    return draw(getattr(transformers, kind)(config), seed)
 
 
 def draw(model, seed=0, having=""):
@@ -109,7 +112,7 @@ def test_positions_are_interpolated_as_in_transformers(tmp_path, size):
 
 
 def without_prefix(folder):
-    model = theirs(transformers.ViTModel)
+    model = theirs("ViTModel")
     model.save_pretrained(folder)
     assert not any(name.startswith("vit.") for name in load_file(folder / "model.safetensors"))
     return model
@@ -307,7 +310,7 @@ def test_a_classifier_that_peft_trained_as_a_whole_has_the_same_logits_here(tmp_
 
 
 def test_adapters_of_a_model_without_a_head_are_those_of_its_blocks(tmp_path):
-    model = theirs(transformers.ViTModel)
+    model = theirs("ViTModel")
     model.save_pretrained(tmp_path / "base")
     vit = load_vit(tmp_path / "base").model
     settings = peft.LoraConfig(r=2, target_modules=["k_proj", "fc1"])
