@@ -1,15 +1,21 @@
-"""What the README and the tutorial show is run as it stands, in order, and every public name is documented."""
+"""What the README and the docs show is run as it stands, and is what is printed and drawn; all names are documented."""
 
 import inspect
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from printed import differences, shown
+from stored import STORED, check_agrees
 
 import lora_flow
 from lora_flow.claims.frame import ENTERED
+from lora_flow.cli import main
 from lora_flow.dynamics.analysis import DETAILS
 from lora_flow.dynamics.observables import OBSERVABLES
 from lora_flow.experiments.table import EXPERIMENTS
@@ -56,6 +62,47 @@ def test_every_python_block_runs(page, tables, tmp_path, monkeypatch, capsys):
     assert "success after" in capsys.readouterr().out
     if page == "docs/tutorial.md":  # the tutorial holds a formula against a measurement: they agree as it says
         assert float(abs(namespace["predicted"] - namespace["measured"]).max()) < 0.15
+
+
+DRAWN = ("lora-flow theory", *(f"lora-flow figure {name}" for name in EXPERIMENTS if name != "1"))  # 1: in make test
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)  # theory takes three minutes of two cores, which other tests may have as well
+@pytest.mark.parametrize("command", dict.fromkeys((*DRAWN, *shown())))
+def test_the_docs_show_what_commands_print_and_draw(command, tmp_path, capsys):
+    program, *words = command.split()
+    if program == "python":
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        output = done.stdout
+    else:
+        out = tmp_path / "out"
+        assert main([*words, "--out", str(out)]) == 0
+        output = capsys.readouterr().out + "".join(path.read_text() for path in sorted(out.glob("*.md")))
+        for path in sorted(out.glob("figures/*.json")):
+            check_agrees(json.loads((STORED / path.name).read_text()), json.loads(path.read_text()))
+    for page, texts in shown().get(command, {}).items():
+        assert not [*differences(texts, output)], page
+
+
+def test_a_number_of_the_docs_that_a_command_prints_otherwise_is_told():
+    printed = "seen:\n\n| a | b | b |\n| --- | --- | --- |\n| x 1 | 0.25 ± 0.1 | 1e-15 |\n\nholds   3    for r = 4\n"
+    table = "| a | b |\n| --- | --- |\n| x 1 | {} |\n"
+    block = "```text\n{} 3 for r = 4\n```\n"
+    for told, number in (
+        (0, "0.25 ± 0.1"),
+        (0, "0.24 ± 0.1"),
+        (1, "0.28 ± 0.1"),
+        (1, "-0.25 ± 0.1"),
+        (1, "at rounding"),
+        (1, "0.25"),
+    ):
+        assert len([*differences([table.format(number)], printed)]) == told, number
+    assert len([*differences([table.format("0.25 ± 0.1"), table.format("0.25 ± 0.1")], printed)]) == 1, "a row more"
+    assert len([*differences(["| a | c |\n| --- | --- |\n| x 1 | 0.25 |\n"], printed)]) == 1, "another column"
+    assert len([*differences(["| b | b |\n| --- | --- |\n| 0.25 ± 0.1 | 4e-15 |\n"], printed)]) == 0
+    assert len([*differences([block.format("holds")], printed)]) == 0
+    assert len([*differences([block.format("fails")], printed)]) == 1
 
 
 def test_every_public_name_has_a_docstring_and_a_place_in_the_api_page():

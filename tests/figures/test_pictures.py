@@ -1,15 +1,10 @@
-"""What pictures show: quartiles within what a quantity can be, the rounding floor, saddles, and the stored numbers."""
-
-import json
+"""What pictures show: quartiles within what a quantity can be, the rounding floor, and saddles."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
-from stored import STORED, check_agrees
 
-from lora_flow.cli import main
-from lora_flow.experiments.table import EXPERIMENTS
 from lora_flow.figures import plot_alignment, plot_loss, plot_phases
 from lora_flow.figures.over_time import save, shade_phases, single_cases
 from lora_flow.figures.shown import shown
@@ -164,11 +159,3 @@ def test_pictures_have_names_that_files_can_have(tmp_path):
     assert names[3:] == ["-problem-a-b-2", "-problem-a-b-3", "-problem-A-B-4", "-problem-a-b-2-2"]
     save({name: plt.figure() for name in names}, tmp_path)
     assert len(list(tmp_path.glob("*.png"))) == len(labels)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "1"])
-def test_stored_pictures_are_what_their_commands_draw(name, tmp_path):
-    assert main(["figure", name, "--out", str(tmp_path / name)]) == 0
-    for path in sorted((tmp_path / name / "figures").glob("*.json")):
-        check_agrees(json.loads((STORED / path.name).read_text()), json.loads(path.read_text()))

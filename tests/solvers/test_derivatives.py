@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.derivatives import AT, errors, log_losses
 from lora_flow import Adapter, InputError, SingleLayer, aligned_problem, descend, gaussian_init, oracles, solve
 from lora_flow.dynamics.solve import KEPT_STATE, RTOL
 from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
@@ -138,18 +139,6 @@ def test_derivatives_of_gradient_descent_are_those_of_the_loop_written_out():
         np.testing.assert_allclose(ours, jit(transform(by_hand))(POINT), rtol=1e-9)
 
 
-TURN = jnp.array([[0.8, 0.6], [-0.6, 0.8]])
-WELL = jnp.array([[1.5, 0.3], [-0.2, 1.2]])
-SMALL = jnp.log(jnp.array([1e-2, 1.0]))  # alpha, and the size of the shift
-
-
-def at_levels(x, times):
-    """log L of one layer from orthogonal rows, a start from which everything is learned, in closed form."""
-    alpha, size = jnp.exp(x)
-    product = oracles.single_layer(size * WELL, alpha * TURN, times, steps=12).product
-    return jnp.log(0.5 * jnp.sum(((size * WELL)[None] - product) ** 2, axis=(1, 2)))
-
-
 @pytest.mark.parametrize(
     ("solver", "tolerances", "worst"),
     [
@@ -159,20 +148,10 @@ def at_levels(x, times):
     ],
 )
 def test_how_right_gradients_are_at_losses_of_1e_2_1e_8_and_1e_16(solver, tolerances, worst):
-    times = jnp.array([5.27656, 8.16960, 11.96040])
-    np.testing.assert_allclose(at_levels(SMALL, times) / np.log(10), [-2, -8, -16], atol=1e-3)
-    expected = jax.jacfwd(at_levels)(SMALL, times)
-
-    def losses(x, rtol):
-        alpha, size = jnp.exp(x)
-        start = (Adapter(alpha * TURN, jnp.zeros((2, 2))),)
-        seen = solve(SingleLayer(size * WELL), start, t1=12.0, saves=times, solver=solver, rtol=rtol, adjoint=FORWARD)
-        return jnp.log(seen.observables["loss"])
-
-    slopes = jit(jax.jacfwd(losses))
+    np.testing.assert_allclose(log_losses(AT) / np.log(10), [-2, -8, -16], atol=1e-3)
+    of = errors(solver)
     for rtol, bounds in zip(tolerances, worst, strict=True):
-        errors = np.abs(np.asarray(slopes(SMALL, jnp.asarray(rtol)) / expected) - 1)
-        assert np.all(errors < np.array(bounds)), errors
+        assert np.all(of(rtol) < np.array(bounds)), of(rtol)
 
 
 def test_derivatives_of_observables_are_those_of_their_values():
