@@ -21,7 +21,8 @@ DIGITS = 4
 def shown(figure: Figure) -> list[dict[str, Any]]:
     """For every axes of a picture its title, the scale of y, the y values of its lines and bands, and its maps.
 
-    A curve is given at up to 21 of its points, the first and the last among them; NaN is null.
+    A curve is given at up to 21 of its points, the first and the last among them; NaN is null. Where it leaves the axes
+    it is given at their edge: a loss below may be rounding, which another machine draws otherwise.
     """
     return [_of(ax) for ax in figure.axes if ax.lines or ax.images]
 
@@ -36,24 +37,26 @@ def save_numbers(pictures: Mapping[str, Figure], folder: Path) -> None:
 
 def _of(ax: Axes) -> dict[str, Any]:
     curves = [line for line in ax.lines if line.get_transform() == ax.transData]  # not a line across the axes
-    lines = [np.asarray(line.get_ydata(), float) for line in curves]
+    low, high = sorted(ax.get_ylim())
+    lines = [np.clip(np.asarray(line.get_ydata(), float), low, high) for line in curves]
     images: list[Any] = [image.get_array() for image in ax.images]
     bands = [one for one in ax.collections if isinstance(one, PolyCollection)]
     return {
         "title": ax.get_title(loc="left") or ax.get_title(),
         "scale": ax.get_yscale(),
         "lines": [_thinned(y) for y in lines],
-        "bands": [_edges(band) for band in bands],
+        "bands": [_sides(band, low, high) for band in bands],
         "maps": [[_numbers(row) for row in np.ma.filled(image.astype(float), np.nan)] for image in images],
     }
 
 
-def _edges(band: PolyCollection) -> list[list[float | None]]:
-    """The two edges of a band between two curves."""
+def _sides(band: PolyCollection, low: float, high: float) -> list[list[float | None]]:
+    """The two curves that a band lies between, between the edges of its axes."""
     paths = band.get_paths()
     corners = np.asarray(paths[0].vertices, float) if paths else np.zeros((3, 2))
     points = (len(corners) - 3) // 2
-    return [_thinned(edge) for edge in (corners[1 : points + 1, 1], corners[points + 2 : -1, 1][::-1])]
+    sides = (corners[1 : points + 1, 1], corners[points + 2 : -1, 1][::-1])
+    return [_thinned(np.clip(side, low, high)) for side in sides]
 
 
 def _thinned(y: np.ndarray) -> list[float | None]:

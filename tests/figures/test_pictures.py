@@ -86,6 +86,16 @@ def test_a_floor_that_differs_between_seeds_is_kept_to_by_each():
     assert all(np.all(np.asarray(line.get_ydata()) == 1e-25) for line in ax.lines)
 
 
+def test_the_numbers_of_a_picture_end_at_the_edge_of_its_axes():
+    ax = plt.subplots()[1]
+    ax.set(yscale="log", ylim=(1e-12, 2))
+    ax.plot([0, 1, 2], [1.0, np.nan, 1e-30])
+    ax.fill_between([0, 1], [0.5, 1e-31], [4.0, 1e-29])
+    (one,) = shown(ax.figure)
+    assert one["lines"] == [[1.0, None, 1e-12]]
+    assert sorted(map(sorted, one["bands"][0])) == [[1e-12, 0.5], [1e-12, 2.0]]
+
+
 def test_a_run_of_which_nothing_has_run_yet_is_an_empty_picture():
     one = run(two_drops)
     empty = one.assign({name: one[name] * np.nan for name in one.data_vars})
