@@ -34,8 +34,9 @@ class Problem(Protocol):
     `layers` holds the `(out, in)` shape of each adapted layer, and `loss` maps a tuple of adapters,
     one for each layer, to a scalar that is at least 0. The flow is then `-jax.grad(loss)`. `AbstractProblem` has
     defaults for all else that a problem may know. An object that does not derive from `AbstractProblem` may have
-    methods and attributes of the same names. An object that is not a PyTree must be hashable, and must not change once
-    it has been solved: the compiled program keeps its arrays.
+    methods and attributes of the same names, but for `coordinates` and `offset`, which may mean anything there. An
+    object that is not a PyTree must be hashable, and must not change once it has been solved: the compiled program
+    keeps its arrays.
     """
 
     @property
@@ -220,8 +221,8 @@ HANDED_ON = (FORMULAS | {"scaling", "weights", "layer_inputs", "any_width", "obs
 def as_problem(problem: Any) -> AbstractProblem:
     """The problem itself, or around an object of another kind one that has the defaults for all that it lacks.
 
-    The object's own formulas, observables and attributes count. A formula does not count where a subclass or the object
-    has changed the loss and not the formula.
+    The object's own formulas, observables and attributes count, all but `coordinates` and `offset`. A formula does not
+    count where a subclass or the object has changed the loss and not the formula.
 
     **Raises:** `InputError` for what is no problem.
     """
