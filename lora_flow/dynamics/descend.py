@@ -32,7 +32,7 @@ from lora_flow.checks import (
 )
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.measurements import measure, principal_directions
-from lora_flow.dynamics.solve import STATUS, Trajectory, conserved, finite, observed, prepend, velocity, where
+from lora_flow.dynamics.solve import STATUS, Trajectory, conserved_by, finite, observed, prepend, velocity, where
 from lora_flow.fields import take_new_fields
 from lora_flow.problems.base import Problem, as_problem, kind_of, own_observables
 from lora_flow.problems.rounding import rounding_floor
@@ -268,7 +268,7 @@ def _descend(
     return Descent(
         times=times,
         observables={
-            **observed(loss, measurements, own, reached, conserved(problem, flow)),
+            **observed(loss, measurements, own, reached, conserved_by(problem, flow)),
             "step_size": jnp.where(reached, sizes[1:], jnp.nan),
         },
         initial_loss=loss[0],

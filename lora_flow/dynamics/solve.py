@@ -310,7 +310,7 @@ def solve_lane(
         seen = prepend(start, where(reached, saved, 0.0))
         loss, measurements, own = jax.vmap(look)(seen) if afterwards else seen
         floor = rounding_floor(problem, adapters)
-    named = observed(loss, measurements, own, reached, conserved(problem, how.flow))
+    named = observed(loss, measurements, own, reached, conserved_by(problem, how.flow))
     ok = solution.result == diffrax.RESULTS.successful
     stopped = solution.result == diffrax.RESULTS.max_steps_reached
     came = jnp.all(reached) & jnp.all(jnp.isfinite(final))
@@ -340,18 +340,21 @@ def observed(
     return {name: jnp.where(reached, values, jnp.nan) for name, values in named.items()}
 
 
-def conserved(problem: Problem, flow: Flow) -> Float[Array, ""]:
+def conserved_by(problem: Problem, flow: Flow) -> Float[Array, ""]:
     """The flow's `conserves`; NaN for a loss by which the imbalance changes, as by one with weight decay.
 
-    A loss of the products B_i A_i changes none. One that is not known to be of these is tried at one state.
+    A loss of the products B_i A_i changes none. One that is not known to be of these is tried at one state of rank 2,
+    which has an imbalance between its directions beside that of each. The imbalance A A^T - B^T B changes by M + M^T,
+    with M = A' A^T - B^T B'.
     """
     asked = as_problem(problem)
     if asked.of_products:
         return flow.conserves
-    state = probe(asked.layers, 1)
+    state = probe(asked.layers, 2)
     changes = jnp.zeros((), bool)
     for (a, b), descent in zip(state, asked.field(state), strict=True):
-        apart = jnp.abs(jnp.vdot(a, descent.a) - jnp.vdot(b, descent.b))
+        change = descent.a @ a.T - b.T @ descent.b
+        apart = norm(change + change.T) / 2
         size = norm(a) * norm(descent.a) + norm(b) * norm(descent.b)
         changes |= apart > jnp.sqrt(jnp.finfo(size.dtype).eps) * size
     return jnp.where(changes, jnp.nan, flow.conserves)

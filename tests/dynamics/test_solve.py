@@ -152,7 +152,14 @@ class OfFactors(SingleLayer):
         return super().loss(adapters) + 0.1 * self.part(*adapters[0])
 
 
-@pytest.mark.parametrize("part", [lambda a, b: jnp.sum(b**2), lambda a, b: jnp.sum(a**4) + jnp.sum(b**2)])
+PARTS = {
+    "decay": lambda a, b: jnp.sum(b**2),
+    "of both": lambda a, b: jnp.sum(a**4) + jnp.sum(b**2),
+    "between directions": lambda a, b: jnp.sum(jnp.tril(a @ a.T, -1) ** 2),
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_a_loss_by_which_the_imbalance_changes_has_no_drift(part):
     """It had been told as an error of the integration, of .5 here."""
     y, start = random(8, 5, 6), (Adapter(random(9, 2, 6), jnp.zeros((5, 2))),)
