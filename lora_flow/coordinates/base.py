@@ -18,7 +18,6 @@ class Coordinates(eqx.Module):
 
     - `problem`: the problem in these coordinates, a `Problem` like any other.
     - `rank`: of the adapters in these coordinates. Adapters of lower ranks are padded, and so share a program.
-    - `differentiable`: whether problem and maps have derivatives with respect to the given problem's arrays.
     - `changes_problem`: whether `problem` is another problem than the given one. If not, adapters in these coordinates
       are adapters of the given problem, too, but `Narrow`'s in another basis of the rank's directions.
     """
@@ -26,7 +25,6 @@ class Coordinates(eqx.Module):
     problem: Any
     rank: int = eqx.field(static=True)
 
-    differentiable: ClassVar[bool] = True
     changes_problem: ClassVar[bool] = False
 
     @classmethod

@@ -45,7 +45,6 @@ class Canonical(Coordinates):
     problem: Factorization
     frames: tuple[Matrix, Matrix, Matrix]  # V (n, .), G (h, .), U (m, .)
 
-    differentiable: ClassVar[bool] = False  # the host finds the frames
     changes_problem: ClassVar[bool] = True
 
     @classmethod

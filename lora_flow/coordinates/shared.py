@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
-from jax.core import Tracer
-
 from lora_flow.checks import kind, require
 from lora_flow.coordinates.base import Coordinates
 from lora_flow.problems.base import Problem, as_problem
@@ -15,15 +12,13 @@ from lora_flow.problems.base import Problem, as_problem
 def coordinates_of(problems: Sequence[Problem], *, rank: int) -> tuple[Coordinates, ...]:
     """Each of several problems of one shape in the coordinates in which it costs least, all of one shape.
 
-    The problems say in which (`AbstractProblem.coordinates`). Problems that do not say the same stay as they are, and
-    so do traced ones that would lose their derivatives.
+    The problems say in which (`AbstractProblem.coordinates`). Problems that do not say the same stay as they are.
 
     **Raises:** `InputError` where a problem names what is no kind of `Coordinates`.
     """
     kinds = {_kind_for(problem) for problem in problems}
     chosen = kinds.pop() if len(kinds) == 1 else Coordinates
-    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(list(problems)))
-    return (Coordinates if traced and not chosen.differentiable else chosen).of(problems, rank=rank)
+    return chosen.of(problems, rank=rank)
 
 
 def _kind_for(problem: Problem) -> type[Coordinates]:

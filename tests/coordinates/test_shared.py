@@ -102,21 +102,6 @@ def test_problems_that_disagree_stay_as_they_are():
     assert [one.problem for one in found] == problems
 
 
-def test_traced_problems_keep_their_derivatives():
-    start = start_of(Factorization(W1, W2, SHIFT))
-
-    def loss(scale, inside):
-        problem = Factorization(W1, W2, scale * SHIFT)
-        (coordinates,) = coordinates_of([problem], rank=2) if inside else Coordinates.of([problem], rank=2)
-        return coordinates.problem.loss(coordinates.enter(start)[0])
-
-    plain, ours = (jax.grad(loss)(2.0, inside) for inside in (False, True))
-    assert abs(plain) > 1
-    np.testing.assert_allclose(ours, plain, rtol=1e-12)
-    assert Narrow.differentiable
-    assert not Canonical.differentiable
-
-
 def test_what_is_no_kind_of_coordinates_is_refused():
     with pytest.raises(InputError, match=r"must be a class that derives from Coordinates, got \(0, 1\)"):
         coordinates_of([Named()], rank=1)
