@@ -18,7 +18,7 @@ from lora_flow.runtime.progress import span
 from lora_flow.storage import checksums
 from lora_flow.storage.checksums import Damaged, listed
 from lora_flow.storage.folder import RESULTS, SETTINGS, read_settings, steady
-from lora_flow.storage.lanes import NOT_RUN
+from lora_flow.storage.lanes import NOT_RUN, waiting
 from lora_flow.storage.locks import holder
 from lora_flow.storage.swap import is_generated
 
@@ -60,21 +60,22 @@ def _part(path: Path) -> tuple[str, bool]:
         return f"{path}: nothing stored yet", True
     lanes = reading.dataset["status"]
     kind = "units" if "vision" in settings else "batches"
-    line, waiting = _counts(path, lanes, checksums.batches_of(path / RESULTS), kind)
-    return line + (f"; damaged or missing {listed(reading.damaged)}" if reading.damaged else ""), waiting > 0
+    line = _counts(path, lanes, checksums.batches_of(path / RESULTS), kind)
+    lost = f"; damaged or missing {listed(reading.damaged)}" if reading.damaged else ""
+    return line + lost, bool(waiting(lanes).any())
 
 
-def _counts(path: Path, lanes: xr.DataArray, batches: np.ndarray | None, kind: str) -> tuple[str, int]:
-    """One line on the lanes, and how many have not run; a batch is done when all of its lanes are."""
+def _counts(path: Path, lanes: xr.DataArray, batches: np.ndarray | None, kind: str) -> str:
+    """One line on the lanes; a batch is done when all of its lanes are."""
+    wait = waiting(lanes)
     meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
     counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != NOT_RUN}
-    done = sum(counts.values())
     together = ""
     if batches is not None:
-        total, open_ones = len(np.unique(batches)), len(np.unique(batches[lanes.values == NOT_RUN]))
+        total, open_ones = len(np.unique(batches)), len(np.unique(batches[wait]))
         together = f" ({total - open_ones} of {total} {kind})"
     ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
-    return f"{path}: {done} of {lanes.size} lanes done{together}; ended: {ended}", lanes.size - done
+    return f"{path}: {np.sum(~wait)} of {lanes.size} lanes done{together}; ended: {ended}"
 
 
 def _written(parts: Sequence[Path]) -> str:

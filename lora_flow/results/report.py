@@ -14,7 +14,7 @@ import xarray as xr
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import spread, told
 from lora_flow.results.phases import aligning, leading
-from lora_flow.storage.lanes import NOT_RUN
+from lora_flow.storage.lanes import NOT_RUN, waiting
 from lora_flow.sweeps.schema import LANE_DIMS, layers_of
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
@@ -84,7 +84,7 @@ def final_values(dataset: xr.Dataset) -> Table:
 
 
 def _steps(cell: xr.Dataset) -> str:
-    steps = cell["steps"].values[cell["status"].values != NOT_RUN]
+    steps = cell["steps"].values[~waiting(cell["status"])]
     if not steps.size:
         return "-"
     return f"{steps.min()}-{steps.max()}" if steps.min() < steps.max() else str(steps.max())
@@ -118,9 +118,8 @@ def show(value: Any) -> str:
 
 def unfinished(datasets: Iterable[xr.Dataset]) -> str:
     """ "unfinished: 40 of 240 lanes", or "" where every lane has run."""
-    lanes = [dataset["status"].values for dataset in datasets]
-    total, waiting = sum(one.size for one in lanes), sum(int((one == NOT_RUN).sum()) for one in lanes)
-    return f"unfinished: {total - waiting} of {total} lanes" if waiting else ""
+    wait = np.concatenate([waiting(dataset["status"]).ravel() for dataset in datasets] or [np.zeros(0, bool)])
+    return f"unfinished: {np.sum(~wait)} of {wait.size} lanes" if wait.any() else ""
 
 
 def report(

@@ -18,7 +18,7 @@ import xarray as xr
 from lora_flow.checks import as_path, require, require_flag
 from lora_flow.storage import checksums
 from lora_flow.storage.folder import RESULTS, SETTINGS, Folder, Kind, Template, is_started, read_settings, steady
-from lora_flow.storage.lanes import NOT_RUN
+from lora_flow.storage.lanes import waiting
 from lora_flow.storage.locks import locked, mend
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import is_generated
@@ -131,7 +131,8 @@ def _load_run(path: Path, partial: bool) -> xr.Dataset:
     dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet
     if not partial:
         return dataset
-    ran = dataset["status"] != NOT_RUN  # whatever the file holds for the others
+    status = dataset["status"]
+    ran = status.copy(data=~waiting(status))  # whatever the file holds for the others
     return dataset.assign({name: one.where(ran) for name, one in dataset.data_vars.items() if one.dtype.kind == "f"})
 
 

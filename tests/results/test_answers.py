@@ -340,3 +340,11 @@ def test_a_run_is_answered_once_to_be_drawn(tmp_path, monkeypatch, capsys):
     printed, told = capsys.readouterr().out.splitlines(), (tmp_path / "run/report.md").read_text()
     assert f"- {printed[0]}\n" in told
     assert "at t = 0.5" in printed[0]
+
+
+def test_a_lane_whose_status_means_nothing_has_not_run():
+    status = xr.DataArray([0, 1, 9, -1], dims="seed", attrs={"flag_values": [-1, 0, 1, 2]})
+    assert (
+        unfinished([xr.Dataset({"status": status}), xr.Dataset({"status": status[:2]})]) == "unfinished: 4 of 6 lanes"
+    )
+    assert unfinished([xr.Dataset({"status": status[:2]})]) == unfinished([]) == ""
