@@ -20,7 +20,7 @@ from lora_flow.problems.base import Problem, as_problem, on_host, vector_field
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
 
-DETAILS = Observables("saved adapters")
+DETAILS = Observables()
 AT_ONCE = 2**27  # bytes of states that leave their coordinates together
 
 

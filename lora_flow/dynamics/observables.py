@@ -16,7 +16,7 @@ from lora_flow.dynamics.layers import Layer, Matrices, layers_over_time, trace
 from lora_flow.dynamics.measurements import Measurement
 from lora_flow.dynamics.tables import Observables
 
-OBSERVABLES = Observables("measurements")
+OBSERVABLES = Observables()
 
 
 def observables(

@@ -39,12 +39,11 @@ class Observable(NamedTuple):
 
 
 class Observables:
-    """A table of observables by name, whose formulas take the same of each layer; `needs` says what, for people."""
+    """A table of observables by name, whose formulas take the same of each layer."""
 
-    def __init__(self, needs: str):
-        self.needs = needs
+    def __init__(self) -> None:
         self.entries: dict[str, Observable] = {}
-        self._is_in_use = False
+        self._is_in_use = False  # by programs, which then lack what is entered later
 
     def of_each_layer(self, name: str, about: str) -> Callable[[Formula], Formula]:
         """Enters a formula of one layer; see `Observable`."""
@@ -63,7 +62,7 @@ class Observables:
             require(not doubled, "the name of an observable", "be its own", ", ".join(doubled))
             self.entries[name] = entry
             if self._is_in_use:
-                forget()  # programs that were compiled without it
+                forget()
             return formula
 
         return enter

@@ -24,7 +24,7 @@ def tables():
 
 
 def test_names_say_which_layer_and_the_first_may_go_by_the_bare_name():
-    table = Observables("numbers")
+    table = Observables()
     table.of_each_layer("size", "|x_{i}|")(abs)
     table.of_each_layer("twice_{i}", "2 x_{i}")(lambda x: 2 * x)
     table.of_all_layers("total", "sum of all x")(sum)
@@ -45,7 +45,7 @@ def test_names_say_which_layer_and_the_first_may_go_by_the_bare_name():
 @pytest.mark.parametrize("name", ["loss", "status", "size_2"])
 def test_a_name_that_something_else_has_is_refused(name):
     """ "size" is "size_2" for the second layer."""
-    table = Observables("numbers")
+    table = Observables()
     table.of_each_layer("size", "|x_{i}|")(abs)
     with pytest.raises(InputError, match=f"name of an observable must be its own, got {name}$"):
         table.of_all_layers(name, "sum")(sum)
