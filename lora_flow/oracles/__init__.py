@@ -1,25 +1,5 @@
-"""Exact solutions of gradient flows, to test a solver with."""
+"""Exact solutions of gradient flows, to test a solver with. The public names are listed in `__init__.pyi`."""
 
-from lora_flow.oracles.exact import (
-    Products,
-    first_layer,
-    riccati,
-    scalar,
-    schur_complement,
-    single_layer,
-    spectral,
-    symmetric,
-    symmetric_mode,
-)
+import lazy_loader
 
-__all__ = [
-    "Products",
-    "first_layer",
-    "riccati",
-    "scalar",
-    "schur_complement",
-    "single_layer",
-    "spectral",
-    "symmetric",
-    "symmetric_mode",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,9 @@
+from .exact import Products as Products
+from .exact import first_layer as first_layer
+from .exact import riccati as riccati
+from .exact import scalar as scalar
+from .exact import schur_complement as schur_complement
+from .exact import single_layer as single_layer
+from .exact import spectral as spectral
+from .exact import symmetric as symmetric
+from .exact import symmetric_mode as symmetric_mode
