@@ -97,14 +97,9 @@ class Sweep:
 
 
 GROUPS: dict[str, Any] = {
-    "grid": flags.Runs,
-    "times": flags.Times,
-    "problem": kinds.Trained,
-    "aligned": kinds.Aligned,
-    "pretrained": kinds.Pretrained,
-    "regression": kinds.Regression,
-    "network": kinds.Network,
-    "solver": flags.Solving,
+    field.name: field.default_factory
+    for field in dataclasses.fields(Sweep)
+    if field.default_factory is not dataclasses.MISSING
 }
 
 

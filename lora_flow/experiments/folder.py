@@ -7,7 +7,7 @@ from pathlib import Path
 import tomli_w
 import xarray as xr
 
-from lora_flow.storage.folder import SETTINGS, Kind, Template, read_settings, steady
+from lora_flow.storage.folder import SETTINGS, Kind, Template, is_started, read_settings, steady
 from lora_flow.storage.swap import write_atomically
 from lora_flow.sweeps.run import drawn
 
@@ -16,7 +16,8 @@ STUDY = Kind("figure", "a figure's", is_mine=lambda settings: "study" in setting
 
 def study_of(path: str | Path) -> str:
     """The name of the study that a folder holds, "" for anything else."""
-    return str(read_settings(path)["study"]) if STUDY.owns(path) else ""
+    settings = read_settings(path) if is_started(path) else {}
+    return str(settings["study"]) if STUDY.is_mine(settings) else ""
 
 
 def begin_study(path: str | Path, name: str, seeds: int) -> None:
