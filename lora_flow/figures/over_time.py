@@ -77,6 +77,7 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
     That is layer 1, and layer 2 where delta_w > 1; the labels say which.
     """
     _check(dataset, "plot_alignment", "alignment_error")
+    _check_leading(dataset, "plot_alignment", second=("alignment_error_2",))
     ax = axes_or_new(ax)
     ax.set_yscale("log")
     inits = _random_inits(dataset)
@@ -101,6 +102,9 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     is the talk's prediction of t1.
     """
     _check(dataset, "plot_phases", "norm_z1")
+    if "distance" not in dataset:
+        require_dataset(dataset, "plot_phases", "alignment_error")
+    _check_leading(dataset, "plot_phases", "aligned", "shift_rank", second=("norm_z2", "alignment_error_2"))
     ax = axes_or_new(ax)
     init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
     one = dataset.sel(init=[init], alpha=[alpha])
@@ -263,6 +267,13 @@ def _check(dataset: Any, what: str, *names: str) -> None:
     dims, asked = set(map(str, dataset["loss"].dims)), ("init", "alpha", "seed", "time")
     must = f"have the dims {', '.join(asked)}, such as dataset.isel(rank=0) or dataset.sel(alpha=[1e-3])"
     require(dims == set(asked), "dataset", must, ", ".join(sorted(dims)))
+
+
+def _check_leading(dataset: xr.Dataset, what: str, *names: str, second: Sequence[str]) -> None:
+    """Raises unless a factorisation's dataset holds these variables, and the second layer's where that one is shown."""
+    if "sigma_w1" in dataset.coords:
+        require_dataset(dataset, what, "sigma_w2", *names)
+        require_dataset(dataset, what, *(second if bool(second_leads(dataset).any()) else ()))
 
 
 def _legend(ax: Axes, handles: Sequence[Any]) -> None:

@@ -90,6 +90,22 @@ def test_what_a_panel_cannot_show_is_named(swept):
         phase_diagram(swept.expand_dims(delta_w=[0.5]), rank=3, delta_w=0.5)
 
 
+@pytest.mark.parametrize("name", ["norm_z1", "alignment_error", "sigma_w2", "aligned", "shift_rank", "overlap_1"])
+def test_phases_are_drawn_of_all_that_they_show(swept, name):
+    with pytest.raises(InputError, match=f"dataset must have .*{name}|dataset must have all .* without {name}"):
+        plot_phases(swept.isel(rank=0).drop_vars(name))
+
+
+@pytest.mark.parametrize(("function", "name"), [(plot_phases, "norm_z2"), (plot_alignment, "alignment_error_2")])
+def test_the_second_layer_is_asked_for_where_it_is_shown(swept, function, name):
+    """Where W1 has the larger gain the second layer is selected, and layer 1's curve would stand under its name."""
+    one = swept.isel(rank=0)
+    turned = one.assign_coords(sigma_w1=one["sigma_w2"], sigma_w2=one["sigma_w1"])
+    function(turned)
+    with pytest.raises(InputError, match=f"dataset must have {name}, for {function.__name__}, got one with"):
+        function(turned.drop_vars(name))
+
+
 def test_a_sweep_of_one_layer_is_drawn_and_has_no_phases():
     one = sweep(SingleLayer(np.eye(3)), alpha=1e-2, rank=1, t1=5.0, saves=11, progress=False).isel(rank=0)
     for function in (plot_loss, plot_alignment, plot_phases):
