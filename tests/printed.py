@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 MARKED = re.compile(r"^<!-- ((?:lora-flow|python) .*) -->\n\n((?:\|.*\n)+|```text\n(?:.*\n)+?```\n)", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?!\w)")
-ROUNDING = 1e-12  # a positive number below is rounding, right to a factor of ten
+SMALL = 1e-7  # a positive number below is an error, or a loss near its end: right to a factor on another machine
+FACTOR = 20
 
 
 def shown():
@@ -72,7 +73,7 @@ def rows_of(text):
 def agree(old, new):
     """The same words; numbers to two units of the last digit that is shown, or to 3 %.
 
-    Negative ones are logarithms: to 0.1.
+    Negative ones are logarithms: to 0.1; small ones to a factor.
     """
     if NUMBER.sub("#", old) != NUMBER.sub("#", new):
         return False
@@ -81,8 +82,8 @@ def agree(old, new):
 
 def _near(old, new):
     before, after = float(old), float(new)
-    if 0 < before < ROUNDING and 0 < after < ROUNDING:
-        return 0.1 < before / after < 10
+    if 0 < before < SMALL and 0 < after < SMALL:
+        return 1 / FACTOR < before / after < FACTOR
     spread = DECADES if before < 0 else SHARE * before
     return abs(before - after) <= max(2.01 * _unit(old), 2.01 * _unit(new), spread)
 
