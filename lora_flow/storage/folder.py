@@ -156,8 +156,8 @@ class Kind:
         """
         gone = [str(Path(name, entry)) for name in dict.fromkeys(("", *new)) for entry in self.made(root / name)]
         with replacing(root, gone, within=[name for name in new if name]) as beside:
-            for name, template in new.items():
-                template.make(beside / name)
+            for name in new:  # without a name of its own a template may go before the next one is made
+                new[name].make(beside / name)
 
     def resume(self, path: Path, template: Template) -> Folder:
         """The folder of a run that agrees with the template; lanes that have run, and are whole, are kept.

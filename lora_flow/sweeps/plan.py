@@ -105,9 +105,9 @@ class Plan:
             over_time | of_lanes,
             coords={dim: list(values) for dim, values in axes.items()}
             | {"time": self.times}
-            | self._gains()
+            | self._gains
             | self._offset,
-            attrs=self._attrs(),
+            attrs=self._attrs,
         )
         return label(dataset, as_problem(self.problems.members[0]).meanings())
 
@@ -219,12 +219,14 @@ class Plan:
             shapes |= {name: (times, *shape) for name, shape in modes_of_details(problem, rank).items()}
         return shapes
 
+    @functools.cached_property
     def _gains(self) -> dict[str, Any]:
         """The quantities that theory is written in, as coordinates over the problems."""
         shape = tuple(map(len, self.problems.axes.values()))
         told = [as_problem(problem).characteristics() for problem in self.problems.members]
         return {name: (tuple(self.problems.axes), np.reshape([one[name] for one in told], shape)) for name in told[0]}
 
+    @functools.cached_property
     def _attrs(self) -> dict[str, Any]:
         side = {"side": self.grid.side[0]} if len(self.grid.side) == 1 else {}
         problem = self.problems.members[0]

@@ -152,10 +152,27 @@ def _load_figure(path: Path, partial: bool) -> tuple[str, dict[str, xr.Dataset]]
 def _opened(root: Path, runs: Mapping[str, Run], new: Mapping[str, Run], attrs: Mapping[str, Any]) -> dict[str, Folder]:
     figures = {name: checksums.attributes(root / name / RESULTS).get(_FIGURE) for name in runs if name not in new}
     kept = {name: {_FIGURE: figure} for name, figure in figures.items() if figure}
-    templates = {name: _template(*run, {**kept.get(name, {}), **attrs}) for name, run in runs.items()}
+    told = {name: {**kept.get(name, {}), **attrs} for name in runs}
     if new:
-        SWEEP.make(root, {name: templates[name] for name in new})
-    return {name: SWEEP.resume(root / name, template) for name, template in templates.items()}
+        SWEEP.make(root, _Templates(new, told))
+    templates = _Templates(runs, told)
+    return {name: SWEEP.resume(root / name, templates[name]) for name in templates}
+
+
+class _Templates(Mapping[str, Template]):
+    """The template of each run, made anew whenever it is asked for: each is as large as the run's results."""
+
+    def __init__(self, runs: Mapping[str, Run], attrs: Mapping[str, Mapping[str, Any]]):
+        self._runs, self._attrs = runs, attrs
+
+    def __getitem__(self, name: str) -> Template:
+        return _template(*self._runs[name], self._attrs[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runs)
+
+    def __len__(self) -> int:
+        return len(self._runs)
 
 
 def _template(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> Template:

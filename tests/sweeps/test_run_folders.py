@@ -4,6 +4,7 @@ Nothing is solved here: what is written are made-up values, a different one for 
 """
 
 import errno
+import gc
 import itertools
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,6 +34,7 @@ from lora_flow.storage import checksums
 from lora_flow.storage import folder as store
 from lora_flow.storage.folder import Kind
 from lora_flow.storage.locks import holder, locked
+from lora_flow.sweeps.plan import Plan
 from lora_flow.sweeps.run import load_figure, open_runs
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
@@ -394,3 +397,21 @@ def test_a_disk_that_is_full_leaves_the_old_picture_or_table(tmp_path, monkeypat
     assert (tmp_path / name).read_bytes() != b"old"
     assert len(contents(tmp_path)) == 1
     plt.close("all")
+
+
+def test_the_runs_of_a_figure_are_made_one_by_one(tmp_path, plans, monkeypatch):
+    """What is made of one run has gone from memory before the next one's is made."""
+    made, empty = [], Plan.empty
+
+    def noted(plan):
+        gc.collect()
+        assert [one for one in made if one() is not None] == []
+        dataset = empty(plan)
+        made.append(weakref.ref(dataset["loss"].values))
+        return dataset
+
+    monkeypatch.setattr(Plan, "empty", noted)
+    runs = {name: (to_table(ASKED), plans[ASKED]) for name in ("one", "two", "three")}
+    with open_runs(tmp_path, runs) as folders:
+        assert set(folders) == set(runs)
+    assert made
