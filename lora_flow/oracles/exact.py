@@ -26,7 +26,7 @@ from lora_flow.algebra.diagonal import as_matrix, dense
 from lora_flow.arrays import real_array
 from lora_flow.checks import concrete, require, require_number
 from lora_flow.oracles import modes
-from lora_flow.oracles.matrix_riccati import count_substeps, riccati_gram
+from lora_flow.oracles.substeps import count_substeps, riccati_gram
 
 __all__ = [
     "Products",
