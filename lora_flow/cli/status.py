@@ -21,7 +21,7 @@ class Status:
     """The run folder."""
 
     def run(self) -> int:
-        from lora_flow.cli.folders import status
+        from lora_flow.cli.status_text import status
 
         print(status(self.out))
         return 0

@@ -12,7 +12,7 @@ import zarr
 
 from lora_flow import InputError, load_run
 from lora_flow.cli import main
-from lora_flow.cli.folders import status
+from lora_flow.cli.status_text import status
 from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.locks import holder, locked

@@ -25,7 +25,7 @@ from entries import touching
 from lora_flow import InputError, load_run
 from lora_flow.claims.check import write_csv
 from lora_flow.cli import main
-from lora_flow.cli.folders import status
+from lora_flow.cli.status_text import status
 from lora_flow.experiments.folder import load_study, store_study
 from lora_flow.figures.over_time import save
 from lora_flow.figures.shown import save_numbers

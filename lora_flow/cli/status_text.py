@@ -1,4 +1,4 @@
-"""The progress of a folder's runs: `lora-flow status`, which may be used while a run is at work.
+"""What `lora-flow status` says: the progress of a folder's runs. It may be asked while a run is at work.
 
 The command writes nothing of its own. Like every reader it puts back entries that a killed process left half replaced.
 """
