@@ -14,8 +14,8 @@ from lora_flow.algebra.spectra import norm_on_host
 from lora_flow.coordinates.base import Coordinates
 from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.measurements import Direction, directions_of
+from lora_flow.dynamics.observable_tables import Observables
 from lora_flow.dynamics.observables import OBSERVABLES
-from lora_flow.dynamics.tables import Observables
 from lora_flow.problems.base import Problem, as_problem, on_host, vector_field
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lora_flow.algebra.spectra import norm, positive, root
-from lora_flow.dynamics.layers import Layer, Matrices, layers_over_time, trace
+from lora_flow.dynamics.layer_spectra import Layer, Matrices, layers_over_time, trace
 from lora_flow.dynamics.measurements import Measurement
-from lora_flow.dynamics.tables import Observables
+from lora_flow.dynamics.observable_tables import Observables
 
 OBSERVABLES = Observables()
 

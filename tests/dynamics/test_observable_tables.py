@@ -7,8 +7,8 @@ import pytest
 
 from lora_flow import DeepLinear, InputError, SingleLayer, analyse, gaussian_init, solve, sweep
 from lora_flow.dynamics.analysis import DETAILS
+from lora_flow.dynamics.observable_tables import Observables
 from lora_flow.dynamics.observables import OBSERVABLES
-from lora_flow.dynamics.tables import Observables
 from lora_flow.runtime.compiling import forget
 
 
