@@ -28,18 +28,6 @@ from lora_flow.checks import concrete, require, require_number
 from lora_flow.oracles import modes
 from lora_flow.oracles.substeps import count_substeps, riccati_gram
 
-__all__ = [
-    "Products",
-    "first_layer",
-    "riccati",
-    "scalar",
-    "schur_complement",
-    "single_layer",
-    "spectral",
-    "symmetric",
-    "symmetric_mode",
-]
-
 ROUNDING = 1e3  # spacings of the type, relative to its size, by which a start may miss its assumptions
 
 
