@@ -1,4 +1,7 @@
-"""Flags of a sweep besides those of its problem, in groups: what each means, and its default."""
+"""The flags of `lora-flow sweep` in groups: what each means, and its default.
+
+Those of its problem stand in `lora_flow.recipes.kinds`. `lora_flow.settings.Settings` has all of them together.
+"""
 
 from __future__ import annotations
 
