@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def start_jax(precision: str = "double", devices: int = 0) -> None:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
     import jax
 
+    gc.set_threshold(20_000, 10, 10)  # to trace a program makes much that stays, which would be gone through 200 times
     jax.config.update("jax_enable_x64", precision == "double")
     if jax.config.values["jax_compilation_cache_dir"] is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "lora_flow", "programs")
