@@ -140,8 +140,8 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         eps = jnp.finfo(residual.dtype).eps
         tolerance = jnp.maximum(self.rtol * residual, eps)
         errors, before, after = map(self.factors, (y_error, y0, y1))
-        error = self._scaled_error(errors, before, after, self.rtol * residual)
-        rounding = rounding / jnp.maximum(ROUNDING_SHARE * residual, ROUNDING_FLOOR * eps)
+        error, moved = self._scaled_error(errors, before, after, self.rtol * residual)
+        rounding = rounding / jnp.maximum(ROUNDING_SHARE * residual * moved, ROUNDING_FLOOR * eps)
         error = jnp.maximum(error, rounding**error_order)  # it grows in proportion to the step
         error = jnp.maximum(error, self._growth_error(y1, t1 - t0, error_order))
         # a step so long that its stages overflow has no error estimate; the next one must be shorter all the same
@@ -161,18 +161,20 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
             result,
         )
 
-    def _scaled_error(self, error: PyTree, y0: PyTree, y1: PyTree, tolerance: Array) -> Array:
-        """The largest ratio, over factors, of the error to the allowed error; a factor that stays zero is exact."""
+    def _scaled_error(self, error: PyTree, y0: PyTree, y1: PyTree, tolerance: Array) -> tuple[Array, Array]:
+        """The largest ratio, over factors, of the error to the allowed error; a factor that stays zero is exact.
 
-        def scaled(e: Array, before: Array, after: Array, origin: Array) -> Array:
-            size = jnp.fmax(norm(before), norm(after))
-            moved = jnp.fmax(norm(before - origin), norm(after - origin))
-            unit = jnp.where(size > 0, size, 1.0)  # the product of a small size and eps would underflow
-            share = jnp.where(size > 0, moved / unit, 1.0)
-            return norm(e) / unit / jnp.fmax(tolerance * share, jnp.finfo(size.dtype).eps)
-
+        Also the share of the factors' norm by which they have moved from their origin. What the residual is relative to
+        is learned by this move, while rounding is relative to the factors.
+        """
         origin = jax.tree.map(jnp.zeros_like, y0) if self.origin is None else self.origin
-        return jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(scaled, error, y0, y1, origin))))
+        errors, before, after, origins = map(jax.tree.leaves, (error, y0, y1, origin))
+        size = _largest(before, after)
+        moved = _largest(*([x - o for x, o in zip(end, origins, strict=True)] for end in (before, after)))
+        eps = jnp.finfo(size.dtype).eps
+        # divided in turn: the product of a small size and eps would underflow
+        scaled = _norms(errors) / jnp.where(size > 0, size, 1.0) / jnp.fmax(tolerance * _ratio(moved, size), eps)
+        return jnp.max(scaled), _ratio(norm(moved), norm(size))
 
     def _growth_error(self, state: PyTree, dt: Any, error_order: Any) -> Array:
         """0 for methods of high order; as a loop, so that under `vmap` lanes that all have one evaluate nothing."""
@@ -187,5 +189,18 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
 
 def _first_step(y0: PyTree, f0: PyTree) -> Array:
     """A hundredth of the time in which the state changes by its own size, at the initial speed."""
-    size, speed = (norm(jnp.stack([norm(leaf) for leaf in jax.tree.leaves(tree)])) for tree in (y0, f0))
+    size, speed = (norm(_norms(jax.tree.leaves(tree))) for tree in (y0, f0))
     return jax.lax.stop_gradient(jnp.where(speed > 0, 0.01 * size / jnp.where(speed > 0, speed, 1.0), jnp.inf))
+
+
+def _norms(leaves: list[Array]) -> Float[Array, " leaf"]:
+    return jnp.stack([norm(leaf) for leaf in leaves])
+
+
+def _largest(before: list[Array], after: list[Array]) -> Float[Array, " leaf"]:
+    return jnp.fmax(_norms(before), _norms(after))
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    """1 where the whole is zero."""
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 1.0)

@@ -96,6 +96,8 @@ def test_against_extended_precision_down_to_the_rounding_floor(path):
     stored = np.load(path)
     problem = Factorization(w1=stored["w1"], w2=stored["w2"], shift=stored["shift"])
     start = (Adapter(stored["a1"], stored["b1"]), Adapter(stored["a2"], stored["b2"]))
+    if stored.get("offset", False):
+        problem = Offset(problem, start)
     trajectory = solve(problem, start, t1=float(stored["times"][-1]), saves=stored["times"])
     expected = stored["log10_loss"]
     resolved = expected > np.log10(trajectory.rounding_floor)
