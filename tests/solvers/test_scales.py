@@ -69,8 +69,10 @@ def test_single_precision_follows_tiny_starts_as_double_precision_does(in_single
     assert np.max(np.abs(np.log10(lane["loss"] / expected["loss"]))[seen]) < 0.05
     for name in ("norm_z1", "norm_along2"):
         np.testing.assert_allclose(lane[name][seen], expected[name][seen], rtol=0.02, err_msg=name)
-    for name in ("alignment_error", "norm_across2"):  # until the rest of Z has grown away from what is across
-        np.testing.assert_allclose(lane[name][:20], expected[name][:20], rtol=0.05, err_msg=name)
+    early = slice(0, 20)  # until the rest of Z has grown away from what is across
+    np.testing.assert_allclose(lane["norm_across2"][early], expected["norm_across2"][early], rtol=0.05)
+    sines = (np.sqrt(of["alignment_error"][early]) for of in (lane, expected))  # over sqrt(2), of rounded directions
+    np.testing.assert_allclose(*sines, rtol=0.025, atol=np.finfo(np.float32).eps)
 
 
 def test_the_command_line_in_single_precision_follows_tiny_starts(tmp_path):

@@ -46,7 +46,7 @@ def test_every_lane_is_the_solve_of_its_labels(dataset):
             start = initialize(init, jax.random.key(seed), SMALL, rank=rank, alpha=alpha, side=side)
             alone = solve(SMALL, start, t1=1.0, saves=6)
             lane = dataset.sel(init=init, side=side, alpha=alpha, rank=rank, seed=seed)
-            assert int(lane["steps"]) == alone.stats["num_steps"]
+            assert abs(int(lane["steps"]) - alone.stats["num_steps"]) <= 1  # rounding may decide on a step
             for name, values in alone.observables.items():
                 # in other coordinates, so to rounding, which the step-size control amplifies
                 np.testing.assert_allclose(lane[name], values, rtol=1e-5, atol=1e-11, err_msg=name)
@@ -54,8 +54,10 @@ def test_every_lane_is_the_solve_of_its_labels(dataset):
 
 def test_batch_size_changes_nothing_but_rounding(dataset):
     again = sweep(SMALL, **AXES, t1=1.0, saves=6, batch_size=64, progress=False)
-    np.testing.assert_array_equal(again["steps"], dataset["steps"])
-    np.testing.assert_allclose(again["loss"], dataset["loss"], rtol=1e-9)
+    np.testing.assert_allclose(again["steps"], dataset["steps"], rtol=0, atol=1)  # rounding may decide on a step
+    floor = np.sqrt(dataset["rounding_floor"].values[..., None])  # of the norm, which is what rounding moves
+    difference = np.abs(np.sqrt(again["loss"]) - np.sqrt(dataset["loss"]))
+    assert np.all(difference <= floor + 1e-9 * np.sqrt(dataset["loss"]))
 
 
 def test_lanes_are_sorted_so_that_a_batch_holds_like_with_like():
