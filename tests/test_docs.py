@@ -116,10 +116,10 @@ def test_every_public_name_has_a_docstring_and_a_place_in_the_api_page():
 
 def test_the_list_of_observables_is_that_of_the_tables():
     header, rows = ["name", "meaning", "computed from"], []
-    for observables in (OBSERVABLES, DETAILS):
+    for observables, state in ((OBSERVABLES, "measurements"), (DETAILS, "saved adapters")):
         for one in observables.entries.values():
             names = [f"`{name}`" for name, _ in one.told(2)]
-            rows.append([", ".join([*names, *["..."] * one.each]), one.about.replace("{i}", "i"), observables.needs])
+            rows.append([", ".join([*names, *["..."] * one.each]), one.about.replace("{i}", "i"), state])
     network = lora_flow.LinearNetwork(np.eye(2))
     own = network.observe(lora_flow.zero_adapters(network.layers, 1))
     rows += [[f"`{name}`", OF_THE_UPDATE[name], "saved adapters of a `Factorization`"] for name in OF_THE_UPDATE]
