@@ -193,7 +193,7 @@ def _first_step(y0: PyTree, f0: PyTree) -> Array:
     return jax.lax.stop_gradient(jnp.where(speed > 0, 0.01 * size / jnp.where(speed > 0, speed, 1.0), jnp.inf))
 
 
-def _norms(leaves: list[Array]) -> Float[Array, " leaf"]:
+def _norms(leaves: list[Any]) -> Float[Array, " leaf"]:
     return jnp.stack([norm(leaf) for leaf in leaves])
 
 
