@@ -18,8 +18,8 @@ def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
     with eps the spacing of the floating-point type: 4.9e-28 of the loss without adapters in double precision, 1.4e-10
     in single. A loss `1/2 ||shift - update||^2` is a difference: the state and its products are known to some eps, so
     their difference is known to some eps of the largest term. The largest terms are the shift and, as the loss only
-    falls, the adapters' product at the start. For an `Offset` the start counts as adapters of the original problem, at
-    1000 eps: the matrix that it subtracts from the weights is a product too, and is added again.
+    falls, the adapters' product at the start. For an `Offset` the start counts as adapters of the original problem: the
+    matrix that it subtracts from the weights is a product too, and is added again.
 
     The step control limits the effect of rounding on the state to 50 eps of the state, and a product has two factors.
     Measured, converged runs wander at 1 to 20 eps (relative residual, the largest of many times and draws), in given
