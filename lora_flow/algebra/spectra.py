@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -179,6 +180,7 @@ def or_zero(values: Array) -> Array:
     return jnp.where(jnp.isnan(values), 0.0, values)
 
 
+@partial(jax.jit, static_argnames="axis", inline=True)  # traced once for each shape
 def norm(x: Array | np.ndarray, axis: int | tuple[int, ...] | None = None) -> Array:
     """The Euclidean norm of all entries, or along an axis, even where their squares are beyond the type's range.
 

@@ -41,6 +41,7 @@ from lora_flow.solvers.automatic import Automatic
 from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
 from lora_flow.solvers.control import ResidualController
 from lora_flow.solvers.derivatives import as_adjoint, guard_inputs, guard_outputs, loop_kind
+from lora_flow.solvers.tracing import TracedOnce
 
 RTOL = 5e-4
 MAX_STEPS = 100_000
@@ -289,10 +290,13 @@ def solve_lane(
     # looking at all the states together is far cheaper than at one after another, where there is room for them
     afterwards = how.save_adapters or state.size <= KEPT_STATE
     along = diffrax.SubSaveAt(ts=times, fn=lambda t, state, args: state if afterwards else look(state))
+    solver = how.solver
+    if isinstance(solver, Automatic | RungeKuttaChebyshev):  # whose steps take long to trace
+        solver = TracedOnce(solver)
     with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
         solution = diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, state, args: ravel_pytree(field(unflatten(state)))[0]),
-            how.solver,
+            solver,
             t0=jnp.zeros_like(t1),
             t1=t1,
             dt0=how.dt0,
