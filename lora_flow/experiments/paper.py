@@ -39,8 +39,8 @@ def _settings(**changes: Any) -> Settings:
     return Settings(init=("gaussian", "spectral"), side=("B",), alpha=ALPHAS, rank=(4,), seeds=30, saves=201, **changes)
 
 
-def _appendix(delta_w: float, component: str, t1: float) -> Settings:
-    both = {"delta_w": (delta_w,), "component": (component,), "t1": t1, "spacing": "log"}
+def _appendix(delta_w: float, component: str, t1: float, **changes: Any) -> Settings:
+    both = {"delta_w": (delta_w,), "component": (component,), "t1": t1, "spacing": "log", **changes}
     return dataclasses.replace(_settings(**both), side=("B", "A"))
 
 
@@ -54,7 +54,8 @@ FIGURE_3 = {
 FIGURE_4 = {
     "delta_w-0.907": Row(_appendix(1 / 1.05**2, "bottom", 12.0), 12.0),
     "delta_w-0.25": Row(_appendix(1 / 4, "bottom", 20.0), 20.0),
-    "delta_w-0.01": Row(_appendix(1 / 100, "bottom", 3.0), 3.0),
+    # alignment errors of 1e-20, of modes that decay unseen by an error control that sees whole factors
+    "delta_w-0.01": Row(_appendix(1 / 100, "bottom", 3.0, rtol=1e-6), 3.0),
 }
 
 

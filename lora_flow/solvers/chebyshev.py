@@ -94,7 +94,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: PyTree, args: Any) -> ChebyshevState:
         field, y, _ = _flatten(terms, t0, y0, args)
-        noise = _noise(y)
+        noise = random_direction(y)
         vector, radius = spectral_radius(field, t0, y, noise, jnp.zeros((), y.dtype))
         return ChebyshevState(field(t0, y), vector, radius)
 
@@ -112,7 +112,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
         f0, vector, before = solver_state
         if made_jump is not False:
             f0 = jax.lax.cond(made_jump, lambda: field(t0, y), lambda: f0)
-        vector, radius = spectral_radius(field, t0, y, vector + NOISE * _noise(y), before)
+        vector, radius = spectral_radius(field, t0, y, vector + NOISE * random_direction(y), before)
 
         dt = jnp.asarray(terms.contr(t0, t1), y.dtype)
         largest = MARGIN * (radius + AHEAD * jnp.maximum(radius - before, 0))
@@ -123,7 +123,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
         reach = jnp.abs(dt) * radius
         told: PyTree = unravel(jnp.where(possible, beyond_rounding(error, y, reach), jnp.inf))
         if self.tell_rounding:
-            told = StepError(told, jnp.array(3), rounding_of(y.dtype, reach))
+            told = StepError(told, jnp.array(3), rounding_of(y.dtype, reach), jnp.full_like(reach, jnp.inf))
 
         y1 = unravel(y + increment)
         dense = {"y0": y0, "y1": y1, "k0": unravel(dt * f0), "k1": unravel(dt * f1)}
@@ -249,7 +249,7 @@ def spectral_radius(
     return vector, radius
 
 
-def _noise(y: Float[Array, " d"]) -> Float[Array, " d"]:
+def random_direction(y: Float[Array, " d"]) -> Float[Array, " d"]:
     """A fixed random direction of length 1."""
     noise = np.random.default_rng(0).standard_normal(y.shape)
     return jnp.asarray(noise / np.linalg.norm(noise), y.dtype)

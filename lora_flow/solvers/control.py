@@ -17,6 +17,8 @@ from lora_flow.checks import kind, require, require_instance, require_number
 
 GROWTH = 0.1  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong
 
+MARGIN = 0.95  # of the longest stable step, since stiffness may grow during a step
+
 ROUNDING_SHARE = 0.03  # of the residual, that rounding may make of it
 ROUNDING_FLOOR = 50.0  # in eps: below a relative residual of 3e-13, a relative loss of 1e-25, rounding may show
 
@@ -28,11 +30,13 @@ class StepError(NamedTuple):
 
     - `error`: the estimated error, of the order `order`.
     - `rounding`: what rounding alone may make of the step, relative to the state.
+    - `stable`: the longest step for which the method is stable.
     """
 
     error: PyTree
     order: Int[Array, ""]
     rounding: Float[Array, ""]
+    stable: Float[Array, ""]
 
 
 class _ControlState(NamedTuple):
@@ -132,8 +136,9 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         pid_state, reached, defined, shortest = controller_state
         rounding: Any = 0.0
+        stable: Any = jnp.inf
         if isinstance(y_error, StepError):
-            y_error, error_order, rounding = y_error
+            y_error, error_order, rounding, stable = y_error
         y0, y1, y_error = jax.lax.stop_gradient((y0, y1_candidate, y_error))
         residual_of_candidate = self.relative_residual(y1)
         residual = jnp.fmin(residual_of_candidate, reached)
@@ -142,7 +147,8 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         errors, before, after = map(self.factors, (y_error, y0, y1))
         error, moved = self._scaled_error(errors, before, after, self.rtol * residual)
         rounding = rounding / jnp.maximum(ROUNDING_SHARE * residual * moved, ROUNDING_FLOOR * eps)
-        error = jnp.maximum(error, rounding**error_order)  # it grows in proportion to the step
+        unstable = jnp.where(t1 - t0 > stable, (t1 - t0) / stable, 0.0)
+        error = jnp.maximum(error, jnp.maximum(rounding, unstable) ** error_order)  # both in proportion to the step
         error = jnp.maximum(error, self._growth_error(y1, t1 - t0, error_order))
         # a step so long that its stages overflow has no error estimate; the next one must be shorter all the same
         error = jnp.where(jnp.isfinite(error) & jnp.isfinite(residual_of_candidate), error, 1 / tolerance)
@@ -150,6 +156,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         keep, t0, t1, jump, pid_state, result = self.pid.adapt_step_size(
             t0, t1, one, one, args, error, error_order, pid_state
         )
+        t1 = jnp.where(keep, jnp.minimum(t1, t0 + MARGIN * stable), t1)
         stuck = ~keep & (t1 - t0 <= jnp.maximum(shortest, jnp.finfo(shortest.dtype).eps * t0))
         result = diffrax.RESULTS.where(defined & ~stuck, result, diffrax.RESULTS.dt_min_reached)
         return (

@@ -122,7 +122,6 @@ def test_the_usual_control_misses_the_plateau_by_decades():
     assert np.max(np.abs(np.log10(trajectory.observables["loss"]) - stored["log10_loss"])) > 3
 
 
-@pytest.mark.xfail(strict=True, reason="the control does not see modes at rounding, which grow by instability")
 def test_modes_that_a_spectral_start_leaves_out_stay_out():
     problem = aligned_problem(jax.random.key(0), component="bottom", delta_w=1 / 4)
     start = initialize("spectral", jax.random.key(4), problem, rank=4, alpha=1e-3, side="B")
