@@ -1,4 +1,8 @@
-"""64-bit on, silent rank promotion an error, and two CPU devices so that sweeps are spread over several."""
+"""64-bit on, silent rank promotion an error, and two CPU devices so that sweeps are spread over several.
+
+Nearly all the time of a quick test is compilation, so programs are compiled in a third of the time, and run three times
+slower. What is compiled computes the same to rounding. Tests marked `long` have programs as users have them.
+"""
 
 import gc
 import os
@@ -13,7 +17,12 @@ os.environ.setdefault("EQX_ON_ERROR", "nan")  # as the command line does: a prog
 os.environ["MPLBACKEND"] = "Agg"
 
 import jax  # noqa: E402
+import jaxlib  # noqa: E402
 import pytest  # noqa: E402
+
+QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if jaxlib.version.__version_info__ < (0, 11):  # newer ones have no other way, and end at a flag that they do not know
+    QUICK.append("--xla_cpu_use_fusion_emitters=false")
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -21,6 +30,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from lora_flow import aligned_problem  # noqa: E402
 
 MAPS = 16_000  # a quarter of the memory maps that Linux grants a process; a module of tests takes up to half
+
+
+def pytest_configure(config):
+    if "not long" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] = " ".join(
+            [os.environ["XLA_FLAGS"], *QUICK]
+        )  # which JAX reads at its first computation
 
 
 def pytest_collection_finish():
