@@ -31,7 +31,7 @@ RENAMED = {
     "mlp/up": "mlp.fc1",
     "mlp/down": "mlp.fc2",
 }
-"""The names that transformers 5 gives to a block's layers, in place of the checkpoint's."""
+"""The names that transformers 5.9 and newer give to a block's layers, in place of the checkpoint's."""
 LAYERS = {name: layer for layer, name in BLOCK.items()} | {name: layer for layer, name in RENAMED.items()}
 OTHERS = (
     *("use_dora", "lora_bias", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config"),
@@ -61,8 +61,9 @@ def export_peft(
 
     Factors have shapes `(rank, in)` and `(out, rank)`. `scaling` is the output multiplier s, one for all layers or one
     for each path; PEFT's lora_alpha is s times the rank. `base` is the name of the model that the adapters are for.
-    PEFT finds layers by their names in memory, which version 5 of transformers changed: `transformers` is the version
-    that will read the folder, 4 or 5. In the other one PEFT may leave out the blocks' adapters without a word.
+    PEFT finds layers by their names in memory, which version 5.9 of transformers changed: `transformers` says which
+    will read the folder, 5 for 5.9 and newer, 4 for all before, 5.0 to 5.8 too. In the other ones PEFT may leave out
+    the blocks' adapters without a word.
 
     **Raises:** `InputError` for no adapters, a path that is no linear layer's, shapes that do not match, a scaling
     that is missing or not finite, or another version.
@@ -90,7 +91,7 @@ def import_peft(folder: str | Path, model: nnx.Module | None = None) -> tuple[di
     """The adapters of a folder that PEFT or `export_peft` wrote, and their output multipliers s, by path.
 
     Factors have shapes `(rank, in)` and `(out, rank)`. s is lora_alpha over the rank, or over its square root where
-    the adapters were trained with use_rslora. The layers may have the names of transformers 4 or 5. Whole layers that
+    the adapters were trained with use_rslora. The layers may have the names of any transformers. Whole layers that
     were trained beside the adapters (modules_to_save, which PEFT's task type SEQ_CLS sets for the classifier) are put
     into the `model`, in place; without a model such a folder is refused.
 
