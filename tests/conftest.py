@@ -1,7 +1,8 @@
 """64-bit on, silent rank promotion an error, and two CPU devices so that sweeps are spread over several.
 
-Nearly all the time of a quick test is compilation, so programs are compiled in a third of the time, and run three times
-slower. What is compiled computes the same to rounding. Tests marked `long` have programs as users have them.
+Most of the time of a quick test is compilation. With the flags below a program of `solve` compiles in a quarter of the
+time, and runs three times slower. What is compiled computes the same to rounding. Tests marked `long` have programs as
+users have them.
 """
 
 import gc
@@ -34,9 +35,7 @@ MAPS = 16_000  # a quarter of the memory maps that Linux grants a process; a mod
 
 def pytest_configure(config):
     if "not long" in config.option.markexpr:
-        os.environ["XLA_FLAGS"] = " ".join(
-            [os.environ["XLA_FLAGS"], *QUICK]
-        )  # which JAX reads at its first computation
+        os.environ["XLA_FLAGS"] = " ".join([os.environ["XLA_FLAGS"], *QUICK])  # JAX reads it at its first computation
 
 
 def pytest_collection_finish():

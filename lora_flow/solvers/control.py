@@ -80,6 +80,8 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     - `pid`: turns the scaled error, 1 at the limit, into the next step.
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
 
+    Where a solver tells in its `StepError` how long a stable step may be, no step is longer, whatever its error.
+
     A run fails where loss or field are not finite at its start, and where a step is still too long that no longer moves
     the time.
     """
