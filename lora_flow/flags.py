@@ -67,6 +67,6 @@ class Solving:
     precision: str = "double"
     """Floating-point precision: double, or single (the loss then stops near 1e-13 of its start)."""
     batch_size: int = 64
-    """The largest number of runs that one device steps together, and that are stored together."""
+    """The largest number of runs that one device steps together."""
     devices: int = 0
     """Number of devices to use: GPUs or TPUs, or cores of a CPU; 0 for all."""

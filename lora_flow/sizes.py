@@ -1,22 +1,25 @@
-"""The memory of a sweep, estimated from its settings alone: a sweep that cannot fit is refused before JAX starts."""
+"""The size of a sweep, estimated from its settings alone: a sweep that cannot fit is refused before JAX starts."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 from lora_flow.checks import require
 from lora_flow.recipes.kinds import AXES, kind_of
+from lora_flow.runtime.disk import require_room
 from lora_flow.runtime.memory import require_memory
 from lora_flow.settings import Settings
-from lora_flow.sweeps.limits import COPIES, LANE, LARGEST, OBSERVABLES
+from lora_flow.sweeps.limits import BATCHES, COPIES, LANE, LARGEST, OBSERVABLES
 
 LARGEST_SEED = {"double": 2**63 - 1, "single": 2**31 - 1}
 _LISTS = ("init", "side", "alpha", "rank", *AXES)
 _COUNTS = ("m", "n", "h", "saves", "max_steps", "batch_size", "devices", "samples", "input_rank", "target_rank")
 
 
-def check_sizes(settings: Settings, devices: int) -> None:
-    """Raises where a list is empty, an integer is out of all range, or the sweep does not fit into memory.
+def check_sizes(settings: Settings, devices: int, out: str | Path) -> None:
+    """Raises where a list is empty, an integer is out of all range, or the sweep fits neither memory nor the disk.
 
     `devices` is the number of devices to use. The shapes of a problem from a file are not known here, and not counted.
     """
@@ -32,23 +35,26 @@ def check_sizes(settings: Settings, devices: int) -> None:
     for name, seeds in (("seeds", listed), ("problem_seed", settings.problem_seed)):
         for seed in seeds:
             require(abs(seed) <= largest, name, f"be at most {largest}", seed)
-    _check_memory(settings, devices)
+    _check_room(settings, devices, out)
 
 
-def _check_memory(settings: Settings, devices: int) -> None:
+def _check_room(settings: Settings, devices: int, out: str | Path) -> None:
     number = 4 if settings.precision == "single" else 8
     counts = {name: len(getattr(settings, name)) for name in _LISTS}
     counts["seeds"] = len(settings.seeds) if isinstance(settings.seeds, tuple) else max(settings.seeds, 0)
     lanes = math.prod(counts.values())
     times = max(settings.saves, 0)
-    results = COPIES * lanes * (LANE + 8 * OBSERVABLES * times)
+    of_a_lane = LANE + 8 * OBSERVABLES * times
+    batch = min(lanes, max(settings.batch_size, 1) * devices)
+    results = COPIES * (min(lanes, BATCHES * batch) * of_a_lane + lanes * LANE)
     many = max({"saves": times} | counts, key=lambda name: ({"saves": times} | counts)[name])
+    require_room(out, lanes * of_a_lane, f"{many} {_told(getattr(settings, many))}")
     _require(settings, many, results)
 
     m, n, h = (max(size, 0) for size in kind_of(settings.problem).shape(settings))
     rank = max(max(settings.rank), 0)
     hidden = 2 * h if h else 0  # of two layers
-    rows = min(lanes, max(settings.batch_size, 1) * devices) * rank * number
+    rows = batch * rank * number
     of_dims = {"m": m, "n": n, "h": h, "rank": rank}
     of_dims = {name: size for name, size in of_dims.items() if name == "rank" or size}
     widest = max(of_dims, key=lambda name: of_dims[name])
@@ -67,5 +73,8 @@ def _weights(settings: Settings, number: int) -> tuple[str, int | float]:
 
 
 def _require(settings: Settings, name: str, needed: int | float) -> None:
-    value = getattr(settings, name)
-    require_memory(name, f"{len(value)} values" if isinstance(value, tuple) and len(value) > 3 else value, needed)
+    require_memory(name, _told(getattr(settings, name)), needed)
+
+
+def _told(value: Any) -> Any:
+    return f"{len(value)} values" if isinstance(value, tuple) and len(value) > 3 else value

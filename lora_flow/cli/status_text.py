@@ -16,10 +16,10 @@ import xarray as xr
 from lora_flow.checks import require
 from lora_flow.runtime.progress import span
 from lora_flow.storage import checksums
-from lora_flow.storage.checksums import Damaged, listed
 from lora_flow.storage.folder import RESULTS, SETTINGS, read_settings, steady
-from lora_flow.storage.lanes import NOT_RUN, waiting
+from lora_flow.storage.lanes import NOT_RUN, Boxes, waiting
 from lora_flow.storage.locks import holder
+from lora_flow.storage.reading import Damaged, listed, read
 from lora_flow.storage.swap import is_generated
 
 
@@ -50,7 +50,7 @@ def _part(path: Path) -> tuple[str, bool]:
     """One line on a run, and whether there is something left to do."""
     settings = read_settings(path)
     try:
-        reading = checksums.read(path / RESULTS) if (path / RESULTS).is_dir() else None
+        reading = read(path / RESULTS) if (path / RESULTS).is_dir() else None
     except Damaged as damage:
         return f"{path}: damaged or missing {listed(damage.files)}", True
     if "study" in settings:
@@ -59,21 +59,17 @@ def _part(path: Path) -> tuple[str, bool]:
     if reading is None:
         return f"{path}: nothing stored yet", True
     lanes = reading.dataset["status"]
-    kind = "units" if "vision" in settings else "batches"
-    line = _counts(path, lanes, checksums.batches_of(path / RESULTS), kind)
+    line = _counts(path, lanes, checksums.boxes_of(path / RESULTS), "units" if "vision" in settings else "boxes")
     lost = f"; damaged or missing {listed(reading.damaged)}" if reading.damaged else ""
     return line + lost, bool(waiting(lanes).any())
 
 
-def _counts(path: Path, lanes: xr.DataArray, batches: np.ndarray | None, kind: str) -> str:
-    """One line on the lanes; a batch is done when all of its lanes are."""
+def _counts(path: Path, lanes: xr.DataArray, boxes: Boxes, kind: str) -> str:
+    """One line on the lanes; a box is done when all of its lanes are."""
     wait = waiting(lanes)
     meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
     counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != NOT_RUN}
-    together = ""
-    if batches is not None:
-        total, open_ones = len(np.unique(batches)), len(np.unique(batches[wait]))
-        together = f" ({total - open_ones} of {total} {kind})"
+    together = f" ({boxes.count - len(boxes.where(wait))} of {boxes.count} {kind})"
     ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
     return f"{path}: {np.sum(~wait)} of {lanes.size} lanes done{together}; ended: {ended}"
 

@@ -7,12 +7,13 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from lora_flow import flags
 from lora_flow.checks import require
+from lora_flow.cli.parts import part_of, solve_part
 from lora_flow.recipes import kinds
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
@@ -20,13 +21,17 @@ from lora_flow.settings import Settings, build_plan, from_table, to_table, with_
 from lora_flow.sizes import check_sizes
 from lora_flow.storage.toml import read_toml
 
+if TYPE_CHECKING:
+    from lora_flow.sweeps.plan import Plan
+    from lora_flow.sweeps.run import Run
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
     """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed.
 
     Results go to a run folder: settings.toml, results.zarr (open it with xarray.open_zarr), figures/ and report.md.
-    A batch is stored as soon as it is solved. Ctrl-C or worse loses only the batches in flight; --resume continues.
+    A box of runs is stored as soon as it is solved. Ctrl-C or worse loses only those in flight; --resume continues.
 
     The paper's main experiment:
 
@@ -47,6 +52,10 @@ class Sweep:
     After an interruption:
 
     lora-flow sweep --out runs/demo --resume
+
+    By several processes that share a folder, each started so with its number, or as a job array of SLURM or PBS:
+
+    lora-flow sweep --seeds 1000 --out runs/big --part 0/4
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="PATH")]
@@ -57,6 +66,9 @@ class Sweep:
     """Continue an unfinished run, with the settings that it was started with."""
     overwrite: bool = False
     """Replace the run folder if one exists."""
+    part: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    """Solve one of N parts of the run, I from 0, beside the processes that solve the others in the same folder; then
+    whatever they have left. In a job array of SLURM or PBS the parts are the array's, unless this says "none"."""
     grid: flags.Runs = dataclasses.field(default_factory=flags.Runs)
     times: flags.Times = dataclasses.field(default_factory=flags.Times)
     problem: kinds.Trained = dataclasses.field(default_factory=kinds.Trained)
@@ -92,8 +104,12 @@ class Sweep:
         return self.with_settings(read_config(self.config))
 
     def run(self) -> int:
-        go_on = f"lora-flow sweep --out {self.out} --resume"
-        return solve_runs(self.out, {"": with_absolute_path(self.settings)}, self.resume, self.overwrite, {}, go_on)
+        go_on, settings = f"lora-flow sweep --out {self.out} --resume", with_absolute_path(self.settings)
+        part = None if self.overwrite and self.part is None else part_of(self.part, os.environ)
+        if part is None:
+            return solve_runs(self.out, {"": settings}, self.resume, self.overwrite, {}, go_on)
+        require(not self.overwrite, "overwrite", "be left out with --part", "both")
+        return solve_part(self.out, plan_run(Path(self.out), settings, True, False), part, go_on)
 
 
 GROUPS: dict[str, Any] = {
@@ -112,35 +128,45 @@ def solve_runs(
     runs once they are interrupted.
     """
     from lora_flow.cli.plot import draw
-    from lora_flow.storage.folder import is_started
-    from lora_flow.sweeps.run import SWEEP, kept_problem, open_runs, run
+    from lora_flow.sweeps.run import open_runs, run
 
-    planned = {}
-    for name, settings in runs.items():
-        path, asked = Path(out) / name, settings
-        if resume and is_started(path):
-            check_unchanged(settings, stored(str(path)), str(path))
-            kept = kept_problem(path)
-            if kept is not None:
-                print(f"problem: {kept}, a copy of '{settings.problem}'")
-                asked = dataclasses.replace(settings, problem=str(kept))
-        else:
-            SWEEP.check_free(path, overwrite)
-        check_sizes(settings, devices=max(settings.devices, 1))
-        start_jax(settings.precision, settings.devices)
-        planned[name] = (to_table(settings), build_plan(asked))
+    planned = {name: plan_run(Path(out) / name, settings, resume, overwrite) for name, settings in runs.items()}
     with contextlib.ExitStack() as held:
-        with whole(f"solved batches are stored, continue with: {go_on}"):
+        with whole(f"solved boxes are stored, continue with: {go_on}"):
             opened = open_runs(out, planned, resume=resume, overwrite=overwrite, attrs=attrs)
             folders = held.enter_context(opened)
         for name, folder in folders.items():
             plan = planned[name][1]
             if folder.damaged:
                 print(f"damaged, and solved again: {', '.join(folder.damaged)}")
-            print(*map(str, plan.problems.members), sep="\n")
-            print(f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.batch_size} at a time on each device")
+            print(describe(plan))
             run(folder, plan)
         return draw(out)
+
+
+def plan_run(path: Path, settings: Settings, resume: bool, overwrite: bool) -> Run:
+    """What a run is asked for and its plan; refused if the folder is another's, or the run cannot fit."""
+    from lora_flow.storage.folder import is_started
+    from lora_flow.sweeps.run import SWEEP, kept_problem
+
+    asked = settings
+    if resume and is_started(path):
+        check_unchanged(settings, stored(str(path)), str(path))
+        kept = kept_problem(path)
+        if kept is not None:
+            print(f"problem: {kept}, a copy of '{settings.problem}'")
+            asked = dataclasses.replace(settings, problem=str(kept))
+    else:
+        SWEEP.check_free(path, overwrite)
+    check_sizes(settings, max(settings.devices, 1), path)
+    start_jax(settings.precision, settings.devices)
+    return to_table(settings), build_plan(asked)
+
+
+def describe(plan: Plan) -> str:
+    """The problems, the number of runs, and how many are solved together."""
+    runs = f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.layout.width} at a time on each device"
+    return "\n".join([*map(str, plan.problems.members), runs])
 
 
 def stored(out: str) -> Settings:
@@ -158,6 +184,6 @@ def read_config(path: str) -> Settings:
 
 def check_unchanged(asked: Settings, stored: Settings, out: str) -> None:
     """Raises where a run is to be resumed under other settings than it was started with."""
-    for name, value in dataclasses.asdict(stored).items():
+    for name, value in dataclasses.asdict(dataclasses.replace(stored, devices=asked.devices)).items():
         got = getattr(asked, name)
         require(got == value, name, f"be {value}, as '{out}' was started, to resume it", got)

@@ -3,9 +3,10 @@
     settings.toml   what was asked for; enough to repeat or resume the run
     results.zarr    opens with `xarray.open_zarr`; lanes that have not run have status -1
 
-A batch is written as soon as it is known, its `status` last, and every file is replaced in one step. Whenever the
-process is killed, a lane whose status says that it has run has all its values; the others run again. A lane's values
-and all data common to the lanes have checksums: damaged lanes are named, and run again as well.
+A box of lanes is written as soon as it is known, its `status` last, once all else of it is on the disk, and every file
+is replaced in one step. Whenever the process is killed, a lane whose status says that it has run has all its values;
+the others run again. A lane's values and all data common to the lanes have checksums: damaged lanes are named, and run
+again as well.
 
 A `Kind` says what tells its runs from other people's folders, a `Template` what one run stores. Neither plans, problems
 nor JAX are known here.
@@ -28,15 +29,17 @@ import xarray as xr
 
 from lora_flow.checks import InputError, require
 from lora_flow.storage import checksums
-from lora_flow.storage.checksums import LANES, RUN_ID, Damaged, listed
-from lora_flow.storage.lanes import NOT_RUN, lane_chunks, put_lanes, waiting
+from lora_flow.storage.checksums import LANES, RUN_ID
+from lora_flow.storage.lanes import NOT_RUN, waiting
 from lora_flow.storage.locks import mend
-from lora_flow.storage.swap import is_generated, is_replaced, replacing, write_atomically
+from lora_flow.storage.reading import Damaged, Reading, listed, read
+from lora_flow.storage.swap import is_generated, is_replaced, replacing, sync, write_atomically
 from lora_flow.storage.toml import read_toml
 from lora_flow.storage.unchanged import check_arrays
 
 SETTINGS, RESULTS = "settings.toml", "results.zarr"
 _REPLACED_WITHIN = 5.0  # seconds that a reader waits for a run that is being replaced
+_IN_MEMORY = 2**27  # bytes up to which results are read at once, and not when they are asked for
 
 Read = TypeVar("Read")
 
@@ -45,16 +48,15 @@ class Template(NamedTuple):
     """A run before any of its lanes has run.
 
     - `settings`: the table of `settings.toml`; `copies`: name -> file, of which the folder keeps a copy.
-    - `dataset`, `chunks`, `noted`, `batches`: as for `checksums.create`. Without chunks the run is stored as a whole.
-      The `flag_values` of `status` are the meanings that a lane may end with.
-    - `lost`: of the number of a batch that has run, the names of its damaged files beside the results.
+    - `dataset`, `box`, `noted`: as for `checksums.create`. Without a box the run is stored as a whole. The
+      `flag_values` of `status` are the meanings that a lane may end with.
+    - `lost`: of the number of a box that has run, the names of its damaged files beside the results.
     """
 
     settings: Mapping[str, Any]
     dataset: xr.Dataset
-    chunks: Mapping[str, tuple[int, ...]] | None = None
+    box: tuple[int, ...] | None = None
     noted: Mapping[str, Any] | None = None
-    batches: Sequence[np.ndarray] = ()
     copies: Mapping[str, Path] | None = None
     lost: Callable[[int], Sequence[str]] | None = None
 
@@ -66,51 +68,67 @@ class Template(NamedTuple):
             shutil.copyfile(file, folder / name)
 
     def make_results(self, folder: Path) -> None:
-        dataset = self.dataset.assign_attrs({RUN_ID: uuid.uuid4().hex}) if self.chunks else self.dataset
-        checksums.create(folder / RESULTS, dataset, self.chunks, self.noted, self.batches)
+        dataset = self.dataset.assign_attrs({RUN_ID: uuid.uuid4().hex}) if self.box else self.dataset
+        checksums.create(folder / RESULTS, dataset, self.box, self.noted)
 
 
 class Folder:
-    """One run's folder while it is written. `Kind.resume` opens it, under the folder's lock."""
+    """One run's folder while it is written, by any number of processes; `Kind.resume` opens it.
 
-    def __init__(self, path: Path, template: Template, reading: checksums.Reading, restored: Sequence[str] = ()):
-        self.path, self.damaged = path, [*restored, *reading.damaged]
-        self._batches, self._dataset, self._sums = template.batches, reading.dataset, reading.sums
+    **Arguments:** the folder's `path`; the `run_id` of its results, and `begin`, the sum of their description. With
+    these another process opens the same run. `damaged` names what was found damaged.
+    """
+
+    def __init__(self, path: Path, run_id: str, begin: int):
+        self.path, self.run_id, self.begin = path, run_id, begin
+        self.damaged: list[str] = []
         self._arrays = checksums.open_arrays(path / RESULTS)
-        if template.lost:
-            waits = waiting(self._dataset["status"]).ravel()
-            for number, lanes in enumerate(self._batches):
-                if lost := () if waits[lanes].all() else template.lost(number):
-                    put_lanes(self._dataset, lanes, {"status": NOT_RUN})
-                    self.damaged += lost
+        self._boxes = checksums.boxes_of(path / RESULTS)
 
     def pending(self) -> list[int]:
-        """The numbers of the batches with a lane that has not run, or whose values or files are damaged."""
-        waits = waiting(self._dataset["status"]).ravel()
-        return [number for number, lanes in enumerate(self._batches) if waits[lanes].any()]
+        """The numbers of the boxes with a lane that has not run, or whose values or files were damaged."""
+        return self._boxes.where(self._arrays["status"][...] == NOT_RUN)
+
+    def is_pending(self, number: int) -> bool:
+        """The same of one box, as it is now."""
+        return bool((self._arrays["status"][self._boxes.block(number)] == NOT_RUN).any())
+
+    def correct(self, number: int, status: np.ndarray) -> None:
+        """Stores how the lanes of a box have ended, an array over it, in place of what was stored."""
+        self._arrays["status"][self._boxes.block(number)] = status
 
     def check_in_place(self) -> None:
         """Raises where another run has taken the place of this one: by hand, or where locks are not to be had."""
         path, must = self.path / RESULTS, "stay in place while its run is solved"
-        ours = checksums.attributes(path).get(RUN_ID) == self._dataset.attrs[RUN_ID]
+        ours = checksums.attributes(path).get(RUN_ID) == self.run_id
         require(ours, f"'{path}'", must, "another run's, or none")
 
-    def write(self, lanes: np.ndarray, values: Mapping[str, Any]) -> None:
-        """Stores the lanes with these numbers: their values, `(lane, ...)`, the checksums, and the `status` last.
+    def write(self, number: int, values: Mapping[str, Any]) -> None:
+        """Stores the box with this number: its values, `(lane, ...)`, the checksums, and the `status` last.
 
-        The chunks that hold the lanes are written whole, and no others.
+        Lanes that have run keep what is stored. The chunks of the box are written whole, and no others.
         """
-        put_lanes(self._dataset, lanes, values)
-        self._sums[lanes] = checksums.lane_sums(self._dataset, lanes)
-        shape = self._dataset["status"].shape
-        memory = {name: self._dataset[name].values for name in sorted(values) if name != "status"}
-        memory |= {LANES: self._sums.reshape(shape), "status": self._dataset["status"].values}
-        for name, array in memory.items():
+        self.check_in_place()
+        block, place = self._boxes.block(number), self._boxes.place(number)
+        ran = self._arrays["status"][block] != NOT_RUN
+        told = {name: np.reshape(one, (*ran.shape, *np.shape(one)[1:])) for name, one in sorted(values.items())}
+        told = {name: one.astype(self._arrays[name].dtype) for name, one in told.items()}
+        if ran.any():
+            for name, one in told.items():
+                one[ran] = self._arrays[name][block][ran]
+        sums = checksums.lane_sums(self.begin, {name: one.reshape(ran.size, -1) for name, one in told.items()})
+        status = told.pop("status")
+        for name, one in {**told, LANES: sums.reshape(ran.shape)}.items():
             self.check_in_place()
-            stored = self._arrays[name]
-            for place in lane_chunks(lanes, shape, stored.chunks):
-                block = tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, stored.chunks, strict=False))
-                stored[block] = array[block]
+            self._arrays[name][block] = one
+        sync(self._file(name, place) for name in (*told, LANES))
+        self.check_in_place()
+        self._arrays["status"][block] = status
+        sync([self._file("status", place)])
+
+    def _file(self, name: str, place: tuple[int, ...]) -> Path:
+        """The chunk of a variable that holds the box at this place."""
+        return self.path / RESULTS / self._arrays[name].path / checksums.chunk(self._arrays[name], place)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +174,8 @@ class Kind:
         """
         gone = [str(Path(name, entry)) for name in dict.fromkeys(("", *new)) for entry in self.made(root / name)]
         with replacing(root, gone, within=[name for name in new if name]) as beside:
-            for name in new:  # without a name of its own a template may go before the next one is made
-                new[name].make(beside / name)
+            for name, template in new.items():
+                template.make(beside / name)
 
     def resume(self, path: Path, template: Template) -> Folder:
         """The folder of a run that agrees with the template; lanes that have run, and are whole, are kept.
@@ -170,19 +188,38 @@ class Kind:
         if not results.exists():  # somebody has removed them
             _restore(path, template)
         try:
-            reading = checksums.read(results)
+            reading = read(results)
         except Damaged as damaged:
             restored = list(damaged.files)
             notes = None if checksums.OWN in restored else checksums.notes(results)
             attrs = None if ".zattrs" in restored else checksums.attributes(results)
             self.unchanged(path, template, notes, attrs)
             _restore(path, template)
-            reading = checksums.read(results)
+            reading = read(results)
+        folder = self._opened(path, template, reading)
+        folder.damaged += [*restored, *reading.damaged]
+        boxes, status = checksums.boxes_of(results), reading.dataset["status"]
+        for number in range(boxes.count):
+            ended, wait = status.values[boxes.block(number)], waiting(status)[boxes.block(number)]
+            if lost := () if wait.all() or template.lost is None else template.lost(number):
+                wait = np.ones_like(wait)
+                folder.damaged += lost
+            if wait.any() and (folder.damaged or np.any(ended[wait] != NOT_RUN)):
+                folder.correct(number, np.where(wait, NOT_RUN, ended))
+        return folder
+
+    def join(self, path: Path, template: Template) -> Folder:
+        """The same beside other processes, as it is: no value is checked, and nothing is mended."""
+        return self._opened(path, template, read(path / RESULTS, values=False))
+
+    def _opened(self, path: Path, template: Template, reading: Reading) -> Folder:
         ours = RUN_ID in reading.dataset.attrs
         require(ours, f"'{path}'", "be a run of this version, to be resumed", "an older one, without checksums")
         self.unchanged(path, template, reading.notes, reading.dataset.attrs)
         check_arrays(path, reading.dataset, template.dataset)
-        return Folder(path, template, reading, restored)
+        box = checksums.boxes_of(path / RESULTS).box
+        require(box == template.box, f"'{path}'", f"have boxes of {template.box}, to be resumed", f"boxes of {box}")
+        return Folder(path, reading.dataset.attrs[RUN_ID], checksums.description_sum(reading.dataset))
 
     def load(self, path: Path, partial: bool = False) -> xr.Dataset:
         """The results of a run, every number checked; with `partial` an unfinished run's too.
@@ -193,7 +230,7 @@ class Kind:
         results = path / RESULTS
         require(results.is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished {self.noun}; {self._go_on(path)}")
         try:
-            dataset, damaged = checksums.read(results)[:2]
+            dataset, damaged = read(results)[:2]
         except Damaged as error:
             raise InputError(f"{error}; {self._go_on(path, 'mend it')}") from error
         dataset.attrs.pop(RUN_ID, None)
@@ -202,7 +239,7 @@ class Kind:
             told = f"{np.sum(~waits)} of {waits.size} lanes"
             told += f", damaged or missing {listed(damaged)}" if damaged else ""
             require(not waits.any(), f"'{path}'", f"hold a finished {self.noun}", f"{told}; {self._go_on(path)}")
-        return dataset
+        return dataset.load() if dataset.nbytes <= _IN_MEMORY else dataset
 
     def _go_on(self, path: Path, what: str = "finish it") -> str:
         return f"{what} with: {self.command} --out {path} --resume" if self.command else "--overwrite runs it again"

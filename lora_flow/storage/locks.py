@@ -1,6 +1,7 @@
 """The lock of a folder: one process writes there, and whoever comes next mends what a killed one has left.
 
-A process that writes into a folder holds the lock for as long as it lives.
+A process that writes into a folder holds the lock for as long as it lives. Processes that do parts of one run share it,
+and then nobody else may have it.
 """
 
 from __future__ import annotations
@@ -32,23 +33,26 @@ class InUse(InputError):
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, patience: float = _PATIENCE) -> Iterator[None]:
+def locked(folder: str | Path, patience: float = _PATIENCE, shared: bool = False, purpose: str = "") -> Iterator[None]:
     """Holds the lock of a folder, which is made if it is missing, and first mends what a killed process left there.
 
-    The kernel releases the lock when the process ends, however it ends.
+    A `shared` lock mends nothing, because others may be at work. `holder` tells the `purpose`. The kernel releases the
+    lock when the process ends, however it ends.
 
     **Raises:** `InUse` where another process still holds it after `patience` seconds, with its number and host.
     """
     folder = Path(folder)
     new = not folder.exists()
-    handle = _acquire(folder, patience)
+    handle = _acquire(folder, patience, shared, purpose)
     try:
-        settle(folder)
+        if not shared:
+            settle(folder)
         yield
     finally:
         try:
             with contextlib.suppress(OSError):
-                (folder / LOCK).unlink(missing_ok=True)
+                if not shared or _try_flock(handle, shared=False):  # the last of those that share it
+                    (folder / LOCK).unlink(missing_ok=True)
         finally:
             os.close(handle)
         if new:
@@ -96,7 +100,7 @@ def holder(folder: str | Path) -> str:
         return ""
     try:
         if fcntl is not None:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once; nobody had it
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back at once; nobody had it
         return ""
     except BlockingIOError:
         return os.read(handle, 300).decode(errors="replace") or "another process"
@@ -106,8 +110,8 @@ def holder(folder: str | Path) -> str:
         os.close(handle)
 
 
-def _acquire(folder: Path, patience: float) -> int:
-    """An open file in the folder that holds the lock; the file says who has it."""
+def _acquire(folder: Path, patience: float, shared: bool, purpose: str) -> int:
+    """An open file in the folder that holds the lock; the file says who has it, of those that share it the last."""
     path = folder / LOCK
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,10 +120,10 @@ def _acquire(folder: Path, patience: float) -> int:
         except FileNotFoundError:  # another process had made the folder for nothing, and has just removed it
             continue
         try:
-            _flock(handle, folder, patience)
+            _flock(handle, folder, patience, shared)
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
                 os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}{purpose}".encode())
                 return handle
         except FileNotFoundError:
             pass
@@ -129,10 +133,10 @@ def _acquire(folder: Path, patience: float) -> int:
         os.close(handle)  # who had it has just removed the file
 
 
-def _flock(handle: int, folder: Path, patience: float) -> None:
+def _flock(handle: int, folder: Path, patience: float, shared: bool) -> None:
     until = time.monotonic() + patience
     try:
-        while not _try_flock(handle):
+        while not _try_flock(handle, shared):
             if time.monotonic() > until:
                 has = os.read(handle, 300).decode(errors="replace") or "another process"
                 raise InUse(f"'{folder}' must be written by one process at a time, got one that {has} has")
@@ -143,11 +147,11 @@ def _flock(handle: int, folder: Path, patience: float) -> None:
         print(f"lora-flow: '{folder}' has no locks; leave it to one process at a time", file=sys.stderr)
 
 
-def _try_flock(handle: int) -> bool:
+def _try_flock(handle: int, shared: bool) -> bool:
     if fcntl is None:
         raise OSError(errno.ENOTSUP, "no locks")
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

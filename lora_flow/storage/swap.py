@@ -54,6 +54,17 @@ def appearing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def sync(files: Iterable[Path]) -> None:
+    """Waits until these files, and that they are there, are on the disk."""
+    listed = list(files)
+    for path in [*listed, *dict.fromkeys(file.parent for file in listed)]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextlib.contextmanager
 def replacing(folder: Path, gone: Iterable[str] = (), within: Sequence[str] = ()) -> Iterator[Path]:
     """An empty folder beside `folder`, whose entries take their places there at the end; all of them, or none.

@@ -157,26 +157,6 @@ class Grid:
         """The index into `Problems.members` for each lane number."""
         return np.asarray(numbers) // math.prod(self.shape[len(self.problem_axes) :])
 
-    def by_cost(self, rates: np.ndarray) -> np.ndarray:
-        """Lane numbers sorted by estimated cost, given each problem's fastest rate.
-
-        All lanes of a batch step until the slowest is done. The number of steps depends on the problem's rates and the
-        initialisation, then on alpha and the rank, and hardly on the seed.
-        """
-        numbers = np.arange(self.size)
-        init, side, alpha, rank, seed = np.unravel_index(numbers, self.shape)[len(self.problem_axes) :]
-        problem = self.problem_of(numbers)
-        keys = (
-            seed,
-            np.take(self.rank, rank),
-            np.take(self.alpha, alpha),
-            side,
-            init,
-            problem,
-            np.take(rates, problem),
-        )
-        return np.lexsort(keys)
-
 
 def _kind(problem: Problem) -> Any:
     arrays, rest = eqx.partition(problem, eqx.is_array)

@@ -1,12 +1,13 @@
-"""A checked sweep: grid -> lanes -> batches of one compiled program -> one labelled dataset."""
+"""A checked sweep: grid -> boxes of lanes -> batches of one compiled program -> one labelled dataset."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -31,79 +32,51 @@ from lora_flow.dynamics.solve import Integrator, integrator, save_times
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem, as_problem, on_host, own_observables
 from lora_flow.problems.tasks import fastest_rate
-from lora_flow.runtime.memory import require_memory
-from lora_flow.runtime.progress import Progress
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.sweeps.grid import Grid, Problems, stack
-from lora_flow.sweeps.limits import COPIES, LANE
+from lora_flow.sweeps.layout import Layout, choose_layout
+from lora_flow.sweeps.limits import LANE
 from lora_flow.sweeps.schema import OF_LANES, label
 from lora_flow.sweeps.values import Values, detail_values, leave_each, start_values
 from lora_flow.version import __version__
 
 BATCH_SIZE = 64
 THREADED = 256  # the dimension above which a product is worth the threads of a CPU
-PRICE_OF_A_STEP = 16  # in lanes: what a batch's steps take beyond what is in proportion to its size
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A checked sweep: its problems, lanes, solver and batches. `plan_sweep` builds it."""
+    """A checked sweep: its problems, lanes, solver, boxes and batches. `plan_sweep` builds it.
+
+    `devices` is the number of this process's devices that batches are spread over. No number depends on it.
+    """
 
     problems: Problems
     grid: Grid
     t1: float
     times: np.ndarray
     integrator: Integrator
-    most_lanes: int
+    layout: Layout
     devices: int
-
-    @functools.cached_property
-    def _order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lane numbers sorted by estimated cost, and that cost."""
-        rates = np.asarray([fastest_rate(problem) for problem in self.problems.members])
-        order = self.grid.by_cost(rates)
-        return order, np.sqrt(1 + self.t1 * rates[self.grid.problem_of(order)])
-
-    @functools.cached_property
-    def batch_size(self) -> int:
-        """The number of lanes that share a batch, at most `most_lanes`.
-
-        All lanes of a round wait for the slowest, and a step takes some time for any number of lanes, so few rounds are
-        best for lanes of similar cost. Rounds are filled evenly, so that no device of the last round runs half empty.
-        """
-        _, costs = self._order
-        n = len(costs)
-
-        def waiting(size: int) -> float:
-            slowest = [max(costs[i : i + size * self.devices]) for i in range(0, n, size * self.devices)]
-            return (size + PRICE_OF_A_STEP) * sum(slowest)
-
-        fewest = math.ceil(n / (self.most_lanes * self.devices))
-        return min((math.ceil(n / (fewest * more * self.devices)) for more in (1, 2, 4, 8)), key=waiting)
-
-    @functools.cached_property
-    def batches(self) -> list[np.ndarray]:
-        """Lane numbers, `batch_size` at a time; the same for a run that is resumed."""
-        order, _ = self._order
-        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
 
     @property
     def nbytes(self) -> int:
         """The size of the result, without making it."""
         return self.grid.size * (LANE + 8 * sum(int(np.prod(shape)) for shape in self._shapes.values()))
 
-    def empty(self) -> xr.Dataset:
-        """The result before any lane has run: NaN everywhere, and status -1."""
+    def outline(self) -> xr.Dataset:
+        """The result before any lane has run: NaN, and status -1. It takes no memory, and is read only."""
         axes = {dim: values for dim, values in self.grid.axes.items() if dim != "side" or len(values) > 1}
         dims, shape = tuple(axes), tuple(map(len, axes.values()))
         modes = ("time", "mode")
         over_time = {
-            name: ((*dims, *modes[: len(own)]), np.full((*shape, *own), np.nan)) for name, own in self._shapes.items()
+            name: ((*dims, *modes[: len(own)]), np.broadcast_to(np.nan, (*shape, *own)))
+            for name, own in self._shapes.items()
         }
-        of_lanes = {name: (dims, np.full(shape, one.pending)) for name, one in OF_LANES.items()}
+        of_lanes = {name: (dims, np.broadcast_to(one.pending, shape)) for name, one in OF_LANES.items()}
         dataset = xr.Dataset(
             over_time | of_lanes,
-            coords={dim: list(values) for dim, values in axes.items()}
+            coords={dim: values if isinstance(values, range) else list(values) for dim, values in axes.items()}
             | {"time": self.times}
             | self._gains
             | self._offset,
@@ -111,36 +84,43 @@ class Plan:
         )
         return label(dataset, as_problem(self.problems.members[0]).meanings())
 
+    def empty(self) -> xr.Dataset:
+        """The same in memory, to be filled box by box."""
+        outline = self.outline()
+        return outline.assign({name: one.copy(data=np.array(one, order="C")) for name, one in outline.items()})
+
     @property
     def _offset(self) -> dict[str, Any]:
         """A coordinate over `init`: 1 where the start is subtracted from the frozen weights."""
         return {"offset": ("init", np.asarray([self.grid.schemes[init].offset for init in self.grid.init], np.int8))}
 
-    def run(self, pending: Sequence[int] | None = None, progress: bool = True) -> Iterator[tuple[np.ndarray, Values]]:
-        """Solves the batches with the given indices, or all, and yields (lane numbers, values) after each."""
-        pending = range(len(self.batches)) if pending is None else pending
-        devices = jax.local_devices()[: max(1, min(self.devices, len(pending)))]
-        # small products on a CPU that is split into devices: the threads are busy; the same for a run that is resumed
-        threads = self.devices == 1 or max(map(max, self.problems.members[0].layers)) > THREADED
-        solve_round = round_solver(tuple(devices), threads)
+    def solve(self, boxes: Iterable[int] | None = None) -> Iterator[tuple[int, Values]]:
+        """Solves the boxes with these numbers, or all, and yields the number and the values, `(lane, ...)`, of each.
+
+        The devices take a batch each, of whatever box. A number is asked for when a device is free for it.
+        """
+        boxes = range(self.layout.boxes.count) if boxes is None else boxes
+        batches = ((box, lanes) for box in boxes for lanes in self.layout.batches(box))
+        many = min(self.devices, math.ceil(self.grid.size / self.layout.width))
+        devices = tuple(jax.local_devices()[:many])
+        # a product of small matrices on a CPU is not worth its threads
+        solve_round = round_solver(devices, max(map(max, self.problems.members[0].layers)) > THREADED)
         problem = self._stacked.problem
         settings = problem, directions_of(problem, bool(self.problems.axes))
         dtype = jnp.result_type(float)
         t1, times = jax.device_put((np.asarray(self.t1, dtype), np.asarray(self.times, dtype)))
-        done = self.grid.size - sum(len(self.batches[i]) for i in pending)
-        with Progress(self.grid.size, "lanes", done, shown=progress, what="compiling") as bar:
-            for first in range(0, len(pending), len(devices)):
-                lanes = [self.batches[i] for i in pending[first : first + len(devices)]]
-                which, shifted, start, bases = self._start(lanes, len(devices))
-                placed = jax.device_put((which, shifted, start), lane_sharding(tuple(devices)))
-                solved = on_host(solve_round(settings, *placed, t1, times, self.integrator))
-                bar.describe("solving")
-                for device, numbers in enumerate(lanes):
-                    offset = device * self.batch_size
-                    part = slice(offset, offset + len(numbers))
-                    mine = jax.tree.map(lambda leaf, part=part: leaf[part], (solved, start, bases))
-                    yield numbers, self._values(numbers, *mine)
-                bar.update(sum(map(len, lanes)))
+        parts: dict[int, list[Values]] = {}
+        while here := list(itertools.islice(batches, len(devices))):
+            which, shifted, start, bases = self._start([lanes for _, lanes in here], len(devices))
+            placed = jax.device_put((which, shifted, start), lane_sharding(devices))
+            solved = on_host(solve_round(settings, *placed, t1, times, self.integrator))
+            for device, (box, lanes) in enumerate(here):
+                offset = device * self.layout.width
+                part = slice(offset, offset + len(lanes))
+                mine = jax.tree.map(lambda leaf, part=part: leaf[part], (solved, start, bases))
+                parts.setdefault(box, []).append(self._values(lanes, *mine))
+                if len(parts[box]) == math.ceil(self.layout.boxes.size(box) / self.layout.width):
+                    yield box, _joined(parts.pop(box))
 
     @functools.cached_property
     def coordinates(self) -> tuple[Coordinates, ...]:
@@ -153,11 +133,11 @@ class Plan:
         return stack(self.coordinates) if self.problems.axes else self.coordinates[0]
 
     def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, np.ndarray | None, Any, Any]:
-        """Per lane, `(devices * batch_size, ...)`: problem index, whether its weights are offset, adapters, bases.
+        """Per lane, `(devices * width, ...)`: problem index, whether its weights are offset, adapters, bases.
 
         Places without a lane repeat the last one.
         """
-        filled = [np.pad(numbers, (0, self.batch_size - len(numbers)), mode="edge") for numbers in lanes]
+        filled = [np.pad(numbers, (0, self.layout.width - len(numbers)), mode="edge") for numbers in lanes]
         numbers = np.concatenate(filled + filled[-1:] * (devices - len(lanes)))
         coordinates = [self.grid.lane(number) for number in numbers]
         which = self.grid.problem_of(numbers)
@@ -239,7 +219,7 @@ class Plan:
                 "solver": type(self.integrator.solver).__name__,
                 "rtol": float(self.integrator.rtol),
                 "max_steps": self.integrator.max_steps,
-                "batch_size": self.batch_size,
+                "batch_size": self.layout.width,
                 "layers": problem.layers,
                 "problem_digest": digest(self.problems),
                 "lora_flow_version": __version__,
@@ -288,9 +268,13 @@ def plan_sweep(
         save_adapters=details,
     )
     grid.check_starts(problems, how.flow)
-    plan = Plan(problems, grid, float(t1), times, how, batch_size, devices)
-    require_memory("the sweep", f"{grid.size} runs at {len(times)} times", COPIES * plan.nbytes)
-    return plan
+    rates = np.asarray([fastest_rate(member) for member in problems.members])
+    costs = np.sqrt(1 + t1 * rates).reshape([len(values) for values in problems.axes.values()])
+    return Plan(problems, grid, float(t1), times, how, choose_layout(grid.shape, costs, batch_size), devices)
+
+
+def _joined(parts: Sequence[Values]) -> Values:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 _version = functools.cache(version)  # a millisecond each

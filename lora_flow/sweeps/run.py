@@ -8,7 +8,7 @@ problem-as-started.npz or .safetensors   a copy of the file that --problem named
 from __future__ import annotations
 
 import contextlib
-import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ from typing import Any
 import xarray as xr
 
 from lora_flow.checks import as_path, require, require_flag
+from lora_flow.runtime.disk import require_room
 from lora_flow.storage import checksums
 from lora_flow.storage.folder import RESULTS, SETTINGS, Folder, Kind, Template, is_started, read_settings, steady
-from lora_flow.storage.lanes import waiting
-from lora_flow.storage.locks import locked, mend
+from lora_flow.storage.locks import InUse, holder, locked, mend
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import is_generated
 from lora_flow.storage.unchanged import check_same
+from lora_flow.sweeps.executors import Executor, InProcess, solved
 from lora_flow.sweeps.plan import Plan
 from lora_flow.sweeps.schema import LANE_DIMS
 
@@ -30,9 +31,11 @@ PROBLEM = "problem-as-started"
 _SUFFIXES = (".npz", ".safetensors")  # of files that hold a problem
 _COPIES = [f"{PROBLEM}{suffix}" for suffix in _SUFFIXES]
 _FIGURE = "figure"  # the attribute of a run that was made for a figure
+_PREPARES = ", which prepares it"  # for the parts of a run
+_PREPARED_WITHIN = 600.0  # seconds
 _NOTE = "settings"  # the note of what a run was asked for
 _SAME = ["lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype"]  # attributes of a resumed run
-_SAME += ["t1", "flow", "solver", "rtol", "max_steps", "devices", "batch_size"]
+_SAME += ["t1", "flow", "solver", "rtol", "max_steps", "batch_size"]
 _ALWAYS = {"init", "side", "alpha", "rank", "seeds", "t1", "saves", "spacing", "problem", "problem_seed", "m", "n", "h"}
 _ALWAYS |= {"solver", "rtol", "max_steps", "batch_size", "precision"}  # settings that every version has written
 
@@ -60,7 +63,7 @@ def open_runs(
     new = {name: run for name, run in runs.items() if not (resume and is_started(root / name))}
     for name in new:
         SWEEP.check_free(root / name, overwrite)
-    _check_room(root, sum(plan.nbytes for _, plan in new.values()))
+    require_room(root, sum(plan.nbytes for _, plan in new.values()))
     with contextlib.ExitStack() as held:
         for name in dict.fromkeys(("", *runs)):
             held.enter_context(locked(root / name))
@@ -69,10 +72,38 @@ def open_runs(
         yield _opened(root, runs, new, dict(attrs or {}))
 
 
-def run(folder: Folder, plan: Plan, progress: bool = True) -> None:
-    """Solves the pending batches, and stores each at once."""
-    for lanes, values in plan.run(folder.pending(), progress=progress):
-        folder.write(lanes, values)
+@contextlib.contextmanager
+def share_run(path: str | Path, run: Run, attrs: Mapping[str, Any] | None = None) -> Iterator[Folder]:
+    """The folder of a run that several processes solve parts of; whoever finds nobody there makes or mends the run.
+
+    **Raises:** `InputError` for a folder that holds something else or a run with other settings, and where a process
+    solves the whole run.
+    """
+    path, (settings, plan) = Path(path), run
+    template = _template(settings, plan, dict(attrs or {}))
+    with contextlib.suppress(InUse), locked(path, purpose=_PREPARES):
+        if is_started(path):
+            SWEEP.resume(path, template)
+        else:
+            SWEEP.check_free(path, overwrite=False)
+            require_room(path, plan.nbytes)
+            SWEEP.make(path, {"": template})
+    with contextlib.ExitStack() as held:
+        until = time.monotonic() + _PREPARED_WITHIN
+        while True:
+            try:
+                held.enter_context(locked(path, shared=True))
+                break
+            except InUse:
+                if _PREPARES not in holder(path) or time.monotonic() > until:
+                    raise
+        yield SWEEP.join(path, template)
+
+
+def run(folder: Folder, plan: Plan, executor: Executor | None = None, progress: bool = True) -> None:
+    """Has the pending boxes solved, in this process unless said otherwise, and stored at once."""
+    for _ in solved(plan, folder, folder.pending(), executor or InProcess(), progress):
+        pass
 
 
 def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
@@ -129,11 +160,7 @@ def _load_run(path: Path, partial: bool) -> xr.Dataset:
     dataset = SWEEP.load(path, partial)
     require(set(LANE_DIMS) - {"side"} <= set(dataset.dims), f"'{path}'", "hold a sweep", "results of another kind")
     dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet
-    if not partial:
-        return dataset
-    status = dataset["status"]
-    ran = status.copy(data=~waiting(status))  # whatever the file holds for the others
-    return dataset.assign({name: one.where(ran) for name, one in dataset.data_vars.items() if one.dtype.kind == "f"})
+    return dataset
 
 
 def _load_figure(path: Path, partial: bool) -> tuple[str, dict[str, xr.Dataset]]:
@@ -153,46 +180,21 @@ def _opened(root: Path, runs: Mapping[str, Run], new: Mapping[str, Run], attrs: 
     figures = {name: checksums.attributes(root / name / RESULTS).get(_FIGURE) for name in runs if name not in new}
     kept = {name: {_FIGURE: figure} for name, figure in figures.items() if figure}
     told = {name: {**kept.get(name, {}), **attrs} for name in runs}
+    templates = {name: _template(settings, plan, told[name]) for name, (settings, plan) in runs.items()}
     if new:
-        SWEEP.make(root, _Templates(new, told))
-    templates = _Templates(runs, told)
-    return {name: SWEEP.resume(root / name, templates[name]) for name in templates}
-
-
-class _Templates(Mapping[str, Template]):
-    """The template of each run, made anew whenever it is asked for: each is as large as the run's results."""
-
-    def __init__(self, runs: Mapping[str, Run], attrs: Mapping[str, Mapping[str, Any]]):
-        self._runs, self._attrs = runs, attrs
-
-    def __getitem__(self, name: str) -> Template:
-        return _template(*self._runs[name], self._attrs[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._runs)
-
-    def __len__(self) -> int:
-        return len(self._runs)
+        SWEEP.make(root, {name: templates[name] for name in new})
+    return {name: SWEEP.resume(root / name, template) for name, template in templates.items()}
 
 
 def _template(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> Template:
-    empty = plan.empty()
-    told = dict(settings) | {"devices": plan.devices} | dict(attrs)
-    told = portable_attrs({name: value for name, value in told.items() if name not in empty.dims})
-    empty = empty.assign_attrs(told | empty.attrs)
-    chunks = {str(name): _chunks(empty, name, plan.batch_size) for name in empty.data_vars}
+    outline = plan.outline()
+    told = dict(settings) | dict(attrs)
+    told = portable_attrs({name: value for name, value in told.items() if name not in outline.dims})
+    outline = outline.assign_attrs(told | outline.attrs)
     named = Path(str(settings["problem"]))
     copies = {f"{PROBLEM}{named.suffix}": named} if named.suffix in _SUFFIXES and named.is_file() else {}
-    return Template(settings, empty, chunks, {_NOTE: dict(settings)}, plan.batches, copies)
-
-
-def _chunks(dataset: xr.Dataset, name: Any, batch_size: int) -> tuple[int, ...]:
-    """About a batch of neighbouring lanes in one file, with all that is stored of them."""
-    sizes, room, chunks = dataset[name].sizes, batch_size, {}
-    for dim in reversed(dataset["status"].dims):
-        chunks[dim] = min(sizes[dim], room)
-        room = max(1, room // sizes[dim])
-    return tuple(chunks.get(dim, size) for dim, size in sizes.items())
+    box = [length for dim, length in zip(plan.grid.axes, plan.layout.boxes.box, strict=True) if dim in outline.dims]
+    return Template(settings, outline, tuple(box), {_NOTE: dict(settings)}, copies)
 
 
 def _check_unchanged(path: Path, template: Template, notes: Any, attrs: Any) -> None:
@@ -205,13 +207,6 @@ def _check_unchanged(path: Path, template: Template, notes: Any, attrs: Any) -> 
         check_same(path, attrs, now, _SAME)
         ours, must = attrs.get("problem_digest"), f"be the one that '{path}' was started with, to resume it"
         require(ours == now["problem_digest"], "problem", must, "other weights or another shift")
-
-
-def _check_room(path: Path, needed: int) -> None:
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    room = free > 1.2 * needed + 2**20
-    require(room, "out", f"have room for {needed / 1e6:.3g} MB of results", f"{free / 1e6:.3g} MB free")
 
 
 SWEEP = Kind(

@@ -14,8 +14,10 @@ from lora_flow.dynamics.flows import Flow
 from lora_flow.dynamics.solve import MAX_STEPS, RTOL
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem
-from lora_flow.storage.lanes import put_lanes
+from lora_flow.runtime.memory import require_memory
+from lora_flow.sweeps.executors import InProcess, solved
 from lora_flow.sweeps.grid import Problems
+from lora_flow.sweeps.limits import COPIES
 from lora_flow.sweeps.plan import BATCH_SIZE, plan_sweep
 
 
@@ -40,8 +42,8 @@ def sweep(
 ) -> xr.Dataset:
     r"""Solves the gradient flow for every combination of initialisation, side, alpha, rank and seed.
 
-    All lanes share one compiled program: ranks are padded to the largest, lanes are sorted by cost, and batches are
-    spread over the devices present. All combinations share the seeds.
+    All lanes share one compiled program: ranks are padded to the largest, and batches are spread over the devices
+    present, on which no number depends. All combinations share the seeds.
 
     **Arguments:**
 
@@ -85,7 +87,11 @@ def sweep(
         devices=devices,
         details=details,
     )
+    require_memory("the sweep", f"{plan.grid.size} runs at {len(plan.times)} times", COPIES * plan.nbytes)
     dataset = plan.empty()
-    for lanes, values in plan.run(progress=progress):
-        put_lanes(dataset, lanes, values)
+    for number, values in solved(plan, None, range(plan.layout.boxes.count), InProcess(), progress):
+        block = plan.layout.boxes.block(number)
+        for name, one in (values or {}).items():
+            whole = dataset[name].values.reshape(*plan.grid.shape, *one.shape[1:])  # the same memory
+            whole[block] = one.reshape(whole[block].shape)
     return dataset

@@ -80,7 +80,6 @@ def test_help_is_a_line_a_command(capsys):
 @pytest.mark.parametrize(
     ("words", "flag"),
     [
-        (["--seeds", "20000", "--saves", "1001"], "seeds"),
         (["--seeds", "10", "--saves", "10000000"], "saves"),
         (["--h", "10000000"], "h"),
         (["--details", "--h", "1000", "--saves", "20000"], "details"),

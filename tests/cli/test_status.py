@@ -23,19 +23,19 @@ ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, 
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
-    """Three of four batches."""
+    """Three of four boxes."""
     out = tmp_path_factory.mktemp("unfinished") / "run"
     plan = build_plan(ASKED)
     with open_runs(out, {"": (to_table(ASKED), plan)}) as folders:
-        for lanes, values in plan.run([0, 1, 2], progress=False):
-            folders[""].write(lanes, values)
+        for number, values in plan.solve([0, 1, 2]):
+            folders[""].write(number, values)
     return out
 
 
 def test_status_counts_lanes_and_says_how_to_go_on(unfinished, capsys):
     assert main(["status", str(unfinished)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{unfinished}: 6 of 8 lanes done (3 of 4 batches); ended: 6 success"
+    assert lines[0] == f"{unfinished}: 6 of 8 lanes done (3 of 4 boxes); ended: 6 success"
     assert lines[1].startswith("last written ")
     assert " ago (" in lines[1]
     assert lines[2] == "no process is at work in it"
@@ -56,19 +56,17 @@ def test_lanes_whose_values_are_damaged_are_not_done(unfinished, tmp_path, name)
     assert told[-1] == f"not finished; continue with: lora-flow sweep --out {copied} --resume"
 
 
-def test_batches_are_counted_by_their_lanes(tmp_path):
-    """One lane of each of two batches is lost, which is as many as one batch has."""
+def test_boxes_are_counted_by_their_lanes(tmp_path):
+    """One lane of each of two boxes is lost, which is as many as one box has."""
     plan, out = build_plan(ASKED), tmp_path / "run"
     with open_runs(out, {"": (to_table(ASKED), plan)}) as folders:
-        for lanes, values in plan.run(progress=False):
-            folders[""].write(lanes, values)
+        for number, values in plan.solve():
+            folders[""].write(number, values)
     status_of = zarr.open_array(out / "results.zarr" / "status")
-    lost, flat = status_of[...], plan.batches
-    lost.reshape(-1)[[flat[0][0], flat[2][1]]] = NOT_RUN
+    lost, boxes = status_of[...], plan.layout.boxes
+    lost.reshape(-1)[[boxes.lanes(0)[0], boxes.lanes(2)[1]]] = NOT_RUN
     status_of[...] = lost
-    assert status(out).startswith(f"{out}: 6 of 8 lanes done (2 of 4 batches); ended: 6 success")
-    shutil.rmtree(out / "results.zarr" / "checks" / "batches")
-    assert status(out).startswith(f"{out}: damaged or missing checks/batches/")
+    assert status(out).startswith(f"{out}: 6 of 8 lanes done (2 of 4 boxes); ended: 6 success")
 
 
 def lanes_done(line):
@@ -128,14 +126,14 @@ def test_status_of_finished_runs_figures_and_other_folders(unfinished, tmp_path)
 
 def test_a_figure_of_several_runs_has_a_line_for_each(tmp_path):
     plan = build_plan(ASKED)
-    for name, batches in (("delta_w-0.01", [0, 1, 2, 3]), ("delta_w-0.25", [0])):
+    for name, boxes in (("delta_w-0.01", [0, 1, 2, 3]), ("delta_w-0.25", [0])):
         with open_runs(tmp_path / name, {"": (to_table(ASKED), plan)}, attrs={"figure": "3"}) as folders:
-            for lanes, values in plan.run(batches, progress=False):
-                folders[""].write(lanes, values)
+            for number, values in plan.solve(boxes):
+                folders[""].write(number, values)
     lines = status(tmp_path).splitlines()
     assert [line.split(": ")[1] for line in lines[:2]] == [
-        "8 of 8 lanes done (4 of 4 batches); ended",
-        "2 of 8 lanes done (1 of 4 batches); ended",
+        "8 of 8 lanes done (4 of 4 boxes); ended",
+        "2 of 8 lanes done (1 of 4 boxes); ended",
     ]
     assert lines[2] == f"{tmp_path / 'delta_w-0.907'}: nothing stored yet"
     assert lines[-1] == f"not finished; continue with: lora-flow figure 3 --out {tmp_path} --resume"

@@ -311,8 +311,8 @@ def test_plot_draws_a_run_that_is_not_finished_and_says_so(tmp_path, capsys, mon
     asked = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
     plan = build_plan(asked)
     with open_runs(tmp_path / "run", {"": (to_table(asked), plan)}) as folders:
-        for lanes, values in plan.run([0], progress=False):
-            folders[""].write(lanes, values)
+        for number, values in plan.solve([0]):
+            folders[""].write(number, values)
     titles = []
     monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda self, text: titles.append(text))
     assert main(["plot", str(tmp_path / "run")]) == 0
@@ -330,8 +330,8 @@ def test_a_run_is_answered_once_to_be_drawn(tmp_path, monkeypatch, capsys):
     asked = Settings(m=4, n=5, h=6, alpha=(1e-1,), rank=(1,), seeds=1, t1=0.5, saves=3, devices=1)
     found, plan = [], build_plan(asked)
     with open_runs(tmp_path / "run", {"": (to_table(asked), plan)}) as folders:
-        for lanes, values in plan.run(progress=False):
-            folders[""].write(lanes, values)
+        for number, values in plan.solve():
+            folders[""].write(number, values)
     monkeypatch.setattr(
         "lora_flow.results.summary.answers", lambda dataset: found.append(answers(dataset)) or found[-1]
     )

@@ -135,7 +135,7 @@ def ends_as_promised(process, out):
         return False
     assert said in (
         ["lora-flow: interrupted"],  # in the moment between
-        [f"lora-flow: interrupted; solved batches are stored, continue with: lora-flow sweep --out {out} --resume"],
+        [f"lora-flow: interrupted; solved boxes are stored, continue with: lora-flow sweep --out {out} --resume"],
     )
     return True
 

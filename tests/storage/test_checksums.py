@@ -10,10 +10,20 @@ import pytest
 import xarray as xr
 
 from lora_flow import InputError
-from lora_flow.storage.checksums import LANES, Damaged, batches_of, copy_lanes, create, lane_sums, open_arrays, read
+from lora_flow.storage.checksums import (
+    LANES,
+    boxes_of,
+    copy_lanes,
+    create,
+    description_sum,
+    lane_sums,
+    open_arrays,
+)
+from lora_flow.storage.lanes import Boxes
+from lora_flow.storage.reading import Damaged, read
 
 LANE_DIMS = ("init", "seed")
-CHUNKS = {"loss": (1, 2, 5), "floor": (1, 2), "status": (1, 2), "steps": (1, 2)}
+BOX = (1, 2)
 
 
 def example():
@@ -39,17 +49,13 @@ def example():
     )
 
 
-BATCHES = [np.array([0, 4]), np.array([5, 1]), np.array([2, 3])]  # lane numbers
-
-
 def store(path, dataset):
-    create(path, dataset, CHUNKS, {"settings": {"alpha": [0.1]}}, BATCHES)
+    create(path, dataset, BOX, {"settings": {"alpha": [0.1]}})
     arrays = open_arrays(path)
-    stored = read(path).dataset
     for name in dataset.data_vars:
-        stored[name].values[...] = dataset[name].values
         arrays[name][...] = dataset[name].values
-    arrays[LANES][...] = lane_sums(stored).reshape(2, 3)
+    lanes = {name: one.values.reshape(6, -1) for name, one in dataset.data_vars.items()}
+    arrays[LANES][...] = lane_sums(description_sum(read(path).dataset), lanes).reshape(2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +66,7 @@ def whole(tmp_path_factory):
 
 
 def test_what_is_stored_is_read(whole):
-    dataset, damaged, notes, sums = read(whole)
-    np.testing.assert_array_equal(sums, lane_sums(dataset))
+    dataset, damaged, notes = read(whole)
     xr.testing.assert_identical(dataset, example())
     assert {name: dataset[name].dtype for name in dataset.variables} == {
         name: example()[name].dtype for name in example().variables
@@ -73,7 +78,7 @@ def test_what_is_stored_is_read(whole):
 
 def test_lanes_that_have_not_run_say_so_to_every_reader_and_a_lost_status_is_named(tmp_path):
     path = tmp_path / "new.zarr"
-    create(path, example(), CHUNKS)
+    create(path, example(), BOX)
     with xr.open_zarr(path) as opened:
         assert np.all(opened["status"].values == -1)
     assert read(path).damaged == []
@@ -126,12 +131,12 @@ def test_every_array_has_a_fill_value_that_is_none_of_its_values(whole):
         fill = json.loads(file.read_text())["fill_value"]
         assert fill is not None
         name = file.parent.relative_to(whole).as_posix()
-        checks = {f"checks/{LANES}": 0, "checks/batches": -1}
-        assert fill == checks[name] if name in checks else not np.any(example()[name].values == fill)
+        assert fill == 0 if name == f"checks/{LANES}" else not np.any(example()[name].values == fill)
 
 
-def test_the_batches_of_lanes_are_known(whole):
-    np.testing.assert_array_equal(batches_of(whole), [[0, 1, 2], [2, 0, 1]])
+def test_the_boxes_are_the_chunks(whole):
+    assert boxes_of(whole) == Boxes((2, 3), BOX)
+    assert {open_arrays(whole)[name].chunks[:2] for name in (*example().data_vars, LANES)} == {BOX}
 
 
 def damages(content):
@@ -228,18 +233,18 @@ def test_metadata_that_is_anything_is_refused_in_one_line(whole, tmp_path, name,
 def test_lanes_move_to_a_group_made_anew_only_if_it_says_the_same_of_itself(whole, tmp_path):
     for number, (attrs, kept) in enumerate([({}, 6), ({"run_id": "b"}, 6), ({"t1": 2.0}, 0)]):
         path = tmp_path / str(number)
-        create(path, example().assign_attrs(attrs), CHUNKS)
+        create(path, example().assign_attrs(attrs), BOX)
         copy_lanes(whole, path)
         assert np.sum(read(path).dataset["status"] != -1) == kept
     path = tmp_path / "other coordinates"
-    create(path, example().assign_coords(seed=[0, 1, 3]), CHUNKS)
+    create(path, example().assign_coords(seed=[0, 1, 3]), BOX)
     copy_lanes(whole, path)
     assert np.all(read(path).dataset["status"] == -1)
 
 
 def test_what_is_not_written_yet_reads_as_missing(tmp_path):
     path = tmp_path / "results.zarr"
-    create(path, example(), CHUNKS)
+    create(path, example(), BOX)
     for dataset in (read(path).dataset, xr.open_zarr(path, mask_and_scale=False).load()):
         assert np.all(dataset["status"] == -1)
         assert np.all(dataset["steps"] == -1)
@@ -263,10 +268,9 @@ def test_a_dataset_without_lanes_is_final_as_a_whole(tmp_path):
 def test_groups_of_earlier_versions_are_read(tmp_path):
     """Without fill values for what is whole, without checks; a lane that has lost its loss has not run."""
     path = tmp_path / "results.zarr"
-    encoding = {name: {"chunks": chunks} for name, chunks in CHUNKS.items()}
+    encoding = {name: {"chunks": (*BOX, *one.shape[2:])} for name, one in example().data_vars.items()}
     example().drop_attrs(deep=False).to_zarr(path, encoding=encoding, zarr_format=2, consolidated=True)
-    dataset, damaged, notes, sums = read(path)
-    assert not sums.size
+    dataset, damaged, notes = read(path)
     xr.testing.assert_equal(dataset, example())
     assert (damaged, notes) == ([], {})
     (path / "loss" / "0.0.0").unlink()

@@ -10,7 +10,6 @@ from lora_flow.storage.lanes import waiting
 from lora_flow.storage.unchanged import check_same
 
 DONE, LOST = 1, 2
-BATCHES = [np.array([0, 1]), np.array([4, 5]), np.array([2, 3])]
 
 
 def unchanged(path, template, notes, attrs):
@@ -23,13 +22,12 @@ BREW = Kind("brew", "a brewery's", lambda table: "brew" in table, lambda path: [
 
 
 def template(path=None, t1=1.0):
-    """Three rows of two cups each, and in `path` a file beside the results for each batch."""
+    """Three rows of two cups each, and in `path` a file beside the results for each row."""
     status = ("row", "cup"), np.full((3, 2), -1, np.int8), {"flag_values": [-1, DONE, LOST]}
     values = ("row", "cup", "time"), np.full((3, 2, 4), np.nan)
     dataset = xr.Dataset({"heat": values, "status": status}, {"row": [0, 1, 2], "cup": [0, 1]}, {"t1": t1})
-    chunks, noted = {"heat": (1, 2, 4), "status": (1, 2)}, {"asked": {"t1": t1}}
     lost = path and (lambda number: [] if (path / f"{number}.txt").is_file() else [f"{number}.txt"])
-    return Template({"brew": {"t1": t1}}, dataset, chunks, noted, BATCHES, lost=lost)
+    return Template({"brew": {"t1": t1}}, dataset, (1, 2), {"asked": {"t1": t1}}, lost=lost)
 
 
 def values(number, status=DONE):
@@ -40,7 +38,7 @@ def begun(path, *numbers):
     BREW.make(path, {"": template()})
     folder = BREW.resume(path, template())
     for number in numbers:
-        folder.write(BATCHES[number], values(number))
+        folder.write(number, values(number))
     return folder
 
 
@@ -51,15 +49,15 @@ def stored(path):
 def test_what_is_written_is_read_and_what_is_left_is_pending(tmp_path):
     assert begun(tmp_path).pending() == [0, 1, 2]
     folder = begun(tmp_path, 0)
-    folder.write(BATCHES[2], values(2, LOST))
+    folder.write(1, values(1, LOST))
     again = BREW.resume(tmp_path, template())
-    assert (folder.pending(), again.pending(), again.damaged) == ([1], [1], [])
+    assert (folder.pending(), again.pending(), again.damaged) == ([2], [2], [])
     with pytest.raises(InputError, match=r"finished brew, got 4 of 6 lanes; finish it with: brew on --out .* --resume"):
         BREW.load(tmp_path)
     assert BREW.load(tmp_path, partial=True)["status"].values.tolist() == [[1, 1], [2, 2], [-1, -1]]
-    again.write(BATCHES[1], values(1))
+    again.write(2, values(2))
     dataset = BREW.load(tmp_path)
-    np.testing.assert_array_equal(dataset["heat"][2], values(1)["heat"])
+    np.testing.assert_array_equal(dataset["heat"][2], values(2)["heat"])
     assert dataset.attrs == {"t1": 1.0}
     assert read_settings(tmp_path) == {"brew": {"t1": 1.0}}
 
@@ -67,14 +65,14 @@ def test_what_is_written_is_read_and_what_is_left_is_pending(tmp_path):
 def test_status_is_written_last_and_no_chunk_of_other_lanes(tmp_path, monkeypatch):
     folder = begun(tmp_path, 0)
     before = stored(tmp_path)
-    for step in range(3):  # before the values, before the checksums, before the status
+    for step in range(4):  # before all, before the values, before the checksums, before the status
         ways = iter([*[None] * step, KeyboardInterrupt])
         monkeypatch.setattr(Folder, "check_in_place", lambda folder, ways=ways: _stop(next(ways)))
         with pytest.raises(KeyboardInterrupt):
-            folder.write(BATCHES[1], values(1))
+            folder.write(2, values(2))
         assert BREW.load(tmp_path, partial=True)["status"].values.tolist() == [[1, 1], [-1, -1], [-1, -1]]
     monkeypatch.undo()
-    folder.write(BATCHES[1], values(1))
+    folder.write(2, values(2))
     changed = [name for name, content in stored(tmp_path).items() if before.get(name) != content]
     assert sorted(changed) == [f"results.zarr/{name}" for name in ("checks/lanes/2.0", "heat/2.0.0", "status/2.0")]
 
@@ -90,7 +88,7 @@ def test_a_lane_waits_whose_status_means_nothing(meanings):
     assert waiting(status).tolist() == [True, meanings is not None, False, False]
 
 
-def test_a_batch_whose_file_is_lost_runs_again(tmp_path):
+def test_a_box_whose_file_is_lost_runs_again(tmp_path):
     begun(tmp_path, 0, 1)
     (tmp_path / "0.txt").write_text("whole")
     folder = BREW.resume(tmp_path, template(tmp_path))
@@ -167,5 +165,5 @@ def test_a_run_that_was_replaced_is_noticed(tmp_path, content):
         (tmp_path / "results.zarr" / ".zattrs").write_text(content)
     before = stored(tmp_path)
     with pytest.raises(InputError, match="must stay in place while its run is solved, got another run's, or none"):
-        folder.write(BATCHES[1], values(1))
+        folder.write(2, values(2))
     assert stored(tmp_path) == before

@@ -4,7 +4,6 @@ Nothing is solved here: what is written are made-up values, a different one for 
 """
 
 import errno
-import gc
 import itertools
 import os
 import shutil
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,11 +28,10 @@ from lora_flow.experiments.folder import load_study, store_study
 from lora_flow.figures.over_time import save
 from lora_flow.figures.shown import save_numbers
 from lora_flow.settings import Settings, build_plan, to_table
-from lora_flow.storage import checksums
 from lora_flow.storage import folder as store
+from lora_flow.storage import reading
 from lora_flow.storage.folder import Kind
 from lora_flow.storage.locks import holder, locked
-from lora_flow.sweeps.plan import Plan
 from lora_flow.sweeps.run import load_figure, open_runs
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
@@ -47,7 +44,8 @@ def plans():
     return {settings: build_plan(settings) for settings in (ASKED, OTHER)}
 
 
-def made_up(plan, lanes):
+def made_up(plan, box):
+    lanes = plan.layout.boxes.lanes(box)
     values, empty = {}, plan.empty()
     for number, (name, one) in enumerate(sorted(empty.data_vars.items())):
         rest = one.shape[empty["status"].ndim :]
@@ -56,12 +54,12 @@ def made_up(plan, lanes):
     return values
 
 
-def solve(out, settings, plans, batches=None, names=("",), **options):
+def solve(out, settings, plans, boxes=None, names=("",), **options):
     plan = plans[settings]
     with open_runs(out, {name: (to_table(settings), plan) for name in names}, **options) as folders:
         for folder in folders.values():
-            for i in folder.pending() if batches is None else batches:
-                folder.write(plan.batches[i], made_up(plan, plan.batches[i]))
+            for box in folder.pending() if boxes is None else boxes:
+                folder.write(box, made_up(plan, box))
 
 
 def contents(out):
@@ -144,7 +142,7 @@ def test_a_disk_that_is_full_while_a_batch_is_written_loses_that_batch(finished,
         plan = plans[ASKED]
         opened = open_runs(out, {"": (to_table(ASKED), plan)}, resume=True)
         with opened as folders, touching(full_at(step, True)), suppress(OSError):
-            folders[""].write(plan.batches[2], made_up(plan, plan.batches[2]))
+            folders[""].write(2, made_up(plan, 2))
         assert int((load_run(out, partial=True)["status"] == 0).sum()) in (4, 6)
         solve(out, ASKED, plans, resume=True)
         xr.testing.assert_identical(load_run(out), load_run(finished))
@@ -184,24 +182,24 @@ def test_a_run_that_took_anothers_place_is_not_written_into(out, tmp_path, plans
         shutil.copytree(tmp_path / "new" / "results.zarr", out / "results.zarr")
         before = contents(out)
         with pytest.raises(InputError, match="must stay in place while its run is solved, got another run's, or none"):
-            folders[""].write(plan.batches[0], made_up(plan, plan.batches[0]))
+            folders[""].write(0, made_up(plan, 0))
         assert contents(out) == before
         shutil.rmtree(out / "results.zarr")
         with pytest.raises(InputError, match="must stay in place"):
-            folders[""].write(plan.batches[0], made_up(plan, plan.batches[0]))
+            folders[""].write(0, made_up(plan, 0))
         assert not (out / "results.zarr").exists()
 
 
 def test_a_run_is_read_and_its_lanes_are_summed_once_to_be_resumed(out, plans, monkeypatch):
     whole, reads, sums = load_run(out), [], []
-    read, lane_sums = checksums.read, checksums.lane_sums
-    monkeypatch.setattr(checksums, "read", lambda path: reads.append(path) or read(path))
-    monkeypatch.setattr(checksums, "lane_sums", lambda *of: sums.append(len(of)) or lane_sums(*of))
+    read, lane_sums = store.read, reading.lane_sums
+    monkeypatch.setattr(store, "read", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(reading, "lane_sums", lambda *of: sums.append(of) or lane_sums(*of))
     (out / "results.zarr" / "loss" / "0.0.0.1.0").write_bytes(b"")
     with open_runs(out, {"": (to_table(ASKED), plans[ASKED])}, resume=True) as folders:
-        assert (len(reads), sums) == (1, [1])
-        (batch,) = folders[""].pending()
-        folders[""].write(plans[ASKED].batches[batch], made_up(plans[ASKED], plans[ASKED].batches[batch]))
+        assert (len(reads), len(sums)) == (1, 4)
+        (box,) = folders[""].pending()
+        folders[""].write(box, made_up(plans[ASKED], box))
     xr.testing.assert_identical(load_run(out), whole)
 
 
@@ -397,21 +395,3 @@ def test_a_disk_that_is_full_leaves_the_old_picture_or_table(tmp_path, monkeypat
     assert (tmp_path / name).read_bytes() != b"old"
     assert len(contents(tmp_path)) == 1
     plt.close("all")
-
-
-def test_the_runs_of_a_figure_are_made_one_by_one(tmp_path, plans, monkeypatch):
-    """What is made of one run has gone from memory before the next one's is made."""
-    made, empty = [], Plan.empty
-
-    def noted(plan):
-        gc.collect()
-        assert [one for one in made if one() is not None] == []
-        dataset = empty(plan)
-        made.append(weakref.ref(dataset["loss"].values))
-        return dataset
-
-    monkeypatch.setattr(Plan, "empty", noted)
-    runs = {name: (to_table(ASKED), plans[ASKED]) for name in ("one", "two", "three")}
-    with open_runs(tmp_path, runs) as folders:
-        assert set(folders) == set(runs)
-    assert made

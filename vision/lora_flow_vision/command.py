@@ -10,8 +10,8 @@ from lora_flow.checks import require
 from lora_flow.results.report import table
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
-from lora_flow.storage.checksums import listed
 from lora_flow.storage.locks import locked
+from lora_flow.storage.reading import listed
 from lora_flow.storage.swap import write_atomically
 from lora_flow_vision.results import CHECK, VisionFolder, load_vision, stored_settings, units
 from lora_flow_vision.settings import VisionSettings

@@ -113,10 +113,10 @@ class VisionFolder:
         self._folder.check_in_place()
         (self.path / ADAPTERS).mkdir(exist_ok=True)
         write_atomically(self.path / unit.file, save(arrays, {SHA256: _digest(unit, arrays)}))
-        lanes = _lanes(self.settings, unit)
-        values = {name: one.reshape(len(lanes), -1) for name, one in seen.items()}
+        lanes = len(self.settings.alphas) * len(unit.seeds)
+        values = {name: one.reshape(lanes, -1) for name, one in seen.items()}
         finite = np.all([np.isfinite(one).all(-1) for one in values.values()], axis=0)
-        self._folder.write(lanes, values | {"status": np.where(finite, DONE, DIVERGED)})
+        self._folder.write(units(self.settings).index(unit), values | {"status": np.where(finite, DONE, DIVERGED)})
         shutil.rmtree(self.checkpoints(unit), ignore_errors=True)
 
 
@@ -197,15 +197,6 @@ def _lost(path: Path, settings: VisionSettings, number: int) -> list[str]:
     return []
 
 
-def _lanes(settings: VisionSettings, unit: Unit) -> np.ndarray:
-    """The lanes of a unit, as numbers: all alphas, and for each of them the seeds."""
-    lengths = map(len, (settings.optimizer, settings.init, settings.alphas, settings.rank))
-    shape = (*lengths, settings.seeds)
-    every = np.arange(np.prod(shape)).reshape(shape)
-    optimizer, init = settings.optimizer.index(unit.optimizer), settings.init.index(unit.init)
-    return every[optimizer, init, :, settings.rank.index(unit.rank), unit.seeds[0] : unit.seeds[-1] + 1].ravel()
-
-
 def _digest(unit: Unit, arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(unit.name.encode())
     for name, array in sorted(arrays.items()):
@@ -226,9 +217,8 @@ def _made(path: Path) -> list[str]:
 def _template(path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> Template:
     empty = _empty(settings, measures, attrs)
     table = {"vision": dataclasses.asdict(settings)}
-    lanes = [_lanes(settings, unit) for unit in units(settings)]
     lost = functools.partial(_lost, path, settings)
-    return Template(table, empty, _chunks(settings, measures), {NOTE: empty.attrs}, lanes, lost=lost)
+    return Template(table, empty, _box(settings), {NOTE: empty.attrs}, lost=lost)
 
 
 def _check_unchanged(path: Path, template: Template, notes: Any, attrs: Any) -> None:
@@ -260,11 +250,9 @@ def _empty(settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping
     return dataset
 
 
-def _chunks(settings: VisionSettings, measures: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """One file a unit or a part of one, so that no two units share a file."""
-    sizes = (1, 1, len(settings.alphas), 1, 1)
-    over_steps = (*sizes, len(saved_steps(settings.steps)))
-    return dict.fromkeys(measures, over_steps) | {"status": sizes}
+def _box(settings: VisionSettings) -> tuple[int, ...]:
+    """The lanes of a unit, which come in the order of the units."""
+    return 1, 1, len(settings.alphas), 1, settings.seeds if settings.layers == HEAD else 1
 
 
 CHECK = Kind(

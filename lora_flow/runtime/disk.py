@@ -1,0 +1,21 @@
+"""The free room on a disk, and one line for results that do not fit, before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from lora_flow.checks import require
+from lora_flow.runtime.memory import size
+
+
+def require_room(path: str | Path, needed: int | float, asked: str = "") -> None:
+    """Raises unless the disk that `path` is or will be on has room for so many bytes of results, and some more.
+
+    `asked` says what asks for most of them.
+    """
+    path = Path(path)
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    of = f" ({asked})" if asked else ""
+    require(free > 1.2 * needed + 2**20, "out", f"have room for {size(needed)} of results{of}", f"{size(free)} free")
