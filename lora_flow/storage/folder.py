@@ -199,8 +199,9 @@ class Kind:
         folder = self._opened(path, template, reading)
         folder.damaged += [*restored, *reading.damaged]
         boxes, status = checksums.boxes_of(results), reading.dataset["status"]
+        waits = waiting(status)
         for number in range(boxes.count):
-            ended, wait = status.values[boxes.block(number)], waiting(status)[boxes.block(number)]
+            ended, wait = status.values[boxes.block(number)], waits[boxes.block(number)]
             if lost := () if wait.all() or template.lost is None else template.lost(number):
                 wait = np.ones_like(wait)
                 folder.damaged += lost
