@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -31,43 +31,41 @@ BEYOND_RUNS = {
 } | {f"shift-rank-{k}": settings for k, settings in SHIFT_RANKS.items()}
 
 
-def _families(datasets: Datasets) -> list[tuple[str, str, xr.Dataset]]:
-    ranks = xr.concat(
-        [datasets[f"shift-rank-{k}"].drop_attrs() for k in SHIFT_RANKS],
-        xr.Variable("shift rank", list(SHIFT_RANKS)),
-        coords="minimal",
-        compat="override",
-    )
+def _families(datasets: Datasets) -> list[tuple[str, str, dict[Any, xr.Dataset]]]:
+    def over(dim: str) -> dict[Any, xr.Dataset]:
+        return {value: datasets[dim].sel({dim: value}) for value in datasets[dim][dim].values.tolist()}
+
     return [
-        ("Shift turned by an angle (degrees)", "angle", datasets["angle"]),
-        ("Shift of higher rank", "shift rank", ranks),
-        ("Noise in the pretrained weights", "noise", datasets["noise"]),
+        ("Shift turned by an angle (degrees)", "angle", over("angle")),
+        ("Shift of higher rank", "shift rank", {k: datasets[f"shift-rank-{k}"] for k in SHIFT_RANKS}),
+        ("Noise in the pretrained weights", "noise", over("noise")),
     ]
 
 
 def draw(datasets: Datasets) -> dict[str, Figure]:
     from lora_flow.figures.maps import families
 
-    return {"": families([(title, dim, one.isel(alpha=-1, rank=0)) for title, dim, one in _families(datasets)])}
+    last = {"alpha": -1, "rank": 0}
+    rows = [(title, dim, {k: one.isel(last) for k, one in ones.items()}) for title, dim, ones in _families(datasets)]
+    return {"": families(rows)}
 
 
 def notes(datasets: Datasets) -> str:
     rows = []
-    for _, dim, dataset in _families(datasets):
-        spans = phases(dataset)
-        last = dataset.isel(time=-1).assign(rounding_floor=rounding_floors(dataset))
-        error = leading(last, "alignment_error", "alignment_error_2")
-        for value in dataset[dim].values:
+    for _, dim, members in _families(datasets):
+        for value, dataset in members.items():
+            spans, floors, last = phases(dataset), rounding_floors(dataset), dataset.isel(time=-1)
+            error, ratios = leading(last, "alignment_error", "alignment_error_2"), spans["t1"] / spans["t1_predicted"]
             for init in dataset["init"].values:
                 for alpha in dataset["alpha"].values:
-                    where = {dim: value, "init": init, "alpha": alpha}
-                    ratio = (spans["t1"] / spans["t1_predicted"]).sel(where)
+                    where = {"init": init, "alpha": alpha}
+                    ratio = ratios.sel(where)
                     rows.append(
                         [
-                            f"{dim} {show(value.item())}",
+                            f"{dim} {show(value)}",
                             init,
                             f"{alpha:g}",
-                            told(last["loss"].sel(where), last["rounding_floor"].sel(where)),
+                            told(last["loss"].sel(where), floors.sel(where)),
                             f"{float(log10(error.sel(where)).mean()):.2f}",
                             f"{float(ratio.mean()):.2f}" if np.isfinite(ratio).all() else "not reached",
                         ]

@@ -99,7 +99,8 @@ def _styles(labels: Sequence[str]) -> list[tuple[str, Any, Any]]:
 
 def notes(dataset: xr.Dataset) -> str:
     dataset = dataset.squeeze("rank")
-    spans, last = times_to(dataset), dataset.isel(time=-1).assign(rounding_floor=rounding_floors(dataset))
+    spans, last = times_to(dataset), dataset[["loss", "loss_floor", "dead_directions"]].isel(time=-1)
+    last = last.assign(rounding_floor=rounding_floors(dataset)).compute()
     rows = []
     for angle in dataset["angle"].values:
         for alpha in dataset["alpha"].values:

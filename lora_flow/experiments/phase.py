@@ -40,7 +40,7 @@ def notes(dataset: xr.Dataset) -> str:
     from lora_flow.figures.maps import phase_values
 
     values = phase_values(dataset).squeeze("init")
-    last = dataset.assign(rounding_floor=rounding_floors(dataset)).squeeze("init").isel(time=-1)
+    last = dataset[["loss"]].isel(time=-1).assign(rounding_floor=rounding_floors(dataset)).squeeze("init").compute()
     rows = []
     for delta_w, rank in [(PAPERS, 1), (PAPERS, 4), (PAPERS, 10), (0.25, 4), (0.01, 4)]:
         for alpha in (1e-6, 1e-4, 1e-2):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -80,45 +80,44 @@ def phase_diagram(dataset: xr.Dataset, rank: int, delta_w: float) -> Figure:
     return figure
 
 
-def plot_family(dataset: xr.Dataset, variable: str, over: str, ax: Axes) -> Axes:
-    """One variable over time, a colour for each value of a dimension, a line style for each initialisation.
+def plot_family(members: Sequence[xr.Dataset], variable: str, ax: Axes) -> Axes:
+    """One variable over time, a colour for each dataset, a line style for each initialisation.
 
     The alignment error is that of the layer that aligns first.
     """
-    values = dataset[over].values
-    curves = leading(dataset, variable, "alignment_error_2") if variable == "alignment_error" else dataset[variable]
-    floor = float(rounding_floors(dataset).max()) if variable == "loss" else None
+    floor = max(float(rounding_floors(one).max()) for one in members) if variable == "loss" else None
     ax.set_yscale("log")
-    for value, colour in zip(values, shades(len(values)), strict=True):
-        for init, style in line_styles(dataset).items():
-            band(curves.sel({over: value, "init": init}), ax, floor, color=colour, linestyle=style)
+    for one, colour in zip(members, shades(len(members)), strict=True):
+        curves = leading(one, variable, "alignment_error_2") if variable == "alignment_error" else one[variable]
+        for init, style in line_styles(one).items():
+            band(curves.sel(init=init), ax, floor, color=colour, linestyle=style)
     if floor is not None:
         mark_rounding(ax, floor)
     ax.set(xlabel="gradient-flow time t (log scale)", xscale="log")
-    end = dataset["time"].values[-1]
-    ax.set_xlim(max(1e-3 * end, dataset["time"].values[1]), end)
+    times = members[0]["time"].values
+    ax.set_xlim(max(1e-3 * times[-1], times[1]), times[-1])
     return label_ticks(ax)
 
 
-def families(rows: Sequence[tuple[str, str, xr.Dataset]]) -> Figure:
-    """Loss and alignment error over time for several families of problems, a row for each (title, dim, dataset)."""
+def families(rows: Sequence[tuple[str, str, Mapping[Any, xr.Dataset]]]) -> Figure:
+    """Loss and alignment error over time for several families of problems.
+
+    A row for each `(title, name, members)`: the members are datasets by the values of what `name` says.
+    """
     with panels(len(rows), 2, height=2.5 * len(rows)) as (figure, axes):
-        for row, (title, over, dataset) in zip(axes, rows, strict=True):
+        for row, (title, over, members) in zip(axes, rows, strict=True):
             for ax, name, label in zip(
                 row, ("loss", "alignment_error"), ("loss L (log scale)", r"$1 - \cos$ (log scale)"), strict=True
             ):
-                plot_family(dataset, name, over, ax)
+                plot_family(list(members.values()), name, ax)
                 ax.set(ylabel=label, title=title)
-            colours = shades(dataset.sizes[over])
             handles: list[Any] = [
-                Line2D([], [], color=colour, label=f"{show(value.item())}")
-                for value, colour in zip(dataset[over].values, colours, strict=True)
+                Line2D([], [], color=colour, label=show(value))
+                for value, colour in zip(members, shades(len(members)), strict=True)
             ]
-            if dataset.sizes["init"] > 1:
-                handles += [
-                    Line2D([], [], color="0.3", linestyle=style, label=init)
-                    for init, style in line_styles(dataset).items()
-                ]
+            styles = line_styles(next(iter(members.values())))
+            if len(styles) > 1:
+                handles += [Line2D([], [], color="0.3", linestyle=style, label=init) for init, style in styles.items()]
             row[1].legend(handles=handles, title=over, loc="center left", bbox_to_anchor=(1.0, 0.5))
         letters(axes)
     return figure

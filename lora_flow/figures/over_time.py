@@ -219,7 +219,10 @@ def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | Non
 
 def save_figures(dataset: xr.Dataset, folder: Path, name: str, title: str = "") -> list[Path]:
     """One picture for every problem, side and rank: `<name>.png`, or `<name>-B-r4.png` where there are several."""
-    return save({f"{name}{suffix}": three_panels(one) for suffix, one in single_cases(dataset)}, folder, title)
+    paths = []
+    for suffix, one in single_cases(dataset):
+        paths += save({f"{name}{suffix}": three_panels(one)}, folder, title)
+    return paths
 
 
 def save(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[Path]:

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.checks import kind, require
+from lora_flow.storage.blocks import blockwise
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,14 +112,20 @@ def quantiles(values: xr.DataArray, log: bool, floor: float | None = None, sprea
     standard deviation may not. Between two draws they are interpolated in the logarithm for a logarithmic axis. A value
     below `floor` counts as `floor`.
     """
-    shown = values.transpose("seed", ...)
-    if floor is not None:
-        shown = shown.clip(min=floor)
-    if log:
-        shown = xr.apply_ufunc(np.log10, shown.clip(min=ZERO))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # no draw has finished: nothing is drawn
-        found = shown.quantile(SPREADS[spread], "seed", skipna=True).values
+
+    def of_block(block: xr.Dataset) -> xr.Dataset:
+        draws = block["_values"].transpose("seed", ...)
+        shown = np.array(draws.values, np.result_type(draws.dtype, np.float32))  # a copy, changed in place
+        if floor is not None:
+            np.maximum(shown, floor, out=shown)
+        if log:
+            np.log10(np.maximum(shown, ZERO, out=shown), out=shown)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # no draw has finished: nothing is drawn
+            found = np.nanquantile(shown, SPREADS[spread], axis=0)
+        return xr.Dataset({"_quantiles": (("_quantile", *draws.dims[1:]), found)})
+
+    found = blockwise(of_block, values.to_dataset(name="_values"), ("seed",))["_quantiles"].values
     return 10**found if log else found
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters, as_start
 from lora_flow.problems.base import ROUNDING, Problem, as_problem, require_problem
+from lora_flow.storage.blocks import blockwise
 
 
 def rounding_floor(problem: Problem, adapters: Adapters) -> Float[Array, ""]:
@@ -50,4 +51,5 @@ def rounding_floors(dataset: xr.Dataset) -> xr.DataArray:
     if "rounding_floor" in dataset:
         return dataset["rounding_floor"]
     eps = np.finfo(dataset.attrs.get("dtype", "float64")).eps
-    return (ROUNDING * eps) ** 2 * dataset["loss"].max("time")
+    largest = blockwise(lambda one: one.max("time"), dataset[["loss"]])["loss"]
+    return (ROUNDING * eps) ** 2 * largest

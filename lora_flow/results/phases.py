@@ -12,6 +12,7 @@ from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
+from lora_flow.storage.blocks import blockwise
 from lora_flow.sweeps.schema import explain, layers_of
 from lora_flow.theory import gradient_flow as theory
 
@@ -67,22 +68,30 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     thresholds are made of.
     """
     _check_dataset(dataset)
-    t1, gains = end_of_growth(dataset), _gains(dataset)
-    predicted, plain = theory.t1_slides(gains, dataset["alpha"]), dataset.attrs.get("flow", "plain") == "plain"
-    floor = rounding_floors(dataset)
-    spans = xr.Dataset(
-        {
-            "t_align": alignment_time(dataset),
-            "t1": t1,
-            "t_plateau": _slow_tail(dataset["loss"], t1, floor),
-            "t1_predicted": predicted.where((predicted > 0) & _selects(gains) if plain else False).broadcast_like(t1),
-            **_saddles(dataset["loss"], initial_losses(dataset), floor),
-        }
-    )
+    spans = blockwise(_phases, dataset[_needed(dataset)])
     for name, about in _ABOUT.items():
         spans[name].attrs = {}
         explain(spans[name], about)
     return spans
+
+
+def _needed(dataset: xr.Dataset) -> list[str]:
+    """The variables that phases are read off."""
+    stored = [name for name in ("rounding_floor", "initial_loss") if name in dataset]
+    return ["loss", *stored, *of_alignment_time(dataset), *of_end_of_growth(dataset)]
+
+
+def _phases(dataset: xr.Dataset) -> xr.Dataset:
+    t1, floor = end_of_growth(dataset), rounding_floors(dataset)
+    return xr.Dataset(
+        {
+            "t_align": alignment_time(dataset),
+            "t1": t1,
+            "t_plateau": _slow_tail(dataset["loss"], t1, floor),
+            "t1_predicted": predicted_end_of_growth(dataset).broadcast_like(t1),
+            **_saddles(dataset["loss"], initial_losses(dataset), floor),
+        }
+    )
 
 
 def second_leads(dataset: xr.Dataset) -> xr.DataArray:
@@ -92,9 +101,18 @@ def second_leads(dataset: xr.Dataset) -> xr.DataArray:
 
 def leading(dataset: xr.Dataset, first: str, second: str) -> xr.DataArray:
     """The quantity of the layer that aligns first and is selected, given the names of layer 1's and of layer 2's."""
-    if second not in dataset or "sigma_w1" not in dataset.coords:
-        return dataset[first]
+    names = of_leading(dataset, first, second)
+    if len(names) == 1:
+        return dataset[names[0]]
     return xr.where(second_leads(dataset), dataset[second], dataset[first])
+
+
+def of_leading(dataset: xr.Dataset, first: str, second: str) -> list[str]:
+    """The variables that `leading` takes its values from: both where it depends on the problem."""
+    if second not in dataset or "sigma_w1" not in dataset.coords:
+        return [first]
+    leads = second_leads(dataset).values
+    return [name for name, some in ((first, not leads.all()), (second, leads.any())) if some]
 
 
 def aligning(dataset: xr.Dataset) -> str:
@@ -118,12 +136,29 @@ def alignment_time(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
     return crossing(along / across, xr.ones_like(along.isel(time=0, drop=True)), before)
 
 
+def of_alignment_time(dataset: xr.Dataset) -> list[str]:
+    """The variables that it is read off."""
+    return [one for name in ("along", "across") for one in of_leading(dataset, f"norm_{name}1", f"norm_{name}2")]
+
+
 def end_of_growth(dataset: xr.Dataset, before: float = np.nan) -> xr.DataArray:
     """`t1` as `phases` has it, with `before` in place of NaN where it was over before the first save."""
     gains = _gains(dataset)
     threshold = theory.t1_threshold(gains).where(_selects(gains))
     t1 = crossing(leading(dataset, "overlap_1", "overlap_2"), threshold, before)
     return t1.where(~_offset(dataset["init"])) if "init" in dataset.coords else t1
+
+
+def of_end_of_growth(dataset: xr.Dataset) -> list[str]:
+    """The variables that it is read off."""
+    return of_leading(dataset, "overlap_1", "overlap_2")
+
+
+def predicted_end_of_growth(dataset: xr.Dataset) -> xr.DataArray:
+    """`t1_predicted` of `phases`, over the problems and alpha."""
+    gains, plain = _gains(dataset), dataset.attrs.get("flow", "plain") == "plain"
+    predicted = theory.t1_slides(gains, dataset["alpha"])
+    return predicted.where((predicted > 0) & _selects(gains) if plain else False)
 
 
 def _selects(gains: theory.Gains) -> Any:
@@ -174,7 +209,8 @@ def at_times(values: xr.DataArray, times: xr.DataArray) -> xr.DataArray:
             return np.nan
         return float(np.exp(np.interp(time, saved[reached], np.log(row[reached]))))
 
-    return _for_each_lane(interpolate, values, times)
+    core: Any = [["time"], []]
+    return xr.apply_ufunc(interpolate, values, times, input_core_dims=core, vectorize=True, output_dtypes=[float])
 
 
 def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
@@ -200,13 +236,17 @@ def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
     require_instance("loss", loss, xr.DataArray, "be an xarray.DataArray, as dataset['loss'] is")
     over_time = "time" in loss.dims and "time" in loss.coords
     require(over_time, "loss", "have its dimension time", f"dims {list(map(str, loss.dims))}")
-    return fall_to(loss, level)
+    start = loss.isel(time=0, drop=True)
+    levels = start.copy(data=np.zeros(start.shape)) + level
+    xr.align(loss, levels, join="exact", copy=False)
+    both = levels.to_dataset(name="_level").assign(_loss=loss)
+    found = blockwise(lambda one: fall_to(one["_loss"], one["_level"]).to_dataset(name="_time"), both)
+    return found["_time"].rename(levels.name)
 
 
-def fall_to(loss: xr.DataArray, level: float | xr.DataArray, before: float = np.nan) -> xr.DataArray:
+def fall_to(loss: xr.DataArray, level: xr.DataArray, before: float = np.nan) -> xr.DataArray:
     """`time_to`, with `before` in place of NaN where the loss was there before the first save."""
     least = np.finfo(float).tiny
-    level = xr.zeros_like(loss.isel(time=0, drop=True)) + level
     return crossing(1 / loss.clip(min=least), 1 / level.clip(min=least), before)
 
 
@@ -217,76 +257,99 @@ def crossing(values: xr.DataArray, threshold: xr.DataArray, before: float = np.n
     """
     saved = values["time"].values
 
-    def first(row: np.ndarray, level: float) -> float:
-        above = np.flatnonzero(row >= level)
-        if above.size == 0:
-            return np.nan if np.isnan(level) or np.isnan(row[-1]) else np.inf
-        i = above[0]
-        if i == 0:
-            return 0.0 if saved[0] == 0 else before
-        low, high = row[i - 1], row[i]
-        if not (low > 0 and np.isfinite(high)):  # the growth between the two saves is not known
-            return float(saved[i])
-        share = np.log(level / low) / np.log(high / low)
-        return float(saved[i - 1] + share * (saved[i] - saved[i - 1]))
+    def first(rows: np.ndarray, level: np.ndarray) -> np.ndarray:
+        above = rows >= level[:, None]
+        place, reached = np.argmax(above, axis=1), above.any(axis=1)
+        times = np.where(np.isnan(level) | np.isnan(rows[:, -1]), np.nan, np.inf)
+        times[reached] = 0.0 if saved[0] == 0 else before
+        later = np.flatnonzero(place > 0)
+        i = place[later]
+        low, high = rows[later, i - 1], rows[later, i]
+        known = (low > 0) & np.isfinite(high)  # else the growth between the two saves is not
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.log(level[later] / low) / np.log(high / low)
+        times[later] = np.where(known, saved[i - 1] + share * (saved[i] - saved[i - 1]), saved[i])
+        return times
 
-    return _for_each_lane(first, values, threshold)
+    return of_lanes(first, values, threshold)
 
 
 def _slow_tail(loss: xr.DataArray, t1: xr.DataArray, floor: xr.DataArray) -> xr.DataArray:
     saved = loss["time"].values
     midpoints = 0.5 * (saved[1:] + saved[:-1])
 
-    def start(row: np.ndarray, begin: float, floor: float) -> float:
-        if np.isnan(begin) or np.isnan(row[-1]):
-            return np.nan
-        rates = rates_of_fall(row, saved, floor)
-        looked_at = (midpoints > begin) & np.isfinite(rates)
-        if not np.any(rates[looked_at] > 0):
-            return np.inf
-        fast = np.flatnonzero(looked_at & (rates > SLOW * np.max(rates[looked_at])))
-        return float(saved[fast[-1] + 1]) if fast[-1] < np.flatnonzero(looked_at)[-1] else np.inf
+    def start(rows: np.ndarray, begin: np.ndarray, floor: np.ndarray) -> np.ndarray:
+        rates = rates_of_fall(rows, saved, floor)
+        looked_at = (midpoints > begin[:, None]) & np.isfinite(rates)
+        fastest = np.max(rates, axis=1, where=looked_at, initial=-np.inf)
+        last_fast = last_place(looked_at & (rates > SLOW * fastest[:, None]))
+        slow = (fastest > 0) & (last_fast < last_place(looked_at))
+        times = np.full(len(rows), np.inf)
+        times[slow] = saved[last_fast[slow] + 1]
+        times[np.isnan(begin) | np.isnan(rows[:, -1])] = np.nan
+        return times
 
-    return _for_each_lane(start, loss, t1, floor)
+    return of_lanes(start, loss, t1, floor)
+
+
+def last_place(there: np.ndarray) -> np.ndarray:
+    """The last place of each row, `(lane, place)`, at which something is there; -1 where it is nowhere."""
+    return np.max(np.broadcast_to(np.arange(there.shape[1]), there.shape), axis=1, where=there, initial=-1)
 
 
 def _saddles(loss: xr.DataArray, initial: xr.DataArray, floor: xr.DataArray) -> dict[str, xr.DataArray]:
     saved = loss["time"].values
 
-    def longest(row: np.ndarray, initial: float, floor: float) -> tuple[float, float, float]:
-        if np.isnan(row).any() or np.isnan(initial):
-            return np.nan, np.nan, np.nan
-        found = saddles(row, saved, initial, floor)
-        return float(len(found)), *max(found, key=lambda span: span[1] - span[0], default=(np.inf, np.inf))
+    def longest(rows: np.ndarray, initial: np.ndarray, floor: np.ndarray) -> tuple[np.ndarray, ...]:
+        lanes, first, last = _on_saddles(rows, saved, initial, floor)
+        count = np.bincount(lanes, minlength=len(rows)).astype(float)
+        begin, end = np.full((2, len(rows)), np.inf)
+        in_order = np.lexsort((-first, saved[last] - saved[first]))  # the longest last, of those the earliest
+        lanes, first, last = lanes[in_order], first[in_order], last[in_order]
+        begin[lanes], end[lanes] = saved[first], saved[last]
+        unknown = np.isnan(rows).any(axis=1) | np.isnan(initial)
+        return tuple(np.where(unknown, np.nan, told) for told in (count, begin, end))
 
-    told = xr.apply_ufunc(
-        longest, loss, initial, floor, input_core_dims=[["time"], [], []], output_core_dims=[[]] * 3, vectorize=True
-    )
+    told = of_lanes(longest, loss, initial, floor, results=3)
     return dict(zip(("saddles", "t_saddle", "t_saddle_end"), told, strict=True))
 
 
 def saddles(loss: np.ndarray, times: np.ndarray, initial: float, floor: float) -> list[tuple[float, float]]:
     """The intervals in which one run's loss, `initial` at t = 0, is on a saddle, as defined in `phases`."""
-    rates = np.nan_to_num(rates_of_fall(loss, times, floor), nan=0.0)
-    before, after = np.maximum.accumulate(rates), np.maximum.accumulate(rates[::-1])[::-1]
-    slow = np.concatenate([[False], rates < SLOW * np.minimum(before, after), [False]])
-    edges = np.flatnonzero(np.diff(slow.astype(int)))
-    spans = zip(edges[::2], edges[1::2], strict=True)  # of saves: the first and the last of each
-    left = max(float(loss[-1]), floor) * ABOVE_END
-    return [
-        (float(times[first]), float(times[last]))
-        for first, last in spans
-        if loss[first] < DROPPED * initial and loss[first] < LEVEL * loss[last] and loss[last] > left
-    ]
+    _, first, last = _on_saddles(loss[None], times, np.array([initial]), np.array([floor]))
+    return list(zip(times[first].tolist(), times[last].tolist(), strict=True))
 
 
-def rates_of_fall(loss: np.ndarray, times: np.ndarray, floor: float) -> np.ndarray:
-    """-d log L/dt between saves; NaN where the loss comes to rounding."""
-    resolved = np.where(loss >= max(floor, np.finfo(float).tiny), loss, np.nan)
-    return -np.diff(np.log(resolved)) / np.diff(times)
+def _on_saddles(
+    rows: np.ndarray, times: np.ndarray, initial: np.ndarray, floor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each saddle of the losses `(lane, time)` its lane, and the places of its first and its last save."""
+    rates = np.nan_to_num(rates_of_fall(rows, times, floor), nan=0.0)
+    before = np.maximum.accumulate(rates, axis=1)
+    after = np.maximum.accumulate(rates[:, ::-1], axis=1)[:, ::-1]
+    slow = np.pad(rates < SLOW * np.minimum(before, after), ((0, 0), (1, 1)))
+    edges = np.diff(slow.astype(np.int8), axis=1)
+    (lanes, first), (_, last) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    left = np.maximum(rows[:, -1], floor) * ABOVE_END
+    begin, end = rows[lanes, first], rows[lanes, last]
+    found = (begin < DROPPED * initial[lanes]) & (begin < LEVEL * end) & (end > left[lanes])
+    return lanes[found], first[found], last[found]
 
 
-def _for_each_lane(function: Any, values: xr.DataArray, *numbers: xr.DataArray) -> xr.DataArray:
-    """Applies a function of one lane's values over time and numbers of that lane."""
+def rates_of_fall(loss: np.ndarray, times: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """-d log L/dt between saves of losses `(lane, time)`; NaN where a loss comes to rounding."""
+    resolved = np.where(loss >= np.maximum(floor, np.finfo(float).tiny)[:, None], loss, np.nan)
+    return -np.diff(np.log(resolved), axis=1) / np.diff(times)
+
+
+def of_lanes(function: Any, values: xr.DataArray, *numbers: xr.DataArray, results: int = 1) -> Any:
+    """Applies a function of values `(lane, time)`, and of numbers `(lane,)`, that gives results `(lane,)`."""
+
+    def of_arrays(values: np.ndarray, *numbers: Any) -> Any:
+        shape = np.broadcast_shapes(values.shape[:-1], *map(np.shape, numbers))
+        rows = np.broadcast_to(values, (*shape, values.shape[-1])).reshape(-1, values.shape[-1])
+        found = function(rows, *(np.broadcast_to(one, shape).ravel() for one in numbers))
+        return found.reshape(shape) if results == 1 else tuple(one.reshape(shape) for one in found)
+
     core: Any = [["time"], *([] for _ in numbers)]
-    return xr.apply_ufunc(function, values, *numbers, input_core_dims=core, vectorize=True, output_dtypes=[float])
+    return xr.apply_ufunc(of_arrays, values, *numbers, input_core_dims=core, output_core_dims=[[]] * results)

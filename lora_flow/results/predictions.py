@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.results.levels import initial_losses
-from lora_flow.results.phases import NEAR, phases
+from lora_flow.results.phases import NEAR, end_of_growth, of_end_of_growth, predicted_end_of_growth
 from lora_flow.results.report import Table, cells, kind_of, log10, problem_dims, show
 from lora_flow.sweeps.schema import layers_of
 from lora_flow.theory import gradient_flow as theory
@@ -19,6 +19,7 @@ FLOOR_WITHIN = 0.1  # decades
 SMALL = ("gaussian", "spectral")
 CONVERGED = 1e-6  # of the loss at the start: the alignment error has then come to its floor
 HEADING = "What theory predicts"
+AT_THE_END = ["status", "loss", "alignment_error", "norm_z1"]
 
 
 def predictions(dataset: xr.Dataset) -> str | Table:
@@ -29,9 +30,9 @@ def predictions(dataset: xr.Dataset) -> str | Table:
     """
     if reason := _not_about(dataset):
         return f"## {HEADING}\n\nTheory predicts neither T1 nor the alignment floor for this run: {reason}."
-    measured = dataset.merge(phases(dataset)[["t1", "t1_predicted"]])
+    names = [*AT_THE_END, *of_end_of_growth(dataset), *(["initial_loss"] if "initial_loss" in dataset else [])]
     varied, rows, left_out = problem_dims(dataset), [], dict.fromkeys([""])
-    for where, cell in cells(measured):
+    for where, cell in cells(dataset[names], _measured):
         if why := _cell_not_about(cell, where):
             left_out[why] = None
             continue
@@ -52,13 +53,19 @@ def predictions(dataset: xr.Dataset) -> str | Table:
     return Table("theory", HEADING, " ".join([about, *(f"Left out: {why}." for why in left_out if why)]), header, rows)
 
 
+def _measured(dataset: xr.Dataset) -> xr.Dataset:
+    """What is compared of each lane."""
+    last, initial = dataset[AT_THE_END].isel(time=-1, drop=True), initial_losses(dataset)
+    return last.assign(t1=end_of_growth(dataset), t1_predicted=predicted_end_of_growth(dataset), initial_loss=initial)
+
+
 def _not_about(dataset: xr.Dataset) -> str:
     """The reason why theory predicts nothing for any cell; "" where it predicts something."""
     if "sigma_w1" not in dataset.coords:
         return f"the predictions are for a factorisation of two layers with a shift, and this is {kind_of(dataset)}"
     if (flow := dataset.attrs.get("flow", "plain")) != "plain":
         return f"the predictions are for the plain gradient flow, and this is {flow}"
-    why = [_cell_not_about(cell, where) for where, cell in cells(dataset)]
+    why = [_cell_not_about(cell, where) for where, cell in cells(dataset[["status"]])]
     return "" if "" in why else "; ".join(dict.fromkeys(why))
 
 
@@ -71,9 +78,9 @@ def _cell_not_about(cell: xr.Dataset, where: Mapping[str, Any]) -> str:
 
 
 def _t1(cell: xr.Dataset) -> list[str]:
-    predicted, t1 = float(cell["t1_predicted"].mean()), cell["t1"].values
+    predicted, t1 = float(cell["t1_predicted"]), cell["t1"].values
     reached = t1[np.isfinite(t1)]
-    finished = int(cell["loss"].isel(time=-1).notnull().sum())
+    finished = int(cell["loss"].notnull().sum())
     if np.isnan(predicted):
         return ["-", f"{float(reached.mean()):.3g}" if reached.size else "-", "not predicted"]
     if not finished or reached.size < finished:
@@ -85,10 +92,9 @@ def _t1(cell: xr.Dataset) -> list[str]:
 
 def _floor(cell: xr.Dataset, dataset: xr.Dataset, side: str) -> tuple[list[str], str]:
     """Predicted and measured floors and the verdict, or blanks and the reason."""
-    last = cell.isel(time=-1)
     (h, _), (m, _) = layers_of(dataset)
-    finished = last["loss"].notnull()
-    measured = float(log10(last["alignment_error"]).mean())
+    finished = cell["loss"].notnull()
+    measured = float(log10(cell["alignment_error"]).mean())
     blank = ["", "", ""]
     if side != "B" or str(cell["init"].values) != "gaussian":
         return blank, 'the floor of spectral starts and of side "A"'
@@ -96,9 +102,9 @@ def _floor(cell: xr.Dataset, dataset: xr.Dataset, side: str) -> tuple[list[str],
         return blank, "the floor, which needs a hidden layer wider than the output"
     if float(cell["sigma_w1"]) >= (1 - NEAR) * float(cell["sigma_w2"]):
         return blank, "the floor of layer 1, where W1's gain along the shift is not the smaller"
-    start = initial_losses(cell)
-    if not (finished.any() and bool((last["loss"] < CONVERGED * start).where(finished, True).all())):
+    fallen = cell["loss"] < CONVERGED * cell["initial_loss"]
+    if not (finished.any() and bool(fallen.where(finished, True).all())):
         return blank, "the floor, where the loss has not fallen by six decades yet"
-    predicted = float(log10(theory.alignment_floor(cell["alpha"], h, m, last["norm_z1"])).mean())
+    predicted = float(log10(theory.alignment_floor(cell["alpha"], h, m, cell["norm_z1"])).mean())
     verdict = "holds" if abs(predicted - measured) <= FLOOR_WITHIN else "fails"
     return [f"{predicted:.2f}", f"{measured:.2f}", verdict], ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import xarray as xr
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import spread, told
 from lora_flow.results.phases import aligning, leading
+from lora_flow.storage.blocks import blocks, blockwise
 from lora_flow.storage.lanes import NOT_RUN, waiting
 from lora_flow.sweeps.schema import LANE_DIMS, layers_of
 
@@ -43,12 +44,20 @@ def mean_and_std(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
     return values.mean("seed", skipna=True), values.std("seed", skipna=True)
 
 
-def cells(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
-    """Every combination of problem, initialisation, side, alpha and rank, with its dataset over seed and time."""
+def cells(
+    dataset: xr.Dataset, of_lanes: Callable[[xr.Dataset], xr.Dataset] = lambda dataset: dataset
+) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+    """Every combination of problem, initialisation, side, alpha and rank, with its dataset over seed, read into memory.
+
+    Give it the variables that are needed, and of values over time what is told of each lane, as a function (see
+    `lora_flow.storage.blocks.blockwise`).
+    """
     dims = [str(dim) for dim in dataset["status"].dims if dim != "seed"]
-    for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
-        where = dict(zip(dims, index, strict=True))
-        yield {dim: dataset[dim].values[i].item() for dim, i in where.items()}, dataset.isel(where)
+    for place in blocks(dataset, set(map(str, dataset.dims)) - set(dims)):
+        block = blockwise(of_lanes, dataset.isel(place))
+        for index in np.ndindex(*(block.sizes[dim] for dim in dims)):
+            where = dict(zip(dims, index, strict=True))
+            yield {dim: block[dim].values[i].item() for dim, i in where.items()}, block.isel(where)
 
 
 def final_values(dataset: xr.Dataset) -> Table:
@@ -60,8 +69,11 @@ def final_values(dataset: xr.Dataset) -> Table:
     lowest = bool(dataset["loss_floor"].notnull().any())
     header += (["lowest possible loss"] if lowest else []) + (["distance"] if "distance" in dataset else [])
     rows = []
-    for coordinates, cell in cells(dataset.assign(floor=rounding_floors(dataset))):
-        last = cell.isel(time=-1)
+    names = ["status", "loss", "steps", "loss_floor", *(f"norm_z{i}" for i in layers)]
+    names += ["distance"] if "distance" in dataset else []
+    error = leading(dataset.isel(time=-1), "alignment_error", "alignment_error_2")
+    ended = dataset[names].isel(time=-1).assign(floor=rounding_floors(dataset), error=error)
+    for coordinates, last in cells(ended):
         rows.append(
             [
                 *(show(coordinates[dim]) for dim in varied),
@@ -69,12 +81,12 @@ def final_values(dataset: xr.Dataset) -> Table:
                 coordinates.get("side", dataset.attrs.get("side")),
                 f"{coordinates['alpha']:g}",
                 coordinates["rank"],
-                told(last["loss"], cell["floor"]),
-                spread(log10(leading(last, "alignment_error", "alignment_error_2"))),
+                told(last["loss"], last["floor"]),
+                spread(log10(last["error"])),
                 *(spread(last[f"norm_z{i}"], 3) for i in layers),
-                _steps(cell),
-                f"{int((cell['status'] == 0).sum())} of {cell.sizes['seed']}",
-                *([_floor(cell["loss_floor"])] if lowest else []),
+                _steps(last),
+                f"{int((last['status'] == 0).sum())} of {last.sizes['seed']}",
+                *([_floor(last["loss_floor"])] if lowest else []),
                 *([_mantissa(last["distance"])] if "distance" in last else []),
             ]
         )
@@ -93,7 +105,7 @@ def _steps(cell: xr.Dataset) -> str:
 def warnings(dataset: xr.Dataset) -> str:
     """The limits of each start, a line each: directions that never move, and losses that cannot be reached."""
     lines = []
-    for coordinates, cell in cells(dataset):
+    for coordinates, cell in cells(dataset[["status", "dead_directions", "loss_floor"]]):
         where = ", ".join(f"{name} {show(value)}" for name, value in coordinates.items() if dataset.sizes[name] > 1)
         where = where or str(coordinates["init"])
         dead, floor = int(cell["dead_directions"].max()), float(cell["loss_floor"].mean())
@@ -172,7 +184,8 @@ def about(dataset: xr.Dataset) -> str:
         f"{dim} {show(dataset[dim].values.tolist()[0])}" for dim in ("init", "alpha", "rank") if dataset.sizes[dim] == 1
     ]
     same += [f"side {attrs['side']}"] if "side" in attrs else []
-    name, largest = attrs.get("flow", "plain"), float(dataset["drift"].max())
+    drifts = blockwise(lambda one: one.max("time"), dataset[["drift"]])["drift"]
+    name, largest = attrs.get("flow", "plain"), float(drifts.max())
     flow = "Flow" if name == "plain" else f"Flow {name}"
     drift = " Integration error (drift of the conserved quantities, relative to the adapters' squared norm; "
     drift = f"{drift}should be far below 1e-2): {largest:.1g}."

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.problems.rounding import rounding_floors
-from lora_flow.results.answers import BEFORE, FALLING, LEVEL, LOWEST, RISING, Best, Cell, answers, best, middle
+from lora_flow.results.answers import BEFORE, FALLING, LEVEL, LOWEST, RISING, Best, Cell, OverSeeds, answers, best
 from lora_flow.results.levels import AT_ROUNDING
 from lora_flow.results.phases import aligning, second_leads
 from lora_flow.results.report import Table, kind_of, show
@@ -44,10 +44,10 @@ def _in_a_line(dataset: xr.Dataset, cell: Cell) -> str:
     if not cell.endings:
         return "no lane has finished"
     parts = []
-    if np.isfinite(cell.best).any():
-        t1 = f" (T1 {when(cell.t1, dataset, '= ')})" if np.any(cell.t1 < np.inf) else ""
+    if np.isfinite(cell.best.median):
+        t1 = f" (T1 {when(cell.t1.when, dataset, '= ')})" if cell.t1.reached else ""
         who = f"layer {cell.layer} " if _second_in(dataset) else ""
-        if np.nanmedian(cell.best) > APART:
+        if cell.best.median > APART:
             parts.append(f"{who}does not align (1 - cos is at least {error(cell.best, dataset)})")
         else:
             least, there = error(cell.best, dataset), time(cell.best_at, dataset)
@@ -67,7 +67,7 @@ def _loss(cell: Cell) -> str:
 def _and_then(dataset: xr.Dataset, cell: Cell) -> str:
     """The loss's ending, in words."""
     words = {
-        AT_ROUNDING: f", since {when(cell.reached, dataset, 't = ')}",
+        AT_ROUNDING: f", since {when(cell.reached.when, dataset, 't = ')}",
         LOWEST: ", the lowest possible",
         LEVEL: f", level{_of_seeds(cell)}",
         FALLING: f", still falling by {_rate(cell)} decades per unit of time{_of_seeds(cell)}",
@@ -78,30 +78,30 @@ def _and_then(dataset: xr.Dataset, cell: Cell) -> str:
 
 def _of_seeds(cell: Cell) -> str:
     """The number of seeds that have the most frequent ending, if not all."""
-    count, all_of_them = cell.endings.count(cell.ending), len(cell.endings)
+    count, all_of_them = cell.endings[cell.ending], sum(cell.endings.values())
     return "" if count == all_of_them else f" ({count} of {all_of_them} seeds)"
 
 
 def _range_of_alignment(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
-    aligned = sorted((cell for cell in done if np.isfinite(cell.best).any()), key=lambda cell: middle(cell.best))
+    aligned = sorted((cell for cell in done if np.isfinite(cell.best.median)), key=lambda cell: cell.best.middle)
     if not aligned:
         return []
     least, most = aligned[0], aligned[-1]
     low, high = (error(cell.best, dataset, alone=True) for cell in (least, most))
     best_of, worst_of = (f"{_name(dataset, one)}, by t = {time(one.best_at, dataset)}" for one in (least, most))
     lines = [f"When it aligns: 1 - cos comes down to between {low} ({best_of}) and {high} ({worst_of})."]
-    reach = sorted((cell for cell in done if middle(cell.t1) < np.inf), key=lambda cell: middle(cell.t1))
+    reach = sorted((cell for cell in done if cell.t1.middle < np.inf), key=lambda cell: cell.t1.middle)
     if reach:
         of = "" if len(reach) == len(done) else f" of the {len(reach)} of {len(done)} cells where most seeds reach it"
-        low, high = (f"{when(cell.t1, dataset, '')} ({_name(dataset, cell)})" for cell in (reach[0], reach[-1]))
-        early, all_early = (middle(cell.t1) == BEFORE for cell in (reach[0], reach[-1]))
+        low, high = (f"{when(cell.t1.when, dataset, '')} ({_name(dataset, cell)})" for cell in (reach[0], reach[-1]))
+        early, all_early = (cell.t1.middle == BEFORE for cell in (reach[0], reach[-1]))
         span = f"comes {low}, the latest at {high}" if early else f"lies between {low} and {high}"
         lines.append(f"T1{of} {f'comes before the first save, t = {_first_save(dataset)}' if all_early else span}.")
     return lines
 
 
 def _range_of_losses(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
-    ordered = sorted(done, key=lambda cell: middle(cell.loss))
+    ordered = sorted(done, key=lambda cell: cell.loss.middle)
     ends = [cell.ending for cell in done]
     counts = ", ".join(
         f"{ends.count(word)} {word}" for word in dict.fromkeys(sorted(ends, key=ends.count, reverse=True))
@@ -121,14 +121,14 @@ def _best_lines(dataset: xr.Dataset, one: Best, cells_there: int) -> list[str]:
     lines = []
     if several and one.at_rounding:
         many = f"at rounding in {one.at_rounding} cells, first " if one.at_rounding > 1 else "at rounding "
-        reached = when(one.lowest.reached, dataset, "at t = ")
+        reached = when(one.lowest.reached.when, dataset, "at t = ")
         lines.append(f"lowest loss: {many}with {_name(dataset, one.lowest, one.problem)}, {reached}")
     elif several:
         lines.append(f"lowest loss: {_name(dataset, one.lowest, one.problem)}, {median(one.lowest.loss)}")
     if one.fastest is not None and one.level is not None:
         who = f"{_name(dataset, one.fastest, one.problem)}, " if several else ""
         what = "fastest" if several else "speed"
-        there = when(np.array([one.time]), dataset, "at t = ")
+        there = when(one.time, dataset, "at t = ")
         lines.append(f"{what}: {who}at {one.share:g} of the first loss ({one.level:.3g}) {there}")
     else:
         lines.append("no start halves the loss" if several else "the loss is not halved")
@@ -142,7 +142,7 @@ def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
     heading = "When it aligns"
     if not any(cell.endings for cell in found):
         return f"## {heading}\n\nNo lane has finished."
-    if not any(np.isfinite(cell.best).any() for cell in found):
+    if not any(np.isfinite(cell.best.median) for cell in found):
         return (
             f"## {heading}\n\nThere is nothing to align with: small adapters turn to no direction, because the "
             "gradient of the loss with respect to the weights is zero at zero adapters."
@@ -179,7 +179,7 @@ def _losses(dataset: xr.Dataset, found: Sequence[Cell]) -> Table:
             continue
         loss = "at rounding" if cell.ending == AT_ROUNDING else median(cell.loss)
         rate = _rate(cell) if cell.ending in (FALLING, RISING) else ""
-        since = f" since {when(cell.reached, dataset, 't = ')}" if cell.ending == AT_ROUNDING else ""
+        since = f" since {when(cell.reached.when, dataset, 't = ')}" if cell.ending == AT_ROUNDING else ""
         rows.append([*_start(dataset, cell.where), loss, _endings(cell) + since, rate])
     header = [*_dims(dataset), f"loss at t = {dataset.attrs['t1']:g}", "then", "decades per unit of time"]
     floor = float(rounding_floors(dataset).median())
@@ -194,15 +194,13 @@ def _losses(dataset: xr.Dataset, found: Sequence[Cell]) -> Table:
 
 
 def _endings(cell: Cell) -> str:
-    counts = {word: cell.endings.count(word) for word in dict.fromkeys(cell.endings)}
-    if len(counts) == 1:
+    if len(cell.endings) == 1:
         return cell.ending
-    return ", ".join(f"{word} ({count} of {len(cell.endings)})" for word, count in counts.items())
+    return ", ".join(f"{word} ({count} of {sum(cell.endings.values())})" for word, count in cell.endings.items())
 
 
 def _rate(cell: Cell) -> str:
-    moving = [rate for rate, word in zip(cell.rate, cell.endings, strict=True) if word in (FALLING, RISING)]
-    return f"{abs(float(np.median(moving))):.2g}" if moving else "-"
+    return f"{abs(cell.rate.median):.2g}" if np.isfinite(cell.rate.median) else "-"
 
 
 def _medians(dataset: xr.Dataset) -> str:
@@ -225,40 +223,31 @@ def _name(dataset: xr.Dataset, cell: Cell, left_out: Mapping[str, Any] | None = 
     return ", ".join(show(cell.where[dim]) if dim in plain else f"{dim} {show(cell.where[dim])}" for dim in dims)
 
 
-def median(values: np.ndarray, alone: bool = False) -> str:
+def median(values: OverSeeds, alone: bool = False) -> str:
     """The median, and the range where there are several, unless it is to stand alone."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
+    if np.isnan(values.median):
         return "-"
-    middle_one, low, high = (f"{one:.2g}" for one in (np.median(finite), finite.min(), finite.max()))
+    middle_one, low, high = (f"{one:.2g}" for one in (values.median, values.low, values.high))
     return middle_one if low == high or alone else f"{middle_one} ({low} to {high})"
 
 
-def error(values: np.ndarray, dataset: xr.Dataset, alone: bool = False) -> str:
+def error(values: OverSeeds, dataset: xr.Dataset, alone: bool = False) -> str:
     """An alignment error, or "rounding" where it is only rounding."""
     eps = np.finfo(dataset.attrs.get("dtype", "float64")).eps
-    finite = values[np.isfinite(values)]
-    return "rounding" if finite.size and np.median(finite) < 200 * eps**2 else median(values, alone)
+    return "rounding" if values.median < 200 * eps**2 else median(values, alone)
 
 
-def when(values: np.ndarray, dataset: xr.Dataset, after: str) -> str:
-    """The median of the times that are reached, after these words; or that it was before the first save."""
-    found = _median_time(values)
+def when(found: float, dataset: xr.Dataset, after: str) -> str:
+    """A median of times that are reached, after these words; or that it was before the first save."""
     return f"before the first save, t = {_first_save(dataset)}" if found == BEFORE else f"{after}{found:.3g}"
 
 
-def time(values: np.ndarray, dataset: xr.Dataset, seeds: int = 0) -> str:
+def time(values: OverSeeds, dataset: xr.Dataset, seeds: int = 0) -> str:
     """The same for a table, "-" where none is reached, and how many seeds reach one if not all."""
-    found, reached = _median_time(values), int(np.sum(values < np.inf))
-    if not reached:
+    if not values.reached:
         return "-"
-    some = f" ({reached} of {seeds})" if reached < seeds else ""
-    return f"{f'< {_first_save(dataset)}' if found == BEFORE else f'{found:.3g}'}{some}"
-
-
-def _median_time(values: np.ndarray) -> float:
-    reached = values[values < np.inf]
-    return float(np.median(reached)) if reached.size else np.nan
+    some = f" ({values.reached} of {seeds})" if values.reached < seeds else ""
+    return f"{f'< {_first_save(dataset)}' if values.when == BEFORE else f'{values.when:.3g}'}{some}"
 
 
 def _first_save(dataset: xr.Dataset) -> str:

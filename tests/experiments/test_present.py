@@ -2,19 +2,27 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
+from many_lanes import opened, results, with_gaps
 
-from lora_flow import InputError
+from lora_flow import InputError, phases, time_to
 from lora_flow.cli import main
 from lora_flow.experiments.base import Experiment
 from lora_flow.experiments.folder import store_study
 from lora_flow.experiments.present import present
 from lora_flow.experiments.table import EXPERIMENTS
+from lora_flow.figures.shown import shown
 from lora_flow.figures.style import band, panels
 from lora_flow.settings import Settings
+from lora_flow.storage import blocks
 from lora_flow.storage.locks import locked
 
 RUN = Settings(m=4, n=4, h=8, alpha=(1e-2,), rank=(1,), seeds=2, t1=0.5, saves=5)
@@ -79,3 +87,92 @@ def test_a_function_that_gives_other_numbers_draws_another_picture(tmp_path, mon
         assert main(["figure", "mine", "--out", str(tmp_path / "mine"), "--overwrite"]) == 0
         shown = json.loads((tmp_path / "mine/figures/figure-mine.json").read_text())
         np.testing.assert_allclose(shown[0]["lines"], [[3.0 * factor, 4.0 * factor]])
+
+
+@pytest.fixture
+def presented(tmp_path, monkeypatch):
+    """The files, the lines and the numbers of the pictures of a dataset."""
+
+    def run(dataset):
+        numbers = {}
+
+        def save(pictures, folder, title=""):
+            numbers.update({name: shown(figure) for name, figure in pictures.items()})
+            for figure in pictures.values():
+                plt.close(figure)
+            return []
+
+        monkeypatch.setattr("lora_flow.figures.over_time.save", save)
+        monkeypatch.setattr("lora_flow.experiments.present.load_figure", lambda out, partial: ("", {"": dataset}))
+        done = present(tmp_path, partial=True)
+        return numbers, done, {path.name: path.read_text() for path in tmp_path.iterdir()}
+
+    return run
+
+
+def test_what_is_read_in_blocks_is_presented_as_what_is_in_memory(presented, monkeypatch):
+    """A lane's curve has 88 bytes, a cell's 616. There are two problems, and some lanes have failed or not run."""
+    dataset, readings = with_gaps(results(seeds=7, saves=11, inits=("gaussian",))), []
+    expected = presented(dataset)
+    assert len(expected[0]) == 4
+    monkeypatch.setattr(blocks, "AT_ONCE", 300)
+    assert presented(opened(dataset, readings)) == expected
+    xr.testing.assert_identical(phases(opened(dataset, [])), phases(dataset))
+    assert max(readings) <= max(300, dataset["loss"][..., -1].nbytes), "nothing over time is read as a whole"
+
+
+def test_the_time_to_a_level_of_what_is_read_in_blocks(monkeypatch):
+    loss = results(seeds=7, saves=11)["loss"]
+    level = xr.DataArray([1e-1, 1e-6], dims="level", coords={"level": [1e-1, 1e-6]})
+    expected = [time_to(loss, one) for one in (1e-3, level, loss.isel(time=0, seed=0, drop=True) / 10)]
+    assert expected[1].dims == (*loss.dims[:-1], "level")
+    monkeypatch.setattr(blocks, "AT_ONCE", 1000)
+    stored = opened(loss.to_dataset(), [])["loss"]
+    for one, times in zip((1e-3, level, loss.isel(time=0, seed=0, drop=True) / 10), expected, strict=True):
+        xr.testing.assert_identical(time_to(stored, one), times)
+
+
+def write(path, lanes, chunk=1024):
+    """A run of so many lanes, those of a few seeds again and again, in chunks as a run folder has them."""
+    few = results(seeds=64, saves=101, delta_w=(0.5,), inits=("gaussian",), sides=("B",), alphas=(1e-1, 1e-2, 1e-3))
+    few = few.isel(delta_w=0, side=0).assign_attrs(side="B")
+    seeds = -(-lanes // 3)
+    few[list(few.coords)].isel(seed=0).drop_vars("seed").assign_coords(seed=range(seeds)).to_zarr(
+        path, zarr_format=2, consolidated=False
+    )
+    group = zarr.open_group(path, mode="r+", zarr_format=2)
+    for name, one in few.data_vars.items():
+        shape = tuple(seeds if dim == "seed" else size for dim, size in one.sizes.items())
+        chunks = tuple({"alpha": 1, "seed": min(chunk, seeds)}.get(dim, size) for dim, size in one.sizes.items())
+        attributes = {**one.attrs, "_ARRAY_DIMENSIONS": list(one.dims)}
+        array = group.create_array(name, shape=shape, chunks=chunks, dtype=one.dtype, attributes=attributes)
+        block = one.values[:, :, :, np.arange(chunk) % 64]
+        for first in range(0, seeds, chunk):
+            part = slice(first, min(first + chunk, seeds))
+            array[:, :, :, part] = block[:, :, :, : part.stop - part.start]
+
+
+PEAK = """
+import sys
+import matplotlib
+import xarray as xr
+matplotlib.use("Agg")
+from lora_flow.experiments import present
+how = {"engine": "zarr", "chunks": None, "cache": False, "mask_and_scale": False, "consolidated": False}
+dataset = xr.open_dataset(sys.argv[1], **how)
+present.load_figure = lambda out, partial: ("", {"": dataset})
+present.present(sys.argv[2])
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) / 1000)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of the memory is read there")
+def test_the_memory_to_present_a_run_does_not_grow_with_its_lanes(tmp_path):
+    """In MB. One variable of 100,000 lanes has 81, and the run 1200."""
+    peaks = {}
+    for lanes in (1000, 100_000):
+        write(tmp_path / f"{lanes}.zarr", lanes)
+        asked = [sys.executable, "-c", PEAK, str(tmp_path / f"{lanes}.zarr"), str(tmp_path / f"{lanes}")]
+        peaks[lanes] = float(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+    assert peaks[100_000] < peaks[1000] + 100

@@ -12,7 +12,7 @@ from lora_flow import phases
 from lora_flow.cli import main
 from lora_flow.cli.plot import draw
 from lora_flow.figures.over_time import save
-from lora_flow.results.answers import answers, best, ending
+from lora_flow.results.answers import ENDINGS, OverSeeds, answers, best, endings
 from lora_flow.results.predictions import predictions
 from lora_flow.results.report import Table, about, final_values, report, unfinished
 from lora_flow.results.summary import answered
@@ -66,6 +66,12 @@ def flat(level):
     return lambda t: np.where(t > 1, level, 1.0)
 
 
+def how_ends(saved, loss, lowest=0.0):
+    floor = xr.DataArray(FLOOR)
+    how, rate = endings(xr.DataArray(loss, dims="time", coords={"time": saved}), floor, xr.full_like(floor, lowest))
+    return ENDINGS[int(how)], float(rate)
+
+
 @pytest.mark.parametrize(
     ("loss", "lowest", "word", "rate"),
     [
@@ -78,26 +84,34 @@ def flat(level):
     ],
 )
 def test_how_a_loss_ends(loss, lowest, word, rate):
-    found, by = ending(TIME, loss, FLOOR, lowest)
+    found, by = how_ends(TIME, loss, lowest)
     assert found == word
     assert by == pytest.approx(rate, abs=1e-12, nan_ok=True)
 
 
 def test_a_rate_does_not_depend_on_which_times_were_saved():
     for saved in (np.array([0.0, 5.0, 10.0]), np.geomspace(1e-4, 10.0, 50), np.linspace(0.0, 10.0, 2000)):
-        assert ending(saved, np.exp(-2 * saved), FLOOR, 0.0) == ("still falling", pytest.approx(2 / np.log(10)))
-    assert ending(np.array([10.0]), np.array([1.0]), FLOOR, 0.0)[0] == "level"
+        assert how_ends(saved, np.exp(-2 * saved)) == ("still falling", pytest.approx(2 / np.log(10)))
+    assert how_ends([10.0], [1.0])[0] == "level"
+
+
+def test_a_number_over_seeds():
+    """Of what is known 1, 3, 5; a time that is before the first save is reached, and NaN counts as late."""
+    found = OverSeeds.of(np.array([5.0, -np.inf, np.nan, 1.0, np.inf, 3.0]))
+    assert found == (3.0, 1.0, 5.0, 4, 2.0, 4.0)
+    none = OverSeeds.of(np.array([np.nan, np.inf]))
+    assert np.isnan(none[:3]).all()
+    assert (none.reached, none.middle) == (0, np.inf)
+    assert OverSeeds.of(np.zeros(0)).middle == np.inf
 
 
 def test_answers_are_those_of_the_curves():
     """1 - cos of |t - 4|/10 + 1e-3 is least at t = 4 and within a tenth of a decade of it there alone."""
     there_and_back = lambda t: np.abs(t - 4) / 10 + 1e-3  # noqa: E731
     (cell,) = answers(made([falling(2)], [there_and_back], seeds=3))
-    np.testing.assert_allclose(cell.best, 1e-3)
-    np.testing.assert_allclose(cell.best_at, 4.0)
-    np.testing.assert_allclose(cell.error, 0.601)
-    np.testing.assert_allclose(cell.t_align, np.log(10))
-    np.testing.assert_allclose(cell.loss, np.exp(-20) * 2.0 ** np.arange(3))
+    for told, value in ((cell.best, 1e-3), (cell.best_at, 4.0), (cell.error, 0.601), (cell.t_align, np.log(10))):
+        np.testing.assert_allclose((told.low, told.median, told.high), value)
+    np.testing.assert_allclose((cell.loss.low, cell.loss.median, cell.loss.high), np.exp(-20) * np.array([1, 2, 4]))
     assert cell.ending == "still falling"
 
 
@@ -105,7 +119,7 @@ def test_the_layer_of_the_larger_gain_is_told_of():
     dataset = made([falling(2)], [flat(1e-8)])
     (first,) = answers(dataset)
     (second,) = answers(dataset.assign_coords(sigma_w1=2.0))
-    assert (first.best[0], second.best[0]) == (1e-8, 0.5)
+    assert (first.best.median, second.best.median) == (1e-8, 0.5)
 
 
 def test_the_report_says_which_layer_it_tells_of():
@@ -162,8 +176,8 @@ def test_lanes_that_failed_or_wait_do_not_count():
     dataset["loss"][0, 1] = np.nan
     dataset["status"][0, 1] = NOT_RUN
     first, second = answers(dataset)
-    assert (len(first.loss), first.seeds) == (2, 3)
-    assert second.endings == []
+    assert (sum(first.endings.values()), first.seeds) == (2, 3)
+    assert not second.endings
     assert "no lane has finished" in "\n".join(answered(dataset)[0])
     assert unfinished([dataset]) == "unfinished: 3 of 6 lanes"
     assert unfinished([made([falling(2)], [flat(1.0)])]) == ""
@@ -178,7 +192,7 @@ def test_the_best_cells():
     assert alphas == [0.01, 0.1, 0.1]
     assert found.at_rounding == 2
     assert (found.level, found.time) == (1e-3, pytest.approx(np.log(1e3) / 20))
-    np.testing.assert_allclose(found.lowest.reached, np.log(1 / FLOOR) / 7)
+    np.testing.assert_allclose(found.lowest.reached.when, np.log(1 / FLOOR) / 7)
 
 
 def test_a_line_for_each_of_few_cells():
@@ -196,8 +210,8 @@ def test_what_was_over_before_a_late_first_save_is_told_so():
     """Of exp(-7 t), at rounding from t = 8.55; the phases end at 2.30 and 2.41."""
     late = made([falling(7), falling(6.9)], [flat(1e-8)] * 2).sel(time=slice(9.0, None))
     first, second = answers(late)
-    assert (first.t_align[0], first.t1[0], first.reached[0]) == (-np.inf,) * 3
-    assert second.reached[0] == -np.inf
+    assert (first.t_align.when, first.t1.when, first.reached.when) == (-np.inf,) * 3
+    assert second.reached.when == -np.inf
     told, (alignment, _) = answered(late)
     assert told[0] == (
         "alpha 1: aligns to 1 - cos = 1e-08 by t = 9 (T1 before the first save, t = 9); loss at rounding at t = 10, "
@@ -208,7 +222,7 @@ def test_what_was_over_before_a_late_first_save_is_told_so():
         "0.001 of the first loss (0.001) before the first save, t = 9; best aligned: alpha 1, 1e-08."
     )
     assert [row[4:] for row in alignment.rows] == [["< 9", "< 9"]] * 2
-    assert not np.isfinite(answers(made([falling(2)], [flat(1e-8)]).assign_coords(init=["pissa"]))[0].t1).any()
+    assert not np.isfinite(answers(made([falling(2)], [flat(1e-8)]).assign_coords(init=["pissa"]))[0].t1.median)
     ranges, _ = answered(made([falling(7)] * 10, [flat(1e-8)] * 10).sel(time=slice(9.0, None)))
     assert "T1 comes before the first save, t = 9." in ranges
 
