@@ -65,7 +65,7 @@ class Solving:
     max_steps: int = 100_000
     """Solver steps after which a run is given up, with status 1 (max_steps)."""
     precision: str = "double"
-    """Floating-point precision: double, or single (the loss then stops near 1e-13 of its start)."""
+    """Floating-point precision: double, or single (losses below 1e-10 of the start are then rounding)."""
     batch_size: int = 64
     """The largest number of runs that one device steps together."""
     devices: int = 0

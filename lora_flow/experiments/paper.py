@@ -54,7 +54,7 @@ FIGURE_3 = {
 FIGURE_4 = {
     "delta_w-0.907": Row(_appendix(1 / 1.05**2, "bottom", 12.0), 12.0),
     "delta_w-0.25": Row(_appendix(1 / 4, "bottom", 20.0), 20.0),
-    # alignment errors of 1e-20, of modes that decay unseen by an error control that sees whole factors
+    # At the default rtol its alignment errors of 1e-16 come out too large, see the limits in docs/accuracy.md.
     "delta_w-0.01": Row(_appendix(1 / 100, "bottom", 3.0, rtol=1e-6), 3.0),
 }
 

@@ -84,11 +84,12 @@ class QuarticInterpolation(diffrax.AbstractLocalInterpolation):
 class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
     """Changes from Tsit5 to `RungeKuttaChebyshev` when stability limits the step, and back when it does not.
 
-    Power iteration on difference quotients of the field, one more evaluation a step, gives rho at the end of each Tsit5
-    step, also of modes too small for the error to show. `ResidualController` keeps dt rho below Tsit5's limit. The
-    solver changes when the steps near that limit outnumber the others by thirty. It changes back when the steps that
-    Tsit5 could have made outnumber the others by five. Only the method in use is evaluated; under `vmap` both are
-    evaluated while lanes differ.
+    One power iteration a step estimates rho from below at the end of each Tsit5 step, also of modes too small
+    for the error to show. Tsit5 takes a difference quotient of the field for it, one more evaluation a step, and RKC
+    Jacobian-vector products. `ResidualController` keeps dt times the estimate below Tsit5's limit. The solver changes
+    when the steps near that limit outnumber the others by thirty. It changes back when the steps that Tsit5 could have
+    made outnumber the others by five. Only the method in use is evaluated; under `vmap` both are evaluated while lanes
+    differ.
 
     The state must be a vector, and the field must have no jumps (`jump_ts`), because the slope at the end of a step is
     used at the start of the next one. The estimated error is a `StepError`: use `ResidualController`.

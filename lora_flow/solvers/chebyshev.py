@@ -50,7 +50,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
     For problems whose Jacobian has a real, mostly negative spectrum, as that of every gradient flow. Each step takes as
     many stages as its length needs for stability. Their number grows with the square root of the length, so a long
     stiff interval costs far fewer evaluations of the field than with a classical method. Power iteration on
-    Jacobian-vector products, carried on from step to step, gives the spectral radius rho.
+    Jacobian-vector products, carried on from step to step, estimates the spectral radius rho from below.
 
     Derivatives are those of the steps taken, which are of second order. In `solve` they are wrong by 1e-2 at the
     default rtol of 5e-4, by 3e-3 at 5e-5 and by 5e-4 at 5e-6: take that where gradients are to be right to 1e-3.

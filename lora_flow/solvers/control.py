@@ -30,7 +30,7 @@ class StepError(NamedTuple):
 
     - `error`: the estimated error, of the order `order`.
     - `rounding`: what rounding alone may make of the step, relative to the state.
-    - `stable`: the longest step for which the method is stable.
+    - `stable`: the longest step for which the method is stable, by the solver's estimate.
     """
 
     error: PyTree
@@ -80,7 +80,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     - `pid`: turns the scaled error, 1 at the limit, into the next step.
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
 
-    Where a solver tells in its `StepError` how long a stable step may be, no step is longer, whatever its error.
+    Where a solver estimates in its `StepError` how long a stable step may be, no step is longer, whatever its error.
 
     A run fails where loss or field are not finite at its start, and where a step is still too long that no longer moves
     the time.

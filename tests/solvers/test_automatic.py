@@ -45,6 +45,7 @@ def test_the_interpolation_is_exact_for_quartics():
 
 
 def test_where_stability_does_not_bind_it_takes_the_steps_of_tsit5(figure1_problem):
+    """Until t = 0.7, by when the loss has fallen by five decades: in the slow tail, from t = 2 on, stability binds."""
     start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3, side="B")
     auto, tsit5 = (solve(figure1_problem, start, t1=0.7, solver=name) for name in ("auto", "Tsit5"))
     steps = int(auto.stats["num_steps"]), int(tsit5.stats["num_steps"])
