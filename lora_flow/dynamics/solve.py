@@ -19,6 +19,7 @@ from lora_flow.algebra.spectra import norm
 from lora_flow.checks import (
     PrecisionWarning,
     as_real,
+    concrete,
     kind,
     require,
     require_choice,
@@ -143,8 +144,8 @@ def solve(
 
     **Returns:** a `Trajectory` over the saved times.
 
-    **Raises:** `InputError` for bad arguments, and for derivatives that `adjoint` has not. A run that fails has a
-    status, and raises nothing.
+    **Raises:** `InputError` for bad arguments, for a loss that is negative at the start, and for derivatives that
+    `adjoint` has not. A run that fails has a status, and raises nothing.
     """
     check_problem(problem)
     times = save_times(t1, saves)
@@ -162,7 +163,22 @@ def solve(
         save_adapters=save_adapters,
     )
     inputs = guard_inputs(how.adjoint, (problem, adapters, jnp.asarray(t1, float), times, how))
-    return guard_outputs(how.adjoint, _solve(*inputs))
+    solved = _solve(*inputs)
+    if how.stepsize_controller is None:
+        require_loss(solved.initial_loss, solved.rounding_floor)
+    return guard_outputs(how.adjoint, solved)
+
+
+def require_loss(initial: Any, floor: Any) -> None:
+    """Raises where a loss at the start is less than 0 by more than rounding; of what JAX traces nothing is known.
+
+    What is still to be learned, which tolerances are relative to, would be taken for its size.
+    """
+    loss, floor = concrete(initial), concrete(floor)
+    if loss is not None and floor is not None:
+        eps = np.finfo(loss.dtype).eps
+        negative = loss[loss < -np.abs(floor) / eps - 1e4 * eps]
+        require(negative.size == 0, "problem", "have a loss that is at least 0", f"{negative.min(initial=0):.3g}")
 
 
 def save_times(

@@ -14,10 +14,11 @@ from lora_flow.experiments.folder import load_study, study_of
 from lora_flow.experiments.table import EXPERIMENTS
 from lora_flow.figures.over_time import save_figures, save_with_numbers
 from lora_flow.results.predictions import predictions
-from lora_flow.results.report import about, failed, final_values, report, unfinished, warnings
+from lora_flow.results.report import about, final_values, report, unfinished, warnings
 from lora_flow.results.summary import answered
 from lora_flow.storage.swap import write_atomically
 from lora_flow.sweeps.run import load_figure
+from lora_flow.sweeps.schema import failed
 
 
 class Presented(NamedTuple):

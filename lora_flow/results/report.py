@@ -15,7 +15,7 @@ from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.levels import spread, told
 from lora_flow.results.phases import aligning, leading
 from lora_flow.storage.blocks import blocks, blockwise
-from lora_flow.storage.lanes import NOT_RUN, waiting
+from lora_flow.storage.lanes import waiting
 from lora_flow.sweeps.schema import LANE_DIMS, layers_of
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
@@ -214,18 +214,6 @@ def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
-    """The number of lanes that ended with each status other than success; lanes that have not run are not counted."""
-    counts: dict[str, int] = {}
-    for dataset in datasets:
-        attrs = dataset["status"].attrs
-        for code, meaning in zip(attrs["flag_values"], attrs["flag_meanings"].split(), strict=True):
-            count = int((dataset["status"] == code).sum())
-            if code not in (0, NOT_RUN) and count:
-                counts[meaning] = counts.get(meaning, 0) + count
-    return counts
 
 
 def _floor(lowest: xr.DataArray) -> str:

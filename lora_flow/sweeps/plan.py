@@ -28,7 +28,7 @@ from lora_flow.dynamics.batch import draw, lane_sharding, round_solver
 from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.measurements import directions_of
 from lora_flow.dynamics.observables import OBSERVABLES
-from lora_flow.dynamics.solve import Integrator, integrator, save_times
+from lora_flow.dynamics.solve import Integrator, integrator, require_loss, save_times
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem, as_problem, on_host, own_observables
 from lora_flow.problems.tasks import fastest_rate
@@ -174,6 +174,7 @@ class Plan:
         """The values of one batch to store, by name."""
         which = self.grid.problem_of(numbers)
         problems, lanes = [self.problems.members[i] for i in which], [self.grid.lane(number) for number in numbers]
+        require_loss(solved.initial_loss, solved.rounding_floor)
         values = solved.observables | {"initial_loss": solved.initial_loss, "rounding_floor": solved.rounding_floor}
         values |= {"status": solved.status, "steps": solved.stats["num_steps"]}
         offset, ranks = [self.grid.schemes[lane["init"]].offset for lane in lanes], [lane["rank"] for lane in lanes]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,3 +79,15 @@ def layers_of(dataset: xr.Dataset) -> tuple[tuple[int, int], ...]:
     In the attribute `layers` they follow one another; the first versions' were a list of pairs.
     """
     return tuple((int(out), int(into)) for out, into in np.reshape(dataset.attrs["layers"], (-1, 2)))
+
+
+def failed(datasets: Iterable[xr.Dataset]) -> Mapping[str, int]:
+    """The number of lanes that ended with each status other than success; lanes that have not run are not counted."""
+    counts: dict[str, int] = {}
+    for dataset in datasets:
+        attrs = dataset["status"].attrs
+        for code, meaning in zip(attrs["flag_values"], attrs["flag_meanings"].split(), strict=True):
+            count = int((dataset["status"] == code).sum())
+            if code not in (0, NOT_RUN) and count:
+                counts[meaning] = counts.get(meaning, 0) + count
+    return counts

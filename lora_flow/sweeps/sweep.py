@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from lora_flow.sweeps.executors import InProcess, solved
 from lora_flow.sweeps.grid import Problems
 from lora_flow.sweeps.limits import COPIES
 from lora_flow.sweeps.plan import BATCH_SIZE, plan_sweep
+from lora_flow.sweeps.schema import failed
 
 
 def sweep(
@@ -59,7 +62,8 @@ def sweep(
     - `devices`: the number of JAX's devices that batches are spread over; 0 for all.
     - `details`: also store what `analyse` computes from the adapters at every saved time: singular values of the
       update, its terms, growth rates and more. These adapters take memory, one batch at a time.
-    - `progress`: show progress and the time left on standard error: a bar on a terminal, lines elsewhere.
+    - `progress`: show progress and the time left on standard error: a bar on a terminal, lines elsewhere. At the end a
+      line says how many runs ended with a status other than success, where some did.
 
     **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha for several
     sides, `problem` first for several problems). Over all dims it has the variables of `Trajectory.observables`; over
@@ -67,7 +71,8 @@ def sweep(
     is at rounding), `dead_directions` and `loss_floor` (see `lora_flow.sweeps.values.start_values`). Initialisations
     that offset the frozen weights by their start (`Scheme.offset`) are solved on `Offset(problem, start)`.
 
-    **Raises:** `InputError` for bad arguments. A lane that fails has a status, and raises nothing.
+    **Raises:** `InputError` for bad arguments, and for a loss that is negative at a start. A lane that fails has a
+    status, and raises nothing.
     """
     require_flag("progress", progress)
     plan = plan_sweep(
@@ -94,4 +99,7 @@ def sweep(
         for name, one in (values or {}).items():
             whole = dataset[name].values.reshape(*plan.grid.shape, *one.shape[1:])  # the same memory
             whole[block] = one.reshape(whole[block].shape)
+    if progress:
+        for status, count in failed([dataset]).items():
+            print(f"{count} of {plan.grid.size} runs ended with status {status}", file=sys.stderr or io.StringIO())
     return dataset

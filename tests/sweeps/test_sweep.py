@@ -91,6 +91,35 @@ def test_a_lane_that_fails_does_not_harm_the_others():
     assert np.all(start["steps"].sel(alpha=1e-6) == 60)
 
 
+def test_where_progress_is_shown_lanes_that_fail_are_told_of(capsys):
+    sweep(SMALL, side="B", alpha=(1e-1, 1e-6), rank=1, seeds=2, t1=3.0, saves=4, max_steps=60)
+    assert capsys.readouterr().err.splitlines()[-1] == "2 of 4 runs ended with status max_steps"
+
+
+class Lowered:
+    """A loss whose least value lies below 0."""
+
+    layers = ((3, 3),)
+
+    def __init__(self, by):
+        self.by = by
+
+    def loss(self, adapters):
+        ((a, b),) = adapters
+        return jnp.sum((1 - b @ a) ** 2) - self.by
+
+
+def test_a_loss_that_is_negative_at_the_start_is_refused():
+    start = initialize("gaussian", jax.random.key(0), Lowered(0.0), rank=1, alpha=0.1, side="A")
+    for by, attempt in (
+        (20.0, lambda problem: sweep(problem, alpha=0.1, rank=1, t1=1.0, saves=3, progress=False)),
+        (20.0, lambda problem: solve(problem, start, t1=1.0, saves=3)),
+    ):
+        with pytest.raises(InputError, match=r"^problem must have a loss that is at least 0, got -11$"):
+            attempt(Lowered(by))
+    assert int(solve(Lowered(9.0 + 1e-13), start, t1=1.0, saves=3).status) == 0, "rounding may be"
+
+
 def test_a_problem_with_nothing_but_a_loss_can_be_swept():
     target = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
 
