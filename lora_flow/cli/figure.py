@@ -53,8 +53,8 @@ class Figure:
     """The figure, by its name above."""
     out: Annotated[str, tyro.conf.arg(metavar="PATH")]
     """The run folder, or a folder of run folders for a figure of several runs."""
-    seeds: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Number of random initialisations or draws; by default the paper's number."""
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the figure's own)")] = None
+    """Number of random initialisations or draws."""
     resume: bool = False
     """Continue an unfinished figure."""
     overwrite: bool = False

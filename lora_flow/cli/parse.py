@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import io
 import os
@@ -122,5 +123,7 @@ def _one_line(box: str) -> str:
     missing = re.match(r"Missing from .*?: +(--[\w-]+|[A-Z]+) ", message)
     if missing:
         message = f"{missing[1]} must be given"
-    meant = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(lines))
-    return f"{message} (did you mean {meant[1]}?)" if meant else message
+    offered = re.findall(r"^. {5}(--[\w-]+)", box.partition("Perhaps you meant:")[2], flags=re.MULTILINE)
+    given = re.findall(r"--[\w-]+", message)[:1]
+    meant = difflib.get_close_matches(given[0], offered, n=1, cutoff=0) if given else []
+    return f"{message} (did you mean {meant[0]}?)" if meant else message

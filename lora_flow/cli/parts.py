@@ -50,9 +50,9 @@ def solve_part(out: str, run: Run, part: tuple[int, int], go_on: str) -> int:
 
     path = Path(out)
     with contextlib.ExitStack() as held:
-        with whole(f"solved boxes are stored, continue with: {go_on}"):
+        with whole(f"nothing is stored yet, continue with: {go_on}"):
             folder = held.enter_context(runs.share_run(path, run))
-        runs.run(folder, run[1], Part(*part))
+        runs.run(folder, run[1], Part(*part), go_on=go_on)
     try:
         with locked(path):
             return draw(out)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Sweep:
     """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed.
 
-    Results go to a run folder: settings.toml, results.zarr (open it with xarray.open_zarr), figures/ and report.md.
+    Results go to a run folder: settings.toml, results.zarr (open it with lora_flow.load_run), figures/ and report.md.
     A box of runs is stored as soon as it is solved. Ctrl-C or worse loses only those in flight; --resume continues.
 
     The paper's main experiment:
@@ -132,7 +132,7 @@ def solve_runs(
 
     planned = {name: plan_run(Path(out) / name, settings, resume, overwrite) for name, settings in runs.items()}
     with contextlib.ExitStack() as held:
-        with whole(f"solved boxes are stored, continue with: {go_on}"):
+        with whole(f"nothing is stored yet, continue with: {go_on}"):
             opened = open_runs(out, planned, resume=resume, overwrite=overwrite, attrs=attrs)
             folders = held.enter_context(opened)
         for name, folder in folders.items():
@@ -140,7 +140,7 @@ def solve_runs(
             if folder.damaged:
                 print(f"damaged, and solved again: {', '.join(folder.damaged)}")
             print(describe(plan))
-            run(folder, plan)
+            run(folder, plan, go_on=go_on)
         return draw(out)
 
 

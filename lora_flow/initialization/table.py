@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
-from lora_flow.checks import InputError, kind, one_line, require, require_choice
+from lora_flow.checks import InputError, kind, require, require_choice
 from lora_flow.initialization.checks import check, check_drawn
 from lora_flow.initialization.from_gradient import (
     gora_init,
@@ -99,6 +99,15 @@ _TABLE = {
 }
 
 
+_UNTRACED = {
+    jax.errors.TracerArrayConversionError: "an operation of NumPy on an array",
+    jax.errors.TracerBoolConversionError: "a condition of Python on an array",
+    jax.errors.ConcretizationTypeError: "a number of Python made from an array",
+    jax.errors.TracerIntegerConversionError: "a number of Python made from an array",
+    jax.errors.JAXIndexError: "an index or a length made from an array",
+}  # what raises each of JAX's errors
+
+
 INITIALIZATIONS = {name: scheme._replace(name=name) for name, scheme in _TABLE.items()}
 Init = str | Scheme | Callable[..., Adapters]  # a name, with a number after a colon or not, or one of one's own
 
@@ -163,6 +172,6 @@ def initialize(init: Init, key: Array, problem: Problem, *, rank: int, alpha: fl
     try:
         drawn = scheme.init(key, problem, rank=rank, alpha=alpha, **how)
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        first = one_line(str(error).partition("\n")[0])
-        raise InputError(f"init '{scheme.name}' must be written in jax.numpy, got {first}") from error
+        got = next((told for kind, told in _UNTRACED.items() if isinstance(error, kind)), "another operation on arrays")
+        raise InputError(f"init '{scheme.name}' must be written in jax.numpy and jax.random, got {got}") from error
     return check_drawn(scheme.name, drawn, problem.layers, rank)

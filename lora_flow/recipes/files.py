@@ -18,6 +18,7 @@ from lora_flow.problems.factorization import Factorization
 from lora_flow.storage.arrays import read_arrays
 
 ARRAYS = ("w1", "w2", "shift", "target")  # in a file
+ONE_LAYER = "(files of one layer are not read: SingleLayer(shift, weight=w) takes its arrays in Python)"
 
 
 def digits_problem(h: int = 64) -> Factorization:
@@ -63,7 +64,7 @@ def load_problem(path: str | Path) -> Factorization:
     require(path.suffix in (".npz", ".safetensors"), "problem", "be an .npz or .safetensors file", f"'{path}'")
     require(path.is_file(), "problem", "be a file that exists", f"'{path}'")
     try:
-        arrays = read_arrays(path, ARRAYS)
+        arrays = read_arrays(path, ARRAYS, ONE_LAYER)
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes the readers raise

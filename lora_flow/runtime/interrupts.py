@@ -31,11 +31,16 @@ _stored = ""
 @contextlib.contextmanager
 def whole(stored: str = "") -> Iterator[None]:
     """A step that Ctrl-C waits for: a file or a folder is replaced. `line` says `stored` once it is done."""
-    global _stored
     with _step:
         yield
         if stored:
-            _stored = stored
+            tell(stored)
+
+
+def tell(stored: str) -> None:
+    """From now on `line` says this of what is stored, and of how to continue."""
+    global _stored
+    _stored = stored
 
 
 def stored() -> str:
@@ -45,8 +50,7 @@ def stored() -> str:
 
 def nothing_stored() -> None:
     """A command begins."""
-    global _stored
-    _stored = ""
+    tell("")
 
 
 def line() -> str:

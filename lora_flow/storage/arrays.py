@@ -19,17 +19,18 @@ HEADER = 1 << 16  # bytes of a header, of a handful of arrays
 COPIES = 3  # of an array in double precision that making a problem of it takes
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
+def read_arrays(path: Path, names: Sequence[str], otherwise: str = "") -> dict[str, Any]:
     """The arrays in an `.npz` or `.safetensors` file, which may hold these names, each of them once.
 
     Nothing is unpickled. What the headers declare must fit into the file and into memory, and no more is read.
+    The refusal of another name adds `otherwise`.
 
     **Raises:** `InputError` for names and for too much of it; a `ValueError`, or what the libraries raise, for damage.
     """
     if path.suffix == ".npz":
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            _check_names(path, [info.filename.removesuffix(".npy") for info in archive.infolist()], names)
+            _check_names(path, [info.filename.removesuffix(".npy") for info in archive.infolist()], names, otherwise)
             for info in members.values():
                 with archive.open(info) as member:
                     _check_header(path, info, member)
@@ -45,14 +46,14 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         _sound(length <= min(HEADER, whole - 8), f"'{path}'", f"have a header of at most {HEADER} bytes", length)
-        _check_names(path, [name for name, _ in _pairs(file.read(length)) if name != "__metadata__"], names)
+        _check_names(path, [name for name, _ in _pairs(file.read(length)) if name != "__metadata__"], names, otherwise)
     _require_memory(path, whole)
     return load_file(path)
 
 
-def _check_names(path: Path, found: Sequence[str], names: Iterable[str]) -> None:
+def _check_names(path: Path, found: Sequence[str], names: Iterable[str], otherwise: str) -> None:
     for name, count in Counter(found).items():
-        require_choice(f"an array in '{path}'", name, names)
+        require_choice(f"an array in '{path}'", name, names, otherwise)
         require(count == 1, f"'{path}'", f"hold {name} once", f"{count} of that name")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import xarray as xr
 
 from lora_flow.checks import as_path, require, require_flag
+from lora_flow.runtime import interrupts
 from lora_flow.runtime.disk import require_room
 from lora_flow.storage import checksums
 from lora_flow.storage.folder import RESULTS, SETTINGS, Folder, Kind, Template, is_started, read_settings, steady
@@ -100,10 +101,17 @@ def share_run(path: str | Path, run: Run, attrs: Mapping[str, Any] | None = None
         yield SWEEP.join(path, template)
 
 
-def run(folder: Folder, plan: Plan, executor: Executor | None = None, progress: bool = True) -> None:
-    """Has the pending boxes solved, in this process unless said otherwise, and stored at once."""
-    for _ in solved(plan, folder, folder.pending(), executor or InProcess(), progress):
-        pass
+def run(folder: Folder, plan: Plan, executor: Executor | None = None, progress: bool = True, go_on: str = "") -> None:
+    """Has the pending boxes solved, in this process unless said otherwise, and stored at once.
+
+    `go_on` is the command that goes on with the run, to be told where it is interrupted.
+    """
+    pending, stored = folder.pending(), f"solved boxes are stored, continue with: {go_on}"
+    if go_on and len(pending) < plan.layout.boxes.count:
+        interrupts.tell(stored)
+    for _ in solved(plan, folder, pending, executor or InProcess(), progress):
+        if go_on:
+            interrupts.tell(stored)
 
 
 def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:

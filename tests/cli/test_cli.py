@@ -32,6 +32,7 @@ def test_help_teaches_in_under_a_second_and_without_jax(command):
         "".join(command), []
     ):
         assert example in " ".join(done.stdout.split())
+    assert "default: )" not in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,18 @@ def lost(key, problem, *, rank, alpha):
         (wrong(lambda drawn: (drawn[0], drawn[1].a)), "init 'odd' must return an Adapter(a, b) for layer 2, got shape"),
         (wrong(lambda drawn: (drawn[0], (drawn[1].b, drawn[1].a))), "init 'odd' must return A_2 of shape (2, 5), got"),
         (wrong(lambda drawn: (drawn[0], (drawn[1].a, "x"))), "init 'odd' must return B_2 of real numbers, got 'x'"),
-        (wrong(lambda drawn: np.asarray(drawn[0].a)), "init 'odd' must be written in jax.numpy, got"),
+        (
+            wrong(lambda drawn: np.asarray(drawn[0].a)),
+            "init 'odd' must be written in jax.numpy and jax.random, got an operation of NumPy on an array",
+        ),
+        (
+            wrong(lambda drawn: drawn if drawn[0].a[0, 0] > 0 else None),
+            "init 'odd' must be written in jax.numpy and jax.random, got a condition of Python on an array",
+        ),
+        (
+            wrong(lambda drawn: np.random.default_rng(int(drawn[0].a[0, 0]))),
+            "init 'odd' must be written in jax.numpy and jax.random, got a number of Python made from an array",
+        ),
         (lost, "init 'lost' must return adapters with finite entries, got NaN or infinite ones at side A, alpha 0.3"),
         ((halves, halves), "init must name each value once, own ones as in Scheme(init, name='mine'), got"),
         (Scheme(mine, name="pissa"), "init must have a name that is not one of INITIALIZATIONS"),

@@ -13,6 +13,7 @@ import pytest
 from lora_flow import load_run
 from lora_flow.cli import main
 from lora_flow.runtime import interrupts
+from lora_flow.storage.folder import Folder
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -102,6 +103,26 @@ def test_a_command_runs_in_a_thread(capsys):
     assert found == [0]
 
 
+def test_it_says_that_boxes_are_stored_once_one_is(monkeypatch, capsys, tmp_path):
+    out, write = tmp_path / "run", Folder.write
+
+    def before(folder, number, values):
+        raise KeyboardInterrupt
+
+    def after(dataset, *how):
+        raise KeyboardInterrupt
+
+    go_on = f"continue with: lora-flow sweep --out {out} --resume"
+    words = f"sweep --rank 1 --m 4 --n 4 --h 5 --t1 0.1 --saves 3 --out {out}".split()
+    monkeypatch.setattr(Folder, "write", before)
+    assert main(words) == 1
+    assert capsys.readouterr().err == f"lora-flow: interrupted; nothing is stored yet, {go_on}\n"
+    monkeypatch.setattr(Folder, "write", write)
+    monkeypatch.setattr("lora_flow.cli.plot.draw", after)
+    assert main(["sweep", "--out", str(out), "--resume"]) == 1
+    assert capsys.readouterr().err == f"lora-flow: interrupted; solved boxes are stored, {go_on}\n"
+
+
 def test_ctrl_c_in_a_program_of_ones_own_is_one_line_too(monkeypatch, capsys, tmp_path):
     def interrupt(*arguments):
         raise KeyboardInterrupt
@@ -135,7 +156,10 @@ def ends_as_promised(process, out):
         return False
     assert said in (
         ["lora-flow: interrupted"],  # in the moment between
-        [f"lora-flow: interrupted; solved boxes are stored, continue with: lora-flow sweep --out {out} --resume"],
+        *(
+            [f"lora-flow: interrupted; {what} stored{yet}, continue with: lora-flow sweep --out {out} --resume"]
+            for what, yet in (("nothing is", " yet"), ("solved boxes are", ""))
+        ),
     )
     return True
 
