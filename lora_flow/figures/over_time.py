@@ -106,8 +106,8 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
         require_dataset(dataset, "plot_phases", "alignment_error")
     _check_leading(dataset, "plot_phases", "aligned", "shift_rank", second=("norm_z2", "alignment_error_2"))
     ax = axes_or_new(ax)
-    init, alpha = _random_inits(dataset)[0], float(dataset["alpha"].min())
-    one = dataset.sel(init=[init], alpha=[alpha])
+    one = _latest(dataset)
+    init, alpha = str(one["init"].item()), float(one["alpha"].item())
     floor = _floor(one)
     spans = phases(one).median("seed").squeeze() if "sigma_w1" in dataset.coords else None
     if until is None and spans is not None:
@@ -161,6 +161,11 @@ def hatch_saddles(spans: Sequence[tuple[float, float]], ax: Axes) -> Axes:
     return ax
 
 
+def _latest(dataset: xr.Dataset) -> xr.Dataset:
+    """The part that `plot_phases` shows: of the smallest alpha, whose phases end last."""
+    return dataset.sel(init=_random_inits(dataset)[:1], alpha=[float(dataset["alpha"].min())])
+
+
 def _phases_end(spans: xr.Dataset, t1: float) -> float:
     """A time by which all the phases can be seen."""
     ends = 1.4 * float(spans["t_plateau"]), 4 * float(spans["t1"])
@@ -189,7 +194,10 @@ def _floor(dataset: xr.Dataset) -> float:
 
 
 def three_panels(dataset: xr.Dataset, alignment_until: float | None = None) -> Figure:
-    """The paper's three panels for one problem, side and rank: loss, alignment, phases."""
+    """The paper's three panels for one problem, side and rank: loss, alignment, phases.
+
+    Alignment is shown until `alignment_until`; by default as long as the phases are.
+    """
     return panels([dataset], [alignment_until])
 
 
@@ -208,6 +216,9 @@ def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | Non
             if "distance" in dataset:
                 plot_distance(dataset, row[1])
             else:
+                if until is None and "sigma_w1" in dataset.coords:
+                    ends = phases(_latest(dataset)).median("seed").squeeze()
+                    until = _phases_end(ends, float(dataset["time"][-1]))
                 plot_alignment(dataset, row[1], until=until)
             plot_phases(dataset, row[2])
             if len(datasets) > 1:

@@ -24,6 +24,7 @@ from lora_flow.results.phases import (
     second_leads,
 )
 from lora_flow.results.report import cells, problem_dims
+from lora_flow.results.resolution import hides_less
 
 NEAR = 10**0.1  # the best alignment counts as reached within a tenth of a decade of it
 TENTH = 0.1  # the last part of the time, by which a loss is told to fall or not
@@ -63,6 +64,7 @@ class Cell:
 
     - `layer`: the one that aligns first, of which the next are; the first where theory does not say.
     - `best`, `best_at`, `error`: the least 1 - cos, when it is first near it, and its value at the last time.
+    - `hidden`: whether 1 - cos of most seeds may be much less between two saves.
     - `t_align`, `t1`: ends of the first two phases; infinite where one is not reached, NaN where it is not defined.
     - `loss`: at the last time; `rate`: decades by which it falls there per unit of time, of seeds whose loss moves.
     - `endings`: the number of seeds with each of the words above, in the order of the seeds.
@@ -78,6 +80,7 @@ class Cell:
     best: OverSeeds
     best_at: OverSeeds
     error: OverSeeds
+    hidden: bool
     t_align: OverSeeds
     t1: OverSeeds
     loss: OverSeeds
@@ -120,6 +123,7 @@ def _lanes(dataset: xr.Dataset) -> xr.Dataset:
             "best": best,
             "best_at": _first_time(error <= NEAR * best),
             "error": error.isel(time=-1, drop=True),
+            "hidden": of_lanes(lambda rows: hides_less(rows, error["time"].values, rounding_of_errors(dataset)), error),
             "t_align": alignment_time(dataset, BEFORE).where(error.notnull().any("time")),
             "t1": end_of_growth(dataset, BEFORE) if two_layers else xr.full_like(floor, np.nan),
             "loss": last,
@@ -145,10 +149,16 @@ def _cell(where: Mapping[str, Any], one: xr.Dataset) -> Cell:
         layer=2 if bool(one["second"]) else 1,
         endings={ENDINGS[words[i]]: int(counts[i]) for i in np.argsort(first)},
         rate=OverSeeds.of(one["rate"].values[finished][moving]),
+        hidden=bool(np.mean(one["hidden"].values[finished]) >= 0.5) if finished.any() else False,
         start=float(one["start"]),
         fast=[middle(one[f"fast_{share:g}"].values) for share in FAST],
         **{name: OverSeeds.of(one[name].values[finished]) for name in names},
     )
+
+
+def rounding_of_errors(dataset: xr.Dataset) -> float:
+    """The alignment error below which one is only rounding."""
+    return float(200 * np.finfo(dataset.attrs.get("dtype", "float64")).eps ** 2)
 
 
 def _first_time(there: xr.DataArray) -> xr.DataArray:
@@ -186,7 +196,10 @@ def endings(loss: xr.DataArray, floor: xr.DataArray, lowest: xr.DataArray) -> tu
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best cells on one problem; the level that the fastest is told by is None where no cell reaches one."""
+    """The best cells on one problem; the level that the fastest is told by is None where no cell reaches one.
+
+    `hidden`: whether 1 - cos of any may be much less between two saves, so that another may be aligned best.
+    """
 
     problem: Mapping[str, Any]
     lowest: Cell
@@ -196,6 +209,7 @@ class Best:
     fastest: Cell | None
     time: float
     aligned: Cell | None
+    hidden: bool
 
 
 def best(dataset: xr.Dataset, found: Sequence[Cell]) -> list[Best]:
@@ -225,7 +239,8 @@ def _best(problem: Mapping[str, Any], group: Sequence[Cell]) -> Best:
             break
     aligned = [cell for cell in group if np.isfinite(cell.best.median)]
     top = min(aligned, key=lambda cell: cell.best.middle) if aligned else None
-    return Best(problem, lowest, len(there), level, share, fastest, time, top)
+    hidden = any(cell.hidden for cell in aligned)
+    return Best(problem, lowest, len(there), level, share, fastest, time, top, hidden)
 
 
 def middle(values: np.ndarray) -> float:

@@ -31,7 +31,7 @@ _ABOUT = {
     "saddles": "number of saddles: the loss is nearly constant between two drops",
     "t_saddle": "start of the longest saddle",
     "t_saddle_end": "end of the longest saddle",
-    "t1_predicted": "log(1/alpha) / (sigma sigma_W)",
+    "t1_predicted": "log(1/alpha) / (sigma sigma_W): for aligned shifts of rank one, and a guide elsewhere",
 }
 
 
@@ -57,10 +57,13 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
       less than a tenth of its fastest rate before and of its fastest rate after, and L falls by less than a factor e;
       at the end of the run the loss is less than a tenth of L there. The start is no saddle: no drop comes before it.
     - `t1_predicted`: log(1/alpha) / (sigma s), from the talk on the paper, for aligned problems with a shift of rank
-      one; a guide for other problems, and NaN for flows that are not plain and where delta_w = 1.
+      one. For other problems it is a guide, which reports do not call a prediction. NaN for flows that are not plain
+      and where delta_w = 1.
 
     The first two are interpolated between saves, in the logarithm of the crossing quantity; the others are saved times.
     T1 too is a saved time, after the true one, where the overlap is not positive at the save before, as with B(0) = 0.
+    A time among the first saves is known only roughly; reports tell those before the third save after the first as
+    bounds. Save more often there, with `saves=save_times(t1, 101, "log")` for instance.
 
     **Returns:** an `xarray.Dataset` of these variables over the dataset's dims without `time`.
 

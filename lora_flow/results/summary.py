@@ -9,10 +9,23 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.problems.rounding import rounding_floors
-from lora_flow.results.answers import BEFORE, FALLING, LEVEL, LOWEST, RISING, Best, Cell, OverSeeds, answers, best
+from lora_flow.results.answers import (
+    BEFORE,
+    FALLING,
+    LEVEL,
+    LOWEST,
+    RISING,
+    Best,
+    Cell,
+    OverSeeds,
+    answers,
+    best,
+    rounding_of_errors,
+)
 from lora_flow.results.levels import AT_ROUNDING
 from lora_flow.results.phases import aligning, second_leads
 from lora_flow.results.report import Table, kind_of, show
+from lora_flow.results.resolution import advice, bound
 
 FEW = 8  # cells that the summary names one by one
 APART = 0.1  # of 1 - cos, an angle of 26 degrees: what does not come below has not aligned
@@ -37,7 +50,28 @@ def _lines(dataset: xr.Dataset, found: Sequence[Cell]) -> list[str]:
         lines = [*_range_of_alignment(dataset, done), *_range_of_losses(dataset, done)]
         if failing := len(found) - len(done):
             lines.append(f"No lane of {failing} of {len(found)} cells has finished.")
-    return lines + [line for one in best(dataset, found) for line in _best_lines(dataset, one, len(done))]
+    tops = best(dataset, found)
+    lines += [line for one in tops for line in _best_lines(dataset, one, len(done))]
+    return [*_too_few_saves(dataset, done, tops), *lines]
+
+
+def _too_few_saves(dataset: xr.Dataset, done: Sequence[Cell], tops: Sequence[Best]) -> list[str]:
+    """One line where events come among the first saves, or 1 - cos may be less between two."""
+    events = {
+        "alignment": [cell.t_align.when for cell in done],
+        "T1": [cell.t1.when for cell in done],
+        "the fall of the loss": [*(one.time for one in tops), *(cell.reached.when for cell in done)],
+    }
+    early = [name for name, times in events.items() if any(np.isfinite(_bound(one, dataset)) for one in times)]
+    told = []
+    if early:
+        several = len(early) > 1
+        listed = " and ".join(filter(None, [", ".join(early[:-1]), early[-1]]))
+        told.append(f"{listed} {'come' if several else 'comes'} among the first saves, so times are told as bounds")
+    if any(cell.hidden for cell in done):
+        told.append("1 - cos may be much less between two saves than at any")
+    text = ", and ".join(told)
+    return [f"Too few saves: {text}; {advice(dataset)} would tell."] if told else []
 
 
 def _in_a_line(dataset: xr.Dataset, cell: Cell) -> str:
@@ -47,10 +81,12 @@ def _in_a_line(dataset: xr.Dataset, cell: Cell) -> str:
     if np.isfinite(cell.best.median):
         t1 = f" (T1 {when(cell.t1.when, dataset, '= ')})" if cell.t1.reached else ""
         who = f"layer {cell.layer} " if _second_in(dataset) else ""
-        if cell.best.median > APART:
-            parts.append(f"{who}does not align (1 - cos is at least {error(cell.best, dataset)})")
+        least, there = error(cell.best, dataset), f"{cell.best_at.when:.3g}"
+        if cell.hidden:
+            parts.append(f"{who}aligns to 1 - cos of at most {least} by t = {there}{t1}")
+        elif cell.best.median > APART:
+            parts.append(f"{who}does not align (1 - cos is at least {least})")
         else:
-            least, there = error(cell.best, dataset), time(cell.best_at, dataset)
             parts.append(f"{who}aligns to 1 - cos = {least} by t = {there}{t1}")
     return "; ".join([*parts, f"{_loss(cell)} at t = {dataset.attrs['t1']:g}{_and_then(dataset, cell)}"])
 
@@ -88,14 +124,18 @@ def _range_of_alignment(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
         return []
     least, most = aligned[0], aligned[-1]
     low, high = (error(cell.best, dataset, alone=True) for cell in (least, most))
-    best_of, worst_of = (f"{_name(dataset, one)}, by t = {time(one.best_at, dataset)}" for one in (least, most))
-    lines = [f"When it aligns: 1 - cos comes down to between {low} ({best_of}) and {high} ({worst_of})."]
+    best_of, worst_of = (f"{_name(dataset, one)}, by t = {one.best_at.when:.3g}" for one in (least, most))
+    seen = " at the saved times" if any(cell.hidden for cell in aligned) else ""
+    lines = [f"When it aligns: 1 - cos comes down to between {low} ({best_of}) and {high} ({worst_of}){seen}."]
     reach = sorted((cell for cell in done if cell.t1.middle < np.inf), key=lambda cell: cell.t1.middle)
     if reach:
         of = "" if len(reach) == len(done) else f" of the {len(reach)} of {len(done)} cells where most seeds reach it"
         low, high = (f"{when(cell.t1.when, dataset, '')} ({_name(dataset, cell)})" for cell in (reach[0], reach[-1]))
         early, all_early = (cell.t1.middle == BEFORE for cell in (reach[0], reach[-1]))
-        span = f"comes {low}, the latest at {high}" if early else f"lies between {low} and {high}"
+        bounded, all_bounded = (np.isfinite(_bound(cell.t1.when, dataset)) for cell in (reach[0], reach[-1]))
+        span = f"lies between {low} and {high}"
+        if early or bounded:
+            span = f"comes {low}, the latest {'' if all_bounded else 'at '}{high}"
         lines.append(f"T1{of} {f'comes before the first save, t = {_first_save(dataset)}' if all_early else span}.")
     return lines
 
@@ -108,9 +148,11 @@ def _range_of_losses(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
     )
     first, last = ordered[0], ordered[-1]
     low, high = ("rounding" if one.ending == AT_ROUNDING else median(one.loss, alone=True) for one in (first, last))
+    moving = FALLING in ends or RISING in ends
+    asked, hint = ("The loss", "; a longer --t1 tells where those stop") if moving else ("Where the loss stops,", "")
     return [
-        f"Where the loss stops, at t = {dataset.attrs['t1']:g}: from {low} ({_name(dataset, first)}) to {high} "
-        f"({_name(dataset, last)}); of {len(done)} cells {counts}."
+        f"{asked} at t = {dataset.attrs['t1']:g}: from {low} ({_name(dataset, first)}) to {high} "
+        f"({_name(dataset, last)}); of {len(done)} cells {counts}{hint}."
     ]
 
 
@@ -133,7 +175,9 @@ def _best_lines(dataset: xr.Dataset, one: Best, cells_there: int) -> list[str]:
     else:
         lines.append("no start halves the loss" if several else "the loss is not halved")
     if several and one.aligned is not None:
-        lines.append(f"best aligned: {_name(dataset, one.aligned, one.problem)}, {error(one.aligned.best, dataset)}")
+        seen = " at the saved times" if one.hidden else ""
+        least = error(one.aligned.best, dataset)
+        lines.append(f"best aligned{seen}: {_name(dataset, one.aligned, one.problem)}, {least}")
     text = "; ".join(lines)
     return [prefix + text + "." if prefix else text[0].upper() + text[1:] + "."]
 
@@ -151,15 +195,17 @@ def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
     timed, both = "sigma_w1" in dataset.coords, _second_in(dataset)
     for cell in found:
         ends = [cell.t_align, *([cell.t1] if timed else [])]
-        times = [time(cell.best_at, dataset), *(time(end, dataset, cell.seeds) for end in ends)]
-        shown = [error(cell.best, dataset), times[0], error(cell.error, dataset), *times[1:]]
+        times = [time(end, dataset, cell.seeds) for end in ends]
+        least = f"{'<= ' if cell.hidden else ''}{error(cell.best, dataset)}"
+        from_then = f"{cell.best_at.when:.3g}" if cell.best_at.reached else "-"
+        shown = [least, from_then, error(cell.error, dataset), *times]
         shown = [str(cell.layer), *shown] if both else shown
         rows.append([*_start(dataset, cell.where), *(shown if cell.endings else ["-"] * len(shown))])
     header = [*_dims(dataset), *(["layer"] if both else []), "least 1 - cos", "from t", "1 - cos at the end", "t_align"]
     header += ["T1"] if timed else []
     text = (
         f"cos is that of the angle between the top left singular vector of {aligning(dataset)}, and the direction that "
-        "it turns to while small. `from t`: the first time at which 1 - cos is within a tenth of a decade of its "
+        "it turns to while small. `from t`: the first saved time at which 1 - cos is within a tenth of a decade of its "
         "least. `t_align`: the time at which the part along this direction outgrows the rest."
     )
     text += (
@@ -233,13 +279,15 @@ def median(values: OverSeeds, alone: bool = False) -> str:
 
 def error(values: OverSeeds, dataset: xr.Dataset, alone: bool = False) -> str:
     """An alignment error, or "rounding" where it is only rounding."""
-    eps = np.finfo(dataset.attrs.get("dtype", "float64")).eps
-    return "rounding" if values.median < 200 * eps**2 else median(values, alone)
+    return "rounding" if values.median < rounding_of_errors(dataset) else median(values, alone)
 
 
 def when(found: float, dataset: xr.Dataset, after: str) -> str:
-    """A median of times that are reached, after these words; or that it was before the first save."""
-    return f"before the first save, t = {_first_save(dataset)}" if found == BEFORE else f"{after}{found:.3g}"
+    """A median of times that are reached, after these words; or before which save it was, of the first ones."""
+    if found == BEFORE:
+        return f"before the first save, t = {_first_save(dataset)}"
+    limit = _bound(found, dataset)
+    return f"before t = {limit:.3g}" if np.isfinite(limit) else f"{after}{found:.3g}"
 
 
 def time(values: OverSeeds, dataset: xr.Dataset, seeds: int = 0) -> str:
@@ -247,7 +295,12 @@ def time(values: OverSeeds, dataset: xr.Dataset, seeds: int = 0) -> str:
     if not values.reached:
         return "-"
     some = f" ({values.reached} of {seeds})" if values.reached < seeds else ""
-    return f"{f'< {_first_save(dataset)}' if values.when == BEFORE else f'{values.when:.3g}'}{some}"
+    limit = float(dataset["time"][0]) if values.when == BEFORE else _bound(values.when, dataset)
+    return f"{f'< {limit:.3g}' if np.isfinite(limit) else f'{values.when:.3g}'}{some}"
+
+
+def _bound(found: float, dataset: xr.Dataset) -> float:
+    return bound(found, dataset["time"].values)
 
 
 def _first_save(dataset: xr.Dataset) -> str:

@@ -11,7 +11,7 @@ import xarray as xr
 from lora_flow import phases
 from lora_flow.cli import main
 from lora_flow.cli.plot import draw
-from lora_flow.figures.over_time import save
+from lora_flow.figures.over_time import save, three_panels
 from lora_flow.results.answers import ENDINGS, OverSeeds, answers, best, endings
 from lora_flow.results.predictions import predictions
 from lora_flow.results.report import Table, about, final_values, report, unfinished
@@ -353,7 +353,8 @@ def test_a_run_is_answered_once_to_be_drawn(tmp_path, monkeypatch, capsys):
     assert len(found) == 1
     printed, told = capsys.readouterr().out.splitlines(), (tmp_path / "run/report.md").read_text()
     assert f"- {printed[0]}\n" in told
-    assert "at t = 0.5" in printed[0]
+    assert printed[0].startswith("Too few saves: ")
+    assert "at t = 0.5" in printed[1]
 
 
 def test_a_lane_whose_status_means_nothing_has_not_run():
@@ -362,3 +363,62 @@ def test_a_lane_whose_status_means_nothing_has_not_run():
         unfinished([xr.Dataset({"status": status}), xr.Dataset({"status": status[:2]})]) == "unfinished: 4 of 6 lanes"
     )
     assert unfinished([xr.Dataset({"status": status[:2]})]) == unfinished([]) == ""
+
+
+def test_what_too_few_saves_leave_open_is_told_as_bounds():
+    """The same run, T1 = 2.4 and t_align = 2.3, saved every 0.1 and every 1."""
+    fine = made([lambda t: 10.0 ** (-1.2 * t)] * 2, [lambda t: 10.0 ** (-2 - t / 3)] * 2)
+    coarse = fine.isel(time=slice(None, None, 10))
+    lines, tables = answered(fine)
+    assert not [line for line in lines if "saves" in line or "before" in line]
+    assert "T1 = 2.41" in lines[0]
+    lines, tables = answered(coarse)
+    assert lines[0].startswith("Too few saves: alignment, T1 and the fall of the loss come among the first saves")
+    assert lines[0].endswith("--spacing log, more --saves than 11 or a shorter --t1 would tell.")
+    assert "T1 before t = 3" in lines[1]
+    row = dict(zip(tables[0].header, tables[0].rows[0], strict=True))
+    assert (row["t_align"], row["T1"]) == ("< 3", "< 3")
+    told = predictions(fine), predictions(coarse)
+    where = told[0].header.index("T1 measured")
+    measured = [(one.rows[1][where], one.rows[1][where + 1]) for one in told]
+    assert measured == [("2.41", "holds"), ("< 3", "too few saves")]
+
+
+def test_a_needle_of_alignment_between_two_saves_is_told_as_a_bound():
+    def needle(t):
+        return 1.0 - (1 - 1e-4) * np.exp(-(((t - 5.0) / 0.06) ** 2))
+
+    one = made([lambda t: 10.0**-t] * 2, [needle, lambda t: 0.05 + 0 * t])
+    lines, tables = answered(one)
+    assert lines[0] == (
+        "Too few saves: 1 - cos may be much less between two saves than at any; "
+        "--spacing log, more --saves than 101 or a shorter --t1 would tell."
+    )
+    assert "aligns to 1 - cos of at most 0.0001 by t = 5" in lines[1]
+    assert "aligns to 1 - cos = 0.05" in lines[2]
+    assert "best aligned at the saved times: alpha 1," in lines[-1]
+    assert [row[1] for row in tables[0].rows] == ["<= 0.0001", "0.05"]
+
+
+def test_a_loss_that_has_not_stopped_is_not_said_to():
+    falling, level = [lambda t: 10.0 ** (-0.5 * t)], [lambda t: 1e-3 + 10.0 ** -(2 + t)]
+    for losses, said in (
+        (falling * 9, "The loss at t = 10: from 1e-05 (alpha 1) to 1e-05 (alpha 1e-08); of 9 cells 9 still falling; a"),
+        (level * 9, "Where the loss stops, at t = 10: from 0.001"),
+    ):
+        lines, _ = answered(made(losses, [lambda t: 10.0 ** (-2 - t / 3)] * 9))
+        assert [line for line in lines if line.startswith(said)], lines
+
+
+def test_the_guide_to_t1_says_what_it_is():
+    spans = phases(made([lambda t: 10.0**-t], [lambda t: 0.1 + 0 * t]))
+    assert spans["t1_predicted"].attrs["comment"] == "for aligned shifts of rank one, and a guide elsewhere"
+
+
+def test_alignment_is_drawn_as_long_as_the_phases_are():
+    one = made([lambda t: 1e-3 + np.exp(-5 * np.maximum(t - 1, 0))], [lambda t: 10.0 ** (-2 - t / 3)]).isel(rank=0)
+    one["overlap_1"] = one["overlap_1"] * np.exp(2 * one["time"])  # T1 = 1.2
+    middle, right = three_panels(one).axes[1:3]
+    assert middle.get_xlim()[1] == pytest.approx(right.get_xlim()[1], rel=0.05)
+    assert middle.get_xlim()[1] < 6.0
+    plt.close("all")
