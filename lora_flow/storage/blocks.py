@@ -52,7 +52,7 @@ def blocks(dataset: xr.Dataset, whole: Collection[str]) -> Iterator[dict[Any, sl
     steps: dict[Any, int] = {}
     for dim in reversed(over):
         chunk = max(one.encoding.get("preferred_chunks", {}).get(dim, 1) for one in variables)
-        steps[dim] = max(1, min(sizes[dim], room // chunk * chunk or room))
+        steps[dim] = max(1, sizes[dim] if room >= sizes[dim] else room // chunk * chunk or room)
         room //= max(1, sizes[dim])
     parts = [[(dim, slice(i, i + steps[dim])) for i in range(0, sizes[dim], steps[dim])] for dim in over]
     return (dict(place) for place in itertools.product(*parts))

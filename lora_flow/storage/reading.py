@@ -84,7 +84,11 @@ def _read(path: Path, verify: bool, values: bool) -> Reading:
     run_id = dataset.attrs.get(RUN_ID)
     lazy = {name: _Stored(path, group[name], run_id, wait) for name in live if name != "status"}
     held = {name: indexing.LazilyIndexedArray(array) for name, array in lazy.items()} | {"status": status}
-    variables = {name: xr.Variable(dataset[name].dims, held[name], dataset[name].attrs) for name in live}
+    variables = {}
+    for name in live:
+        dims, attrs = dataset[name].dims, dataset[name].attrs
+        chunks = dict(zip(dims, group[name].chunks, strict=True))
+        variables[name] = xr.Variable(dims, held[name], attrs, {"preferred_chunks": chunks})
     return Reading(dataset.drop_vars(live).assign(variables)[list(dataset.data_vars)], damaged, notes(path))
 
 

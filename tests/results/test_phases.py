@@ -147,6 +147,8 @@ def test_the_time_to_a_level_that_the_first_save_is_below_already_cannot_be_told
     assert float(time_to(late, np.exp(-6.0))[0]) == pytest.approx(3.0)
     levels = xr.DataArray([np.exp(-5.0), np.nan], dims="seed")
     np.testing.assert_allclose(time_to(late, levels), [2.5, np.nan])
+    with pytest.raises(ValueError, match="cannot align objects"):
+        time_to(late.assign_coords(seed=[0, 1]), levels.assign_coords(seed=[1, 2]))
 
 
 @pytest.mark.long

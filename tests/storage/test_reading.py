@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from lora_flow import InputError
-from lora_flow.storage import checksums, folder
+from lora_flow.storage import blocks, checksums, folder
 from lora_flow.storage.folder import Folder, Kind, Template
 from lora_flow.storage.reading import read
 
@@ -68,6 +68,14 @@ def test_only_the_chunks_that_are_asked_for_are_read(stored):
     for chunk in ("0.0.0", "0.1.0", "2.1.0"):
         (stored / "results.zarr" / "height" / chunk).unlink()
     np.testing.assert_array_equal(lazy["height"].isel(row=1, cup=3).values, 3 + np.arange(5.0))
+
+
+def test_blocks_that_are_computed_one_by_one_end_where_boxes_do(stored, monkeypatch):
+    """A lane of height has 40 bytes: two at once are less than a box of three, and three are one."""
+    height = read(stored / "results.zarr").dataset[["height"]]
+    for lanes, ends in ((2, [2, 4]), (3, [3, 6])):
+        monkeypatch.setattr(blocks, "AT_ONCE", 40 * lanes)
+        assert [place["cup"].stop for place in blocks.blocks(height.isel(row=[1]), ("time",))] == ends
 
 
 def test_another_run_in_its_place_is_not_read(stored):
