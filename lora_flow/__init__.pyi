@@ -32,6 +32,7 @@ from .dynamics.solve import STATUS as STATUS
 from .dynamics.solve import Trajectory as Trajectory
 from .dynamics.solve import save_times as save_times
 from .dynamics.solve import solve as solve
+from .growth import extend as extend
 from .initialization import INITIALIZATIONS as INITIALIZATIONS
 from .initialization import Scheme as Scheme
 from .initialization import balanced_init as balanced_init

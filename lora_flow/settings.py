@@ -60,14 +60,18 @@ def sweep_arguments(settings: Settings) -> dict[str, Any]:
     return told | {"saves": save_times(settings.t1, settings.saves, settings.spacing)}
 
 
-def build_plan(settings: Settings) -> Plan:
-    """The checked plan of a sweep; in single precision a tolerance it cannot carry is an error, not a warning."""
+def build_plan(settings: Settings, layout: Mapping[str, Any] | None = None, problem: Any = None) -> Plan:
+    """The checked plan of a sweep; in single precision a tolerance it cannot carry is an error, not a warning.
+
+    `layout` is as for `plan_sweep`; a `problem` takes the place of the one that the settings draw.
+    """
     from lora_flow.sweeps.plan import plan_sweep
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecisionWarning)
         try:
-            return plan_sweep(draw_all(settings), **sweep_arguments(settings))
+            drawn = draw_all(settings) if problem is None else problem
+            return plan_sweep(drawn, **sweep_arguments(settings), layout=layout)
         except PrecisionWarning as warning:
             raise InputError(str(warning)) from warning
 

@@ -13,6 +13,7 @@ import tyro
 
 from lora_flow import flags
 from lora_flow.checks import require
+from lora_flow.cli.larger import solve_larger
 from lora_flow.cli.parts import part_of, solve_part
 from lora_flow.recipes import kinds
 from lora_flow.runtime.interrupts import whole
@@ -53,6 +54,10 @@ class Sweep:
 
     lora-flow sweep --out runs/demo --resume
 
+    Further seeds, alphas, ranks or initialisations for a run that there is:
+
+    lora-flow sweep --out runs/demo --extend --seeds 60
+
     By several processes that share a folder, each started so with its number, or as a job array of SLURM or PBS:
 
     lora-flow sweep --seeds 1000 --out runs/big --part 0/4
@@ -66,6 +71,8 @@ class Sweep:
     """Continue an unfinished run, with the settings that it was started with."""
     overwrite: bool = False
     """Replace the run folder if one exists."""
+    extend: bool = False
+    """Add values to a run: further --init, --alpha, --rank or --seeds. Only what is new is solved."""
     part: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
     """Solve one of N parts of the run, I from 0, beside the processes that solve the others in the same folder; then
     whatever they have left. In a job array of SLURM or PBS the parts are the array's, unless this says "none"."""
@@ -97,7 +104,11 @@ class Sweep:
         """The command with the settings that --resume or --config name, where one of them is given."""
         require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
         require(not (self.resume and self.config), "config", "be left out with --resume", self.config)
-        if self.resume:
+        if self.extend:
+            given = {"resume": self.resume, "overwrite": self.overwrite, "part": self.part, "config": self.config}
+            for name, value in given.items():
+                require(not value, name, "be left out with --extend", f"--{name}")
+        if self.resume or self.extend:
             return self.with_settings(stored(self.out))
         if self.config is None:
             return None
@@ -105,6 +116,8 @@ class Sweep:
 
     def run(self) -> int:
         go_on, settings = f"lora-flow sweep --out {self.out} --resume", with_absolute_path(self.settings)
+        if self.extend:
+            return solve_larger(self.out, stored(self.out), settings, go_on)
         part = None if self.overwrite and self.part is None else part_of(self.part, os.environ)
         if part is None:
             return solve_runs(self.out, {"": settings}, self.resume, self.overwrite, {}, go_on)
@@ -147,10 +160,11 @@ def solve_runs(
 def plan_run(path: Path, settings: Settings, resume: bool, overwrite: bool) -> Run:
     """What a run is asked for and its plan; refused if the folder is another's, or the run cannot fit."""
     from lora_flow.storage.folder import is_started
-    from lora_flow.sweeps.run import SWEEP, kept_problem
+    from lora_flow.sweeps.run import SWEEP, kept_problem, stored_layout
 
-    asked = settings
+    asked, layout = settings, None
     if resume and is_started(path):
+        layout = stored_layout(path)
         check_unchanged(settings, stored(str(path)), str(path))
         kept = kept_problem(path)
         if kept is not None:
@@ -160,7 +174,7 @@ def plan_run(path: Path, settings: Settings, resume: bool, overwrite: bool) -> R
         SWEEP.check_free(path, overwrite)
     check_sizes(settings, max(settings.devices, 1), path)
     start_jax(settings.precision, settings.devices)
-    return to_table(settings), build_plan(asked)
+    return to_table(settings), build_plan(asked, layout)
 
 
 def describe(plan: Plan) -> str:

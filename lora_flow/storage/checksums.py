@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,33 @@ def lane_sums(begin: int, values: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.array([zlib.crc32(memoryview(row), begin) for row in rows], np.uint32)
 
 
+def carried_over(sums: np.ndarray, length: int, before: int, after: int) -> np.ndarray:
+    """The sums of lanes of `length` bytes under another description: those of their values as they were summed.
+
+    No value is looked at, and a lane that is damaged stays so: what another beginning changes about a CRC depends on
+    nothing but the length.
+    """
+    zeros = bytes(length)
+    return sums ^ np.uint32(zlib.crc32(zeros, before) ^ zlib.crc32(zeros, after))
+
+
 def copy_lanes(old: Path, new: Path) -> None:
-    """Copies the data written box by box to a new group; damage shows when the new group is read."""
+    """Has a new group hold the data written box by box; damage shows when the new group is read."""
     for name in _files(new):
         if name.endswith("/.zarray") and (old / name).parent.is_dir():
             for chunk in (old / name).parent.iterdir():
                 to = (new / name).with_name(chunk.name)
                 live = not to.exists() or to.parent.name == "status"
                 if live and _is_chunk(chunk.name) and chunk.is_file():
-                    shutil.copyfile(chunk, to)
+                    _share(chunk, to)
+
+
+def share_chunks(old: Path, new: Path, names: Iterable[str]) -> None:
+    """Has the arrays of these names in a new group hold the chunks that they have in the old one."""
+    for name in names:
+        for chunk in (old / name).iterdir():
+            if _is_chunk(chunk.name) and chunk.is_file():
+                _share(chunk, new / name / chunk.name)
 
 
 def attributes(path: Path) -> dict[str, Any]:
@@ -113,8 +132,10 @@ def attributes(path: Path) -> dict[str, Any]:
 
 
 def notes(path: Path) -> dict[str, Any]:
-    """The notes of a group, as `attributes`."""
-    return _json_of(path / OWN, {})
+    """The notes of a group, as `attributes`; there are two copies."""
+    copies = _json_of(path / _CONSOLIDATED, {}).get("metadata")
+    copied = copies.get(OWN) if isinstance(copies, dict) else None
+    return _json_of(path / OWN, copied if isinstance(copied, dict) else {})
 
 
 def boxes_of(path: Path) -> Boxes:
@@ -167,6 +188,15 @@ def _sha256(path: Path) -> str:
 def _files(path: Path) -> list[str]:
     files = (file for file in sorted(path.rglob("*")) if file.is_file() and not is_generated(file.name))
     return [file.relative_to(path).as_posix() for file in files]
+
+
+def _share(chunk: Path, to: Path) -> None:
+    """A second name of a file, which no writer changes: they replace files whole. A copy where it cannot have one."""
+    to.unlink(missing_ok=True)
+    try:
+        os.link(chunk, to)
+    except OSError:
+        shutil.copyfile(chunk, to)
 
 
 def _is_chunk(name: str) -> bool:

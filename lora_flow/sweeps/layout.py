@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,16 @@ class Layout(NamedTuple):
         """The lane numbers of a box, batch by batch."""
         lanes = self.boxes.lanes(number)
         return [lanes[i : i + self.width] for i in range(0, len(lanes), self.width)]
+
+    def noted(self, dims: Iterable[str]) -> dict[str, Any]:
+        """What a run notes of its layout, and a larger one takes over."""
+        return {"box": dict(zip(dims, self.boxes.box, strict=True)), "width": self.width}
+
+
+def noted_layout(note: Mapping[str, Any], sizes: Mapping[str, int]) -> Layout:
+    """The layout of a grid, its sizes by dims, that was noted for it or for a smaller one."""
+    box = tuple(note["box"].get(dim, 1) for dim in sizes)
+    return Layout(Boxes(tuple(sizes.values()), box), note["width"])
 
 
 def choose_layout(shape: tuple[int, ...], costs: np.ndarray, most: int) -> Layout:

@@ -34,7 +34,7 @@ from lora_flow.problems.base import Problem, as_problem, on_host, own_observable
 from lora_flow.problems.tasks import fastest_rate
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.sweeps.grid import Grid, Problems, stack
-from lora_flow.sweeps.layout import Layout, choose_layout
+from lora_flow.sweeps.layout import Layout, choose_layout, noted_layout
 from lora_flow.sweeps.limits import LANE
 from lora_flow.sweeps.schema import OF_LANES, label
 from lora_flow.sweeps.values import Values, detail_values, leave_each, start_values
@@ -58,6 +58,11 @@ class Plan:
     integrator: Integrator
     layout: Layout
     devices: int
+
+    @property
+    def noted_layout(self) -> dict[str, Any]:
+        """What is noted of the layout, for `plan_sweep` to take over."""
+        return self.layout.noted(self.grid.axes)
 
     @property
     def nbytes(self) -> int:
@@ -250,8 +255,12 @@ def plan_sweep(
     devices: int = 0,
     details: bool = False,
     flow: Flow | str = "plain",
+    layout: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Checks the arguments of `sweep`, all of them before anything is solved."""
+    """Checks the arguments of `sweep`, all of them before anything is solved.
+
+    `layout` is what a stored run has noted of its own; without it one is chosen.
+    """
     problems = Problems.of(problem)
     grid = Grid.of(problems, init=init, side=side, alpha=alpha, rank=rank, seeds=seeds)
     require_integer("batch_size", batch_size, "be at least 1", 1)
@@ -269,9 +278,13 @@ def plan_sweep(
         save_adapters=details,
     )
     grid.check_starts(problems, how.flow)
-    rates = np.asarray([fastest_rate(member) for member in problems.members])
-    costs = np.sqrt(1 + t1 * rates).reshape([len(values) for values in problems.axes.values()])
-    return Plan(problems, grid, float(t1), times, how, choose_layout(grid.shape, costs, batch_size), devices)
+    if layout is None:
+        rates = np.asarray([fastest_rate(member) for member in problems.members])
+        costs = np.sqrt(1 + t1 * rates).reshape([len(values) for values in problems.axes.values()])
+        chosen = choose_layout(grid.shape, costs, batch_size)
+    else:
+        chosen = noted_layout(layout, dict(zip(grid.axes, grid.shape, strict=True)))
+    return Plan(problems, grid, float(t1), times, how, chosen, devices)
 
 
 def _joined(parts: Sequence[Values]) -> Values:

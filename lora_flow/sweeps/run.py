@@ -34,7 +34,7 @@ _COPIES = [f"{PROBLEM}{suffix}" for suffix in _SUFFIXES]
 _FIGURE = "figure"  # the attribute of a run that was made for a figure
 _PREPARES = ", which prepares it"  # for the parts of a run
 _PREPARED_WITHIN = 600.0  # seconds
-_NOTE = "settings"  # the note of what a run was asked for
+_NOTE, _LAYOUT = "settings", "layout"  # the notes of what a run was asked for, and of how it is cut
 _SAME = ["lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype"]  # attributes of a resumed run
 _SAME += ["t1", "flow", "solver", "rtol", "max_steps", "batch_size"]
 _ALWAYS = {"init", "side", "alpha", "rank", "seeds", "t1", "saves", "spacing", "problem", "problem_seed", "m", "n", "h"}
@@ -81,7 +81,7 @@ def share_run(path: str | Path, run: Run, attrs: Mapping[str, Any] | None = None
     solves the whole run.
     """
     path, (settings, plan) = Path(path), run
-    template = _template(settings, plan, dict(attrs or {}))
+    template = template_of(settings, plan, dict(attrs or {}))
     with contextlib.suppress(InUse), locked(path, purpose=_PREPARES):
         if is_started(path):
             SWEEP.resume(path, template)
@@ -157,6 +157,20 @@ def kept_problem(path: str | Path) -> Path | None:
     return next(filter(Path.is_file, (Path(path) / name for name in _COPIES)), None)
 
 
+def stored_layout(path: str | Path) -> dict[str, Any] | None:
+    """What a run has noted of its layout, for `plan_sweep`; None where that cannot be read."""
+    note = checksums.notes(Path(path) / RESULTS).get(_LAYOUT)
+    if not isinstance(note, dict) or not isinstance(note.get("box"), dict):
+        return None
+    whole = all(isinstance(one, int) and one > 0 for one in (*note["box"].values(), note.get("width")))
+    return note if whole else None
+
+
+def figure_of(path: str | Path) -> str:
+    """The name of the figure that a run was made for, "" for a plain run."""
+    return str(checksums.attributes(Path(path) / RESULTS).get(_FIGURE) or "")
+
+
 def drawn(path: Path) -> list[str]:
     """The report, its tables and the pictures of results, as names below their folder."""
     patterns = ("report.md", "report-*.csv", "figures/sweep*.png", "figures/figure*.png")
@@ -185,16 +199,17 @@ def _load_figure(path: Path, partial: bool) -> tuple[str, dict[str, xr.Dataset]]
 
 
 def _opened(root: Path, runs: Mapping[str, Run], new: Mapping[str, Run], attrs: Mapping[str, Any]) -> dict[str, Folder]:
-    figures = {name: checksums.attributes(root / name / RESULTS).get(_FIGURE) for name in runs if name not in new}
+    figures = {name: figure_of(root / name) for name in runs if name not in new}
     kept = {name: {_FIGURE: figure} for name, figure in figures.items() if figure}
     told = {name: {**kept.get(name, {}), **attrs} for name in runs}
-    templates = {name: _template(settings, plan, told[name]) for name, (settings, plan) in runs.items()}
+    templates = {name: template_of(settings, plan, told[name]) for name, (settings, plan) in runs.items()}
     if new:
         SWEEP.make(root, {name: templates[name] for name in new})
     return {name: SWEEP.resume(root / name, template) for name, template in templates.items()}
 
 
-def _template(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> Template:
+def template_of(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> Template:
+    """A run that is asked for by these settings, with these attributes beside theirs, before any lane has run."""
     outline = plan.outline()
     told = dict(settings) | dict(attrs)
     told = portable_attrs({name: value for name, value in told.items() if name not in outline.dims})
@@ -202,7 +217,7 @@ def _template(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any])
     named = Path(str(settings["problem"]))
     copies = {f"{PROBLEM}{named.suffix}": named} if named.suffix in _SUFFIXES and named.is_file() else {}
     box = [length for dim, length in zip(plan.grid.axes, plan.layout.boxes.box, strict=True) if dim in outline.dims]
-    return Template(settings, outline, tuple(box), {_NOTE: dict(settings)}, copies)
+    return Template(settings, outline, tuple(box), {_NOTE: dict(settings), _LAYOUT: plan.noted_layout}, copies)
 
 
 def _check_unchanged(path: Path, template: Template, notes: Any, attrs: Any) -> None:

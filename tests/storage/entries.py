@@ -36,7 +36,7 @@ def replace(folder):
 def touching(act):
     """A context in which `act` comes before every call that changes a file system."""
     stack = contextlib.ExitStack()
-    owners = {Path: ("rename", "replace", "mkdir", "unlink"), os: ("open", "fsync", "write", "ftruncate")}
+    owners = {Path: ("rename", "replace", "mkdir", "unlink"), os: ("open", "fsync", "write", "ftruncate", "link")}
     patch, read_or_open = pytest.MonkeyPatch(), os.open
     stack.callback(patch.undo)
     for owner, name in [(owner, name) for owner, names in owners.items() for name in names] + [(shutil, "rmtree")]:

@@ -1,0 +1,31 @@
+"""`lora-flow sweep --extend`: a run that gets further values along its axes."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from lora_flow.growth import growing, united
+from lora_flow.runtime.interrupts import whole
+from lora_flow.runtime.start import start_jax
+from lora_flow.settings import Settings
+
+
+def solve_larger(out: str, then: Settings, asked: Settings, go_on: str) -> int:
+    """Solves what is asked for beside what a run has, which was started with the settings `then`, and draws it."""
+    from lora_flow.cli.plot import draw
+    from lora_flow.sweeps.run import run
+
+    now = united(out, then, asked)
+    start_jax(now.precision, now.devices)
+    with contextlib.ExitStack() as held:
+        with whole(f"solved boxes are stored, continue with: {go_on}"):
+            folder, plan = held.enter_context(growing(Path(out), then, now))
+        if folder.damaged:
+            print(f"damaged, and solved again: {', '.join(folder.damaged)}")
+        if then == now:
+            print(f"nothing new: '{out}' has all of these values")
+        left = sum(map(plan.layout.boxes.size, folder.pending()))
+        print(f"{plan.grid.size} runs, {left} of them to solve, {plan.layout.width} at a time on each device")
+        run(folder, plan)
+        return draw(out)
