@@ -214,6 +214,8 @@ def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
         if timed
         else f" The paper's T1 is defined for factorisations of two layers, and this is {kind_of(dataset)}."
     )
+    if any(value.startswith("<") for row in rows for value in row):
+        text += " `<` and `<=` mark bounds: the saves are too few to tell more."
     return Table("alignment", heading, f"{text} {_medians(dataset)}", header, rows)
 
 

@@ -378,6 +378,7 @@ def test_what_too_few_saves_leave_open_is_told_as_bounds():
     assert "T1 before t = 3" in lines[1]
     row = dict(zip(tables[0].header, tables[0].rows[0], strict=True))
     assert (row["t_align"], row["T1"]) == ("< 3", "< 3")
+    assert ["mark bounds" in answered(one)[1][0].about for one in (fine, coarse)] == [False, True]
     told = predictions(fine), predictions(coarse)
     where = told[0].header.index("T1 measured")
     measured = [(one.rows[1][where], one.rows[1][where + 1]) for one in told]
