@@ -80,4 +80,5 @@ from .solvers.chebyshev import RungeKuttaChebyshev as RungeKuttaChebyshev
 from .solvers.control import ResidualController as ResidualController
 from .sweeps.run import load_run as load_run
 from .sweeps.sweep import sweep as sweep
+from .sweeps.workers import WorkersLost as WorkersLost
 from .version import __version__ as __version__

@@ -21,6 +21,7 @@ from lora_flow.storage.lanes import NOT_RUN, Boxes, waiting
 from lora_flow.storage.locks import holder
 from lora_flow.storage.reading import Damaged, listed, read
 from lora_flow.storage.swap import is_generated
+from lora_flow.sweeps import from_python
 
 
 def status(path: str | Path) -> str:
@@ -128,4 +129,4 @@ def _command(path: Path, parts: Sequence[Path]) -> str:
     if figure:
         return f"lora-flow figure {figure} --out {path} --resume"
     require(list(parts) == [path], f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(parts)} runs")
-    return f"lora-flow sweep --out {path} --resume"
+    return from_python.go_on(path)

@@ -186,8 +186,11 @@ def describe(plan: Plan) -> str:
 def stored(out: str) -> Settings:
     """The settings that a run folder was started with."""
     from lora_flow.storage.folder import read_settings
+    from lora_flow.sweeps.from_python import check_from_command
 
-    return from_table(read_settings(out), f"{out}/settings.toml")
+    settings = read_settings(out)
+    check_from_command(out, settings)
+    return from_table(settings, f"{out}/settings.toml")
 
 
 def read_config(path: str) -> Settings:

@@ -9,6 +9,9 @@ from pathlib import Path
 from lora_flow.checks import require_choice
 
 PRECISIONS = ("double", "single")
+_DEVICES = "--xla_force_host_platform_device_count="
+IN_WORKERS = {"NPROC": "1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "EQX_ON_ERROR": "nan"}
+"""Variables that XLA and equinox read when they start."""
 
 
 def start_jax(precision: str = "double", devices: int = 0) -> None:
@@ -18,9 +21,9 @@ def start_jax(precision: str = "double", devices: int = 0) -> None:
     `JAX_COMPILATION_CACHE_DIR` says; nowhere, if the user's may not be written.
     """
     require_choice("precision", precision, PRECISIONS)
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        count = f"--xla_force_host_platform_device_count={min(max(devices, 0) or cores, cores)}"
+        count = f"{_DEVICES}{min(max(devices, 0) or cores, cores)}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()
     import jax
 
@@ -31,6 +34,18 @@ def start_jax(precision: str = "double", devices: int = 0) -> None:
         if _is_writable(cache):  # or else JAX warns of every program
             jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def start_worker(precision: str) -> None:
+    """The same for a process that is one of several on a machine: a device, a thread, and GPU memory as it is needed.
+
+    Where JAX has started, only the precision changes.
+    """
+    for name, value in IN_WORKERS.items():
+        os.environ.setdefault(name, value)
+    others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_DEVICES)]
+    os.environ["XLA_FLAGS"] = " ".join(others)
+    start_jax(precision, 1)
 
 
 def _is_writable(folder: Path) -> bool:

@@ -138,7 +138,7 @@ class Kind:
     - `noun`, `folder`: the run and its folder in messages, "run" and "a run folder" for instance.
     - `is_mine`: whether a table of settings is a run's of this kind.
     - `made`: the entries that a run has made beside settings and results. They go when another run takes its place.
-    - `command`: the command that continues a run with `--resume`; "" where runs are done as a whole.
+    - `go_on`: how to continue the run in a folder; None where runs are done as a whole.
     - `unchanged`: raises unless a run's notes and attributes, None for what is damaged, are those of the template.
     """
 
@@ -146,7 +146,7 @@ class Kind:
     folder: str
     is_mine: Callable[[Mapping[str, Any]], bool]
     made: Callable[[Path], Iterable[str]]
-    command: str = ""
+    go_on: Callable[[Path], str] | None = None
     unchanged: Callable[[Path, Template, Any, Any], None] = lambda path, template, notes, attrs: None
 
     def owns(self, path: str | Path) -> bool:
@@ -163,7 +163,7 @@ class Kind:
         if all(entry.name.startswith(f"{RESULTS}.") or is_generated(entry.name) for entry in path.iterdir()):
             return  # empty, except for earlier results that the program or a person has set aside
         require(self.owns(path), "out", f"be a new folder or {self.folder}", f"'{path}', which holds something else")
-        ways = "--overwrite replaces it" + (", --resume continues it" if self.command else "")
+        ways = "--overwrite replaces it" + (", --resume continues it" if self.go_on else "")
         require(overwrite, "out", f"be new ({ways})", f"the {self.noun} '{path}'")
 
     def make(self, root: Path, new: Mapping[str, Template]) -> None:
@@ -243,7 +243,7 @@ class Kind:
         return dataset.load() if dataset.nbytes <= _IN_MEMORY else dataset
 
     def _go_on(self, path: Path, what: str = "finish it") -> str:
-        return f"{what} with: {self.command} --out {path} --resume" if self.command else "--overwrite runs it again"
+        return f"{what} with: {self.go_on(path)}" if self.go_on else "--overwrite runs it again"
 
 
 def _restore(path: Path, template: Template) -> None:

@@ -24,6 +24,7 @@ from lora_flow.storage.locks import InUse, holder, locked, mend
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import is_generated
 from lora_flow.storage.unchanged import check_same
+from lora_flow.sweeps import from_python
 from lora_flow.sweeps.executors import Executor, InProcess, solved
 from lora_flow.sweeps.plan import Plan
 from lora_flow.sweeps.schema import LANE_DIMS
@@ -109,7 +110,7 @@ def run(folder: Folder, plan: Plan, executor: Executor | None = None, progress: 
     pending, stored = folder.pending(), f"solved boxes are stored, continue with: {go_on}"
     if go_on and len(pending) < plan.layout.boxes.count:
         interrupts.tell(stored)
-    for _ in solved(plan, folder, pending, executor or InProcess(), progress):
+    for _ in solved(plan, folder, pending, executor or InProcess(), progress) if pending else ():
         if go_on:
             interrupts.tell(stored)
 
@@ -235,8 +236,8 @@ def _check_unchanged(path: Path, template: Template, notes: Any, attrs: Any) -> 
 SWEEP = Kind(
     noun="run",
     folder="a run folder",
-    is_mine=lambda settings: set(settings) >= _ALWAYS,
+    is_mine=lambda settings: set(settings) >= (from_python.ALWAYS if from_python.is_from_python(settings) else _ALWAYS),
     made=lambda path: [*drawn(path), *_COPIES],
-    command="lora-flow sweep",
+    go_on=from_python.go_on,
     unchanged=_check_unchanged,
 )

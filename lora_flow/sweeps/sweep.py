@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import diffrax
 import xarray as xr
 from jaxtyping import ArrayLike
 
-from lora_flow.checks import require_flag
+from lora_flow.checks import as_path, require, require_flag
 from lora_flow.dynamics.flows import Flow
 from lora_flow.dynamics.solve import MAX_STEPS, RTOL
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem
 from lora_flow.runtime.memory import require_memory
-from lora_flow.sweeps.executors import InProcess, solved
+from lora_flow.sweeps import from_python
+from lora_flow.sweeps.executors import Executor, InProcess, OnExecutor, solved
 from lora_flow.sweeps.grid import Problems
 from lora_flow.sweeps.limits import COPIES
-from lora_flow.sweeps.plan import BATCH_SIZE, plan_sweep
+from lora_flow.sweeps.plan import BATCH_SIZE, Plan, plan_sweep
+from lora_flow.sweeps.run import load_run, open_runs, run
 from lora_flow.sweeps.schema import failed
+from lora_flow.sweeps.workers import WorkersLost
 
 
 def sweep(
@@ -42,6 +47,10 @@ def sweep(
     devices: int = 0,
     details: bool = False,
     progress: bool = True,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    client: Any = None,
+    executor: Any = None,
 ) -> xr.Dataset:
     r"""Solves the gradient flow for every combination of initialisation, side, alpha, rank and seed.
 
@@ -64,17 +73,27 @@ def sweep(
       update, its terms, growth rates and more. These adapters take memory, one batch at a time.
     - `progress`: show progress and the time left on standard error: a bar on a terminal, lines elsewhere. At the end a
       line says how many runs ended with a status other than success, where some did.
+    - `out`: a run folder to store the results in, box by box as they are solved. The same call goes on with a run that
+      was interrupted, and returns one that is finished.
+    - `overwrite`: replace the run in `out`, whatever was asked for then.
+    - `client`: a `dask.distributed.Client`, whose workers solve the boxes, and store them where there is an `out`.
+    - `executor`: the same with anything that has `submit(function, *arguments)` as in `concurrent.futures`.
 
     **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha for several
     sides, `problem` first for several problems). Over all dims it has the variables of `Trajectory.observables`; over
     all but `time` it has `status` (see its flag attributes), `steps`, `initial_loss`, `rounding_floor` (a loss below it
     is at rounding), `dead_directions` and `loss_floor` (see `lora_flow.sweeps.values.start_values`). Initialisations
-    that offset the frozen weights by their start (`Scheme.offset`) are solved on `Offset(problem, start)`.
+    that offset the frozen weights by their start (`Scheme.offset`) are solved on `Offset(problem, start)`. With `out`
+    the dataset is that of `load_run(out)`.
 
-    **Raises:** `InputError` for bad arguments, and for a loss that is negative at a start. A lane that fails has a
-    status, and raises nothing.
+    **Raises:** `InputError` for bad arguments, for a loss that is negative at a start, and for an `out` that holds
+    anything but the run that is asked for; `WorkersLost` where a cluster or an executor has gone. A lane that fails has
+    a status, and raises nothing.
     """
     require_flag("progress", progress)
+    require_flag("overwrite", overwrite)
+    require(out is not None or not overwrite, "overwrite", "be left out without out", overwrite)
+    solvers = _executor(client, executor)
     plan = plan_sweep(
         problem,
         init=init,
@@ -92,14 +111,50 @@ def sweep(
         devices=devices,
         details=details,
     )
-    require_memory("the sweep", f"{plan.grid.size} runs at {len(plan.times)} times", COPIES * plan.nbytes)
-    dataset = plan.empty()
-    for number, values in solved(plan, None, range(plan.layout.boxes.count), InProcess(), progress):
-        block = plan.layout.boxes.block(number)
-        for name, one in (values or {}).items():
-            whole = dataset[name].values.reshape(*plan.grid.shape, *one.shape[1:])  # the same memory
-            whole[block] = one.reshape(whole[block].shape)
+    if out is None:
+        dataset = _in_memory(plan, solvers, progress)
+    else:
+        dataset = _in_folder(as_path("out", out), plan, solvers, overwrite, progress)
     if progress:
         for status, count in failed([dataset]).items():
             print(f"{count} of {plan.grid.size} runs ended with status {status}", file=sys.stderr or io.StringIO())
     return dataset
+
+
+def _in_memory(plan: Plan, solvers: Executor, progress: bool) -> xr.Dataset:
+    require_memory("the sweep", f"{plan.grid.size} runs at {len(plan.times)} times", COPIES * plan.nbytes)
+    dataset = plan.empty()
+    for number, values in solved(plan, None, range(plan.layout.boxes.count), solvers, progress):
+        block = plan.layout.boxes.block(number)
+        for name, one in (values or {}).items():
+            whole = dataset[name].values.reshape(*plan.grid.shape, *one.shape[1:])  # the same memory
+            whole[block] = one.reshape(whole[block].shape)
+    return dataset
+
+
+def _executor(client: Any, executor: Any) -> Executor:
+    """Who solves for these arguments of `sweep`."""
+    require(client is None or executor is None, "client and executor", "not be given together", "both")
+    if client is not None:
+        return _on_dask(client)
+    return InProcess() if executor is None else OnExecutor(executor)
+
+
+def _on_dask(client: Any) -> Executor:
+    """The workers of a client's cluster, where Dask is installed."""
+    try:
+        from lora_flow.sweeps.dask import OnDask
+    except ImportError as error:
+        require(False, "client", "be a dask.distributed.Client: pip install 'lora-flow[cluster]'", error)
+    return OnDask(client)
+
+
+def _in_folder(out: Path, plan: Plan, solvers: Executor, overwrite: bool, progress: bool) -> xr.Dataset:
+    """The results of a run folder, once all boxes are solved that are not stored there."""
+    asked = from_python.told(plan), plan
+    with open_runs(out, {"": asked}, resume=not overwrite, overwrite=overwrite) as folders:
+        try:
+            run(folders[""], plan, solvers, progress)
+        except WorkersLost as error:
+            raise WorkersLost(f"{error}; solved boxes are stored, continue with: {from_python.go_on(out)}") from error
+    return load_run(out)

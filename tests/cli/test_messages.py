@@ -88,6 +88,7 @@ WRONG: dict[str, list[Any]] = {  # by the kind of the argument
     "iterations": [*TIMES, [0.0, 1.0]],
     "shape": ["33", None, 3, {"a": 3, "b": 3}, made, [3], [3, 3, 3], [3.0, 3.0], [-1, 3], [True, 3], EYE],
     "path": [None, 5, 1.5, {"a": 1}, made, [], ["a"], EYE, b"a", object, "no such"],
+    "new path": [None, 5, 1.5, {"a": 1}, made, [], ["a"], EYE, b"a", object],
     "dataset": [*ANYTHING, {"loss": EYE}, xr.DataArray(EYE), xr.Dataset()],
     "callable": ["no such", None, 5, {"a": 1}, [], EYE],
     "component": [None, 1.5, "middle", {}, {"top": 1}, made, [], [[0]], [None], True, NAN, 7, [0, 0], EYE, object],
@@ -360,6 +361,10 @@ TABLE: dict[str, dict[str, Argument]] = {
         "devices": of(1, "integer", also=(1000,)),
         "details": of(False, "flag"),
         "progress": of(False, "flag"),
+        "out": of(None, "new path"),
+        "overwrite": of(False, "flag"),
+        "client": of(None, "callable"),
+        "executor": of(None, "callable"),
     },
     "time_to": {
         "loss": of(loss, "dataset", also=(loss.isel(time=-1), dataset, loss.drop_vars("time"))),
@@ -370,7 +375,8 @@ TABLE: dict[str, dict[str, Argument]] = {
         "rank": of(1, "integer", also=(0,)),
     },
 }
-RESULTS = {"Canonical", "Descent", "Trajectory", "oracles.Products"}  # which users are given, and do not make
+# which users are given, and do not make
+RESULTS = {"Canonical", "Descent", "Trajectory", "WorkersLost", "oracles.Products"}
 PAIRS = {"Adapter", "Scheme"}  # which hold anything: whoever takes them checks them, as the rows above do
 ABSTRACT = {"AbstractProblem", "Adapters", "Flow", "Problem", "StepRule", "InputError", "PrecisionWarning"}
 

@@ -18,7 +18,11 @@ def unchanged(path, template, notes, attrs):
             check_same(path, then, template.dataset.attrs, ["t1"])
 
 
-BREW = Kind("brew", "a brewery's", lambda table: "brew" in table, lambda path: ["label.txt"], "brew on", unchanged)
+def go_on(path):
+    return f"brew on --out {path} --resume"
+
+
+BREW = Kind("brew", "a brewery's", lambda table: "brew" in table, lambda path: ["label.txt"], go_on, unchanged)
 
 
 def template(path=None, t1=1.0):

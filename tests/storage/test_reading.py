@@ -11,7 +11,9 @@ from lora_flow.storage import blocks, checksums, folder
 from lora_flow.storage.folder import Folder, Kind, Template
 from lora_flow.storage.reading import read
 
-KIND = Kind("tide", "a harbour's", lambda table: "tide" in table, lambda path: [], "tide on")
+KIND = Kind(
+    "tide", "a harbour's", lambda table: "tide" in table, lambda path: [], lambda path: f"tide on --out {path} --resume"
+)
 
 
 def template():

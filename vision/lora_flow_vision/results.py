@@ -260,6 +260,6 @@ CHECK = Kind(
     folder="one of an image check",
     is_mine=lambda settings: "vision" in settings,
     made=_made,
-    command="lora-flow vision",
+    go_on=lambda path: f"lora-flow vision --out {path} --resume",
     unchanged=_check_unchanged,
 )

@@ -1,0 +1,57 @@
+"""Runs that Python's `sweep` has started: their settings file, and how they go on. Imports no JAX by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_flow.checks import require
+from lora_flow.storage.folder import is_started, read_settings
+
+if TYPE_CHECKING:
+    from lora_flow.sweeps.plan import Plan
+
+PYTHON = "python"  # the problem of such a run, which no command can build again
+ALWAYS = {"problem_class", "init", "side", "alpha", "rank", "seeds", "t1", "saves", "flow", "precision"}
+
+
+def is_from_python(settings: Mapping[str, Any]) -> bool:
+    return settings.get("problem") == PYTHON
+
+
+def go_on(path: str | Path) -> str:
+    """How a sweep's run in this folder is continued."""
+    python = is_started(path) and is_from_python(read_settings(path))
+    return f"sweep(..., out={str(path)!r}) in Python" if python else f"lora-flow sweep --out {path} --resume"
+
+
+def check_from_command(path: str | Path, settings: Mapping[str, Any]) -> None:
+    """Raises where Python's `sweep` has started a run that a command is to continue."""
+    must = "be continued from Python, by the call of sweep that has started it"
+    require(not is_from_python(settings), f"'{path}'", must, "--resume")
+
+
+def told(plan: Plan) -> dict[str, Any]:
+    """The settings of a plan that was made in Python, as they are stored."""
+    grid, how, problems = plan.grid, plan.integrator, plan.problems
+    seeds = len(grid.seed) if isinstance(grid.seed, range) else list(grid.seed)
+    of_several = {"problems": list(map(str, problems.axes["problem"]))} if "problem" in problems.axes else {}
+    return of_several | {
+        "problem": PYTHON,
+        "problem_class": type(problems.members[0]).__qualname__,
+        "init": list(grid.init),
+        "side": list(grid.side),
+        "alpha": list(grid.alpha),
+        "rank": list(grid.rank),
+        "seeds": seeds,
+        "t1": plan.t1,
+        "saves": len(plan.times),
+        "details": bool(how.save_adapters),
+        "flow": str(how.flow),
+        "solver": type(how.solver).__name__,
+        "rtol": float(how.rtol),
+        "max_steps": int(how.max_steps),
+        "batch_size": plan.layout.width,
+        "precision": "double" if plan.times.dtype == "float64" else "single",
+    }
