@@ -56,11 +56,14 @@ def extend(
     platform, and for bad values.
     """
     from lora_flow.storage.folder import read_settings
+    from lora_flow.sweeps.from_python import is_from_python
     from lora_flow.sweeps.run import load_run, run
 
     require_flag("progress", progress)
     folder = as_path("the run folder", path)
-    then = dataclasses.replace(from_table(read_settings(folder), f"{folder}/settings.toml"), devices=0)
+    stored, must = read_settings(folder), "be a run that a command has started, to be extended"
+    require(not is_from_python(stored), f"'{folder}'", must, "one that Python's sweep has started")
+    then = dataclasses.replace(from_table(stored, f"{folder}/settings.toml"), devices=0)
     given = {"init": init, "alpha": alpha, "rank": rank, "seeds": seeds}
     given = {name: _plain(value) for name, value in given.items() if value is not None}
     asked = from_table(to_table(then) | given, "extend")

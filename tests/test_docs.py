@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -62,6 +63,22 @@ def test_every_python_block_runs(page, tables, tmp_path, monkeypatch, capsys):
     assert "success after" in capsys.readouterr().out
     if page == "docs/tutorial.md":  # the tutorial holds a formula against a measurement: they agree as it says
         assert float(abs(namespace["predicted"] - namespace["measured"]).max()) < 0.15
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_local_commands_and_scripts_of_large_sweeps_run(tmp_path):
+    page = (ROOT / "docs/large-sweeps.md").read_text()
+    for name, script in re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+        (tmp_path / name).write_text(script)
+    commands = re.findall(r"^```sh\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PBS_"))}
+    for command in commands:
+        subprocess.run(["bash", "-ec", command], cwd=tmp_path, env=environment | {"PATH": path}, check=True)
+    runs = {run.name: lora_flow.load_run(run) for run in (tmp_path / "runs").iterdir()}
+    assert sorted(runs) == ["local", "one", "parts", "python"]
+    assert all(np.array_equal(run["loss"], runs["one"]["loss"]) for run in runs.values())
 
 
 DRAWN = ("lora-flow theory", *(f"lora-flow figure {name}" for name in EXPERIMENTS if name != "1"))  # 1: in make test

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_flow.checks import InputError
 from lora_flow.cli.output import any_text, complain, hush
 from lora_flow.runtime import interrupts
+from lora_flow.sweeps.workers import WorkersLost
 
 if TYPE_CHECKING:
     from lora_flow.cli.parse import Command
@@ -41,6 +42,9 @@ def answer(words: list[str]) -> int:
         except InputError as error:
             complain(str(error))
             return 2
+        except WorkersLost as error:
+            complain(f"{error}{_and_stored()}")
+            return 1
         except OSError as error:
             of_output = error.filename is None and (command is None or _is_of_output(error))
             if of_output:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from lora_flow.cli.cluster import Make, executor_of
 from lora_flow.growth import growing, united
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
 from lora_flow.settings import Settings
 
 
-def solve_larger(out: str, then: Settings, asked: Settings, go_on: str) -> int:
+def solve_larger(out: str, then: Settings, asked: Settings, go_on: str, cluster: Make | None = None) -> int:
     """Solves what is asked for beside what a run has, which was started with the settings `then`, and draws it."""
     from lora_flow.cli.plot import draw
     from lora_flow.sweeps.run import run
@@ -27,5 +28,6 @@ def solve_larger(out: str, then: Settings, asked: Settings, go_on: str) -> int:
             print(f"nothing new: '{out}' has all of these values")
         left = sum(map(plan.layout.boxes.size, folder.pending()))
         print(f"{plan.grid.size} runs, {left} of them to solve, {plan.layout.width} at a time on each device")
-        run(folder, plan)
+        with executor_of(cluster) as executor:
+            run(folder, plan, executor)
         return draw(out)

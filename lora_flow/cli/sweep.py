@@ -13,6 +13,7 @@ import tyro
 
 from lora_flow import flags
 from lora_flow.checks import require
+from lora_flow.cli.cluster import Make, cluster_of, executor_of
 from lora_flow.cli.larger import solve_larger
 from lora_flow.cli.parts import part_of, solve_part
 from lora_flow.recipes import kinds
@@ -61,6 +62,10 @@ class Sweep:
     By several processes that share a folder, each started so with its number, or as a job array of SLURM or PBS:
 
     lora-flow sweep --seeds 1000 --out runs/big --part 0/4
+
+    By the workers of a Dask cluster, four of them here:
+
+    lora-flow sweep --seeds 1000 --out runs/big --cluster local:4
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="PATH")]
@@ -76,6 +81,9 @@ class Sweep:
     part: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
     """Solve one of N parts of the run, I from 0, beside the processes that solve the others in the same folder; then
     whatever they have left. In a job array of SLURM or PBS the parts are the array's, unless this says "none"."""
+    cluster: Annotated[str | None, tyro.conf.arg(metavar="CLUSTER")] = None
+    """Have a Dask cluster solve the run: local:N for N workers on this machine, the address of a scheduler
+    (tcp://node7:8786), or a TOML file that names the cluster's class (docs/large-sweeps.md has one for SLURM)."""
     grid: flags.Runs = dataclasses.field(default_factory=flags.Runs)
     times: flags.Times = dataclasses.field(default_factory=flags.Times)
     problem: kinds.Trained = dataclasses.field(default_factory=kinds.Trained)
@@ -116,11 +124,13 @@ class Sweep:
 
     def run(self) -> int:
         go_on, settings = f"lora-flow sweep --out {self.out} --resume", with_absolute_path(self.settings)
+        require(self.part in (None, "none") or not self.cluster, "part and cluster", "not be given together", "both")
+        cluster = cluster_of(self.cluster) if self.cluster is not None else None
         if self.extend:
-            return solve_larger(self.out, stored(self.out), settings, go_on)
-        part = None if self.overwrite and self.part is None else part_of(self.part, os.environ)
+            return solve_larger(self.out, stored(self.out), settings, go_on, cluster)
+        part = None if (self.overwrite or cluster) and self.part is None else part_of(self.part, os.environ)
         if part is None:
-            return solve_runs(self.out, {"": settings}, self.resume, self.overwrite, {}, go_on)
+            return solve_runs(self.out, {"": settings}, self.resume, self.overwrite, {}, go_on, cluster)
         require(not self.overwrite, "overwrite", "be left out with --part", "both")
         return solve_part(self.out, plan_run(Path(self.out), settings, True, False), part, go_on)
 
@@ -133,27 +143,36 @@ GROUPS: dict[str, Any] = {
 
 
 def solve_runs(
-    out: str, runs: Mapping[str, Settings], resume: bool, overwrite: bool, attrs: Mapping[str, str], go_on: str
+    out: str,
+    runs: Mapping[str, Settings],
+    resume: bool,
+    overwrite: bool,
+    attrs: Mapping[str, str],
+    go_on: str,
+    cluster: Make | None = None,
 ) -> int:
     """Solves and draws runs below a folder, of one run "" the folder itself.
 
     Everything that can be refused is refused before anything is written. `go_on` is the command that goes on with the
-    runs once they are interrupted.
+    runs once they are interrupted. Without a `cluster` this process solves them.
     """
     from lora_flow.cli.plot import draw
     from lora_flow.sweeps.run import open_runs, run
 
     planned = {name: plan_run(Path(out) / name, settings, resume, overwrite) for name, settings in runs.items()}
     with contextlib.ExitStack() as held:
+        solvers = held.enter_context(contextlib.ExitStack())
+        executor = solvers.enter_context(executor_of(cluster))
         with whole(f"nothing is stored yet, continue with: {go_on}"):
             opened = open_runs(out, planned, resume=resume, overwrite=overwrite, attrs=attrs)
             folders = held.enter_context(opened)
-        for name, folder in folders.items():
-            plan = planned[name][1]
-            if folder.damaged:
-                print(f"damaged, and solved again: {', '.join(folder.damaged)}")
-            print(describe(plan))
-            run(folder, plan, go_on=go_on)
+        with solvers:
+            for name, folder in folders.items():
+                plan = planned[name][1]
+                if folder.damaged:
+                    print(f"damaged, and solved again: {', '.join(folder.damaged)}")
+                print(describe(plan))
+                run(folder, plan, executor, go_on=go_on)
         return draw(out)
 
 

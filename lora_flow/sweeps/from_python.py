@@ -29,7 +29,7 @@ def go_on(path: str | Path) -> str:
 def check_from_command(path: str | Path, settings: Mapping[str, Any]) -> None:
     """Raises where Python's `sweep` has started a run that a command is to continue."""
     must = "be continued from Python, by the call of sweep that has started it"
-    require(not is_from_python(settings), f"'{path}'", must, "--resume")
+    require(not is_from_python(settings), f"'{path}'", must, "a command")
 
 
 def told(plan: Plan) -> dict[str, Any]:

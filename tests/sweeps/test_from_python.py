@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 import xarray as xr
 
-from lora_flow import InputError, SingleLayer, aligned_problem, load_run, sweep
+from lora_flow import InputError, SingleLayer, aligned_problem, extend, load_run, sweep
 from lora_flow.cli import main
 from lora_flow.storage.folder import read_settings
 from lora_flow.sweeps import run
@@ -69,7 +69,9 @@ def test_another_run_is_refused_and_replaced_where_that_is_asked_for(problem, wh
 def test_a_command_says_that_python_goes_on(unfinished, capsys):
     assert main(["sweep", "--out", str(unfinished), "--resume"]) == 2
     must = f"'{unfinished}' must be continued from Python, by the call of sweep that has started it"
-    assert capsys.readouterr().err == f"lora-flow: {must}, got --resume\n"
+    assert capsys.readouterr().err == f"lora-flow: {must}, got a command\n"
+    with pytest.raises(InputError, match="must be a run that a command has started, to be extended, got one that Pyth"):
+        extend(unfinished, seeds=9)
     with pytest.raises(InputError, match=r"finish it with: sweep\(\.\.\., out='.*run'\) in Python$"):
         load_run(unfinished)
     assert main(["status", str(unfinished)]) == 0
