@@ -56,9 +56,13 @@ def _lines(dataset: xr.Dataset, found: Sequence[Cell]) -> list[str]:
 
 
 def _too_few_saves(dataset: xr.Dataset, done: Sequence[Cell], tops: Sequence[Best]) -> list[str]:
-    """One line where events come among the first saves, or 1 - cos may be less between two."""
+    """One line where events come among the first saves, or 1 - cos may be less between two.
+
+    The end of early alignment, which no line tells, is one where it comes before anything is saved but the start.
+    """
+    second = float(dataset["time"][:2].max())
     events = {
-        "alignment": [cell.t_align.when for cell in done],
+        "alignment": [cell.t_align.when for cell in done if cell.t_align.when < second],
         "T1": [cell.t1.when for cell in done],
         "the fall of the loss": [*(one.time for one in tops), *(cell.reached.when for cell in done)],
     }

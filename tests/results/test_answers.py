@@ -373,9 +373,11 @@ def test_what_too_few_saves_leave_open_is_told_as_bounds():
     assert not [line for line in lines if "saves" in line or "before" in line]
     assert "T1 = 2.41" in lines[0]
     lines, tables = answered(coarse)
-    assert lines[0].startswith("Too few saves: alignment, T1 and the fall of the loss come among the first saves")
+    assert lines[0].startswith("Too few saves: T1 and the fall of the loss come among the first saves")
     assert lines[0].endswith("--spacing log, more --saves than 11 or a shorter --t1 would tell.")
     assert "T1 before t = 3" in lines[1]
+    coarser = fine.isel(time=slice(None, None, 25))
+    assert answered(coarser)[0][0].startswith("Too few saves: alignment, T1 and the fall of the loss come among")
     row = dict(zip(tables[0].header, tables[0].rows[0], strict=True))
     assert (row["t_align"], row["T1"]) == ("< 3", "< 3")
     assert ["mark bounds" in answered(one)[1][0].about for one in (fine, coarse)] == [False, True]
