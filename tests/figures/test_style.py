@@ -10,9 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray as xr
+from many_lanes import opened, results, with_gaps
 
 from lora_flow import figures
 from lora_flow.figures.style import STYLE, Mark, axes_or_new, band, keys, letters, panels, quantiles, shades
+from lora_flow.storage import blocks
 
 DRAWS = xr.DataArray(
     [[1.0, 1.0], [10.0, 2.0], [100.0, 4.0], [1000.0, 3.0]], dims=("seed", "x"), coords={"x": [2.0, 5.0]}
@@ -41,6 +43,17 @@ def test_matplotlib_is_imported_when_something_is_drawn():
 def test_a_range_has_all_the_draws_and_the_median_of_the_axes_scale():
     np.testing.assert_allclose(quantiles(DRAWS, log=True, spread="range")[:, 0], [1.0, 10**1.5, 1000.0])
     np.testing.assert_allclose(quantiles(DRAWS, log=False, spread="range")[:, 0], [1.0, 55.0, 1000.0])
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_quantiles_of_a_few_columns_at_once_are_those_of_all(monkeypatch, log):
+    """Of a lane that has failed the rest counts; two columns of 14 saves are read at once."""
+    values, readings = with_gaps(results(seeds=9, saves=14)).isel(delta_w=0, init=0, side=0, alpha=0, rank=0), []
+    expected = quantiles(values["loss"], log, floor=1e-9)
+    monkeypatch.setattr(blocks, "AT_ONCE", 2 * 9 * 8)
+    np.testing.assert_array_equal(quantiles(opened(values, readings)["loss"], log, floor=1e-9), expected)
+    assert readings == [2 * 9 * 8] * 7
+    assert np.isfinite(expected).all()
 
 
 def test_a_band_is_the_median_between_its_ends_as_far_as_it_goes():
