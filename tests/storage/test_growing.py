@@ -22,7 +22,7 @@ from lora_flow.storage.growing import grow
 from lora_flow.storage.lanes import NOT_RUN, Boxes
 from lora_flow.storage.locks import locked
 
-BREW = Kind("brew", "a brewery's", lambda table: "brew" in table, lambda path: ["label.txt"], "brew on")
+BREW = Kind("brew", "a brewery's", lambda table: "brew" in table, lambda path: ["label.txt"], str)
 OLD, NEW = (2, 3), (3, 7)
 
 
