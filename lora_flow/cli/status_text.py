@@ -20,12 +20,16 @@ from lora_flow.storage.folder import RESULTS, SETTINGS, read_settings, steady
 from lora_flow.storage.lanes import NOT_RUN, Boxes, waiting
 from lora_flow.storage.locks import holder
 from lora_flow.storage.reading import Damaged, listed, read
-from lora_flow.storage.swap import is_generated
+from lora_flow.storage.swap import LOCK, is_generated
 from lora_flow.sweeps import from_python
+
+_LATELY = 20  # boxes, from which the pace is told
 
 
 def status(path: str | Path) -> str:
     """The progress of a run folder, a figure's or an image check's, the time of its last write, and how to continue.
+
+    Where a process is at work, also its pace and the time left.
 
     **Raises:** `InputError` where the folder is none of these.
     """
@@ -60,9 +64,10 @@ def _part(path: Path) -> tuple[str, bool]:
     if reading is None:
         return f"{path}: nothing stored yet", True
     lanes = reading.dataset["status"]
-    line = _counts(path, lanes, checksums.boxes_of(path / RESULTS), "units" if "vision" in settings else "boxes")
+    boxes, wait = checksums.boxes_of(path / RESULTS), waiting(lanes)
+    line = _counts(path, lanes, boxes, "units" if "vision" in settings else "boxes") + _pace(path, wait, boxes)
     lost = f"; damaged or missing {listed(reading.damaged)}" if reading.damaged else ""
-    return line + lost, bool(waiting(lanes).any())
+    return line + lost, bool(wait.any())
 
 
 def _counts(path: Path, lanes: xr.DataArray, boxes: Boxes, kind: str) -> str:
@@ -73,6 +78,20 @@ def _counts(path: Path, lanes: xr.DataArray, boxes: Boxes, kind: str) -> str:
     together = f" ({boxes.count - len(boxes.where(wait))} of {boxes.count} {kind})"
     ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
     return f"{path}: {np.sum(~wait)} of {lanes.size} lanes done{together}; ended: {ended}"
+
+
+def _pace(path: Path, wait: np.ndarray, boxes: Boxes) -> str:
+    """The pace at which those who are at work have stored their last boxes, and the time left; "" if nothing tells."""
+    if not wait.any() or not holder(path):
+        return ""
+    ended, began = set(range(boxes.count)) - set(boxes.where(wait)), _changed(path / LOCK)
+    files = {number: checksums.chunk(wait, boxes.place(number)) for number in ended}
+    stored = [(_changed(path / RESULTS / "status" / name), boxes.size(number)) for number, name in files.items()]
+    stored = sorted(one for one in stored if one[0] > began)[-_LATELY:]
+    if len(stored) < 2 or stored[0][0] == stored[-1][0]:
+        return ""
+    rate = sum(lanes for _, lanes in stored[1:]) / (stored[-1][0] - stored[0][0])
+    return f"; {rate:.3g} lanes/s, {span(wait.sum() / rate)} left"
 
 
 def _written(parts: Sequence[Path]) -> str:

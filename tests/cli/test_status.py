@@ -14,8 +14,10 @@ from lora_flow import InputError, load_run
 from lora_flow.cli import main
 from lora_flow.cli.status_text import status
 from lora_flow.settings import Settings, build_plan, to_table
+from lora_flow.storage import checksums
 from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.locks import holder, locked
+from lora_flow.storage.swap import LOCK
 from lora_flow.sweeps.run import open_runs
 
 ASKED = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
@@ -106,6 +108,22 @@ def test_status_names_the_process_that_is_at_work(unfinished):
         other.stdin.close()
     assert holder(unfinished) == ""
     assert "no process is at work in it" in status(unfinished)
+
+
+def test_status_tells_the_pace_of_those_at_work_and_the_time_left(unfinished, tmp_path):
+    """A box of 2 lanes every 100 s; not one that was stored before, a day earlier."""
+    copied = tmp_path / "run"
+    shutil.copytree(unfinished, copied)
+    boxes = checksums.boxes_of(copied / "results.zarr")
+    now = time.time()
+    with locked(copied):
+        for number, ago in enumerate((86_400, 200, 100)):
+            chunk = copied / "results.zarr/status" / ".".join(map(str, boxes.place(number)))
+            os.utime(chunk, (now - ago, now - ago))
+        os.utime(copied / LOCK, (now - 300, now - 300))
+        assert status(copied).splitlines()[0].endswith("; ended: 6 success; 0.02 lanes/s, 1 min 40 s left")
+        os.utime(copied / LOCK, (now - 150, now - 150))
+        assert status(copied).splitlines()[0].endswith("; ended: 6 success")
 
 
 def test_status_of_finished_runs_figures_and_other_folders(unfinished, tmp_path):
