@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_flow.checks import as_path, require, require_flag
+from lora_flow.runtime.disk import used
 from lora_flow.settings import Settings, build_plan, from_table, to_table
 from lora_flow.sizes import check_sizes
 
@@ -77,7 +78,7 @@ def united(path: str | Path, then: Settings, asked: Settings) -> Settings:
 
     **Raises:** `InputError` for other changes, for fewer seeds, and for what cannot fit.
     """
-    check_sizes(asked, max(asked.devices, 1), path, then)  # before so many seeds are listed
+    check_sizes(asked, max(asked.devices, 1), path, used(path))  # before so many seeds are listed
     for name in [name for name in vars(then) if name not in (*AXES, "devices")]:
         same = getattr(then, name) == getattr(asked, name)
         require(same, name, f"be {getattr(then, name)}, as '{path}' was started, to extend it", getattr(asked, name))
@@ -90,7 +91,7 @@ def united(path: str | Path, then: Settings, asked: Settings) -> Settings:
     require(not fewer, "seeds", f"be at least {len(seeds)}, as many as '{path}' has, or further seeds", asked.seeds)
     number = seeds if seeds != tuple(range(len(seeds))) else len(seeds)
     now = dataclasses.replace(asked, **axes, seeds=number)
-    check_sizes(now, max(now.devices, 1), path, then)
+    check_sizes(now, max(now.devices, 1), path, used(path))
     return now
 
 

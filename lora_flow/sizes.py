@@ -18,11 +18,11 @@ _LISTS = ("init", "side", "alpha", "rank", *AXES)
 _COUNTS = ("m", "n", "h", "saves", "max_steps", "batch_size", "devices", "samples", "input_rank", "target_rank")
 
 
-def check_sizes(settings: Settings, devices: int, out: str | Path, stored: Settings | None = None) -> None:
+def check_sizes(settings: Settings, devices: int, out: str | Path, stored: int = 0) -> None:
     """Raises where a list is empty, an integer is out of all range, or the sweep fits neither memory nor the disk.
 
-    `devices` is the number of devices to use, `stored` what is on the disk already. The shapes of a problem from a file
-    are not known here, and not counted.
+    `devices` is the number of devices to use, `stored` the bytes of the results that are on the disk already. The
+    shapes of a problem from a file are not known here, and not counted.
     """
     for name, value in vars(settings).items():
         require(value != (), name, "hold at least one value", "none")
@@ -45,17 +45,16 @@ def _counts(settings: Settings) -> dict[str, int]:
     return counts | {"seeds": len(settings.seeds) if isinstance(settings.seeds, tuple) else max(settings.seeds, 0)}
 
 
-def _check_room(settings: Settings, devices: int, out: str | Path, stored: Settings | None) -> None:
+def _check_room(settings: Settings, devices: int, out: str | Path, stored: int) -> None:
     number = 4 if settings.precision == "single" else 8
     counts = _counts(settings)
     lanes = math.prod(counts.values())
-    further = lanes - (math.prod(_counts(stored).values()) if stored else 0)
     times = max(settings.saves, 0)
     of_a_lane = LANE + 8 * OBSERVABLES * times
     batch = min(lanes, max(settings.batch_size, 1) * devices)
     results = COPIES * (min(lanes, BATCHES * batch) * of_a_lane + lanes * LANE)
     many = max({"saves": times} | counts, key=lambda name: ({"saves": times} | counts)[name])
-    require_room(out, further * of_a_lane, f"{many} {_told(getattr(settings, many))}")
+    require_room(out, max(lanes * of_a_lane - stored, 0), f"{many} {_told(getattr(settings, many))}")
     _require(settings, many, results)
 
     m, n, h = (max(size, 0) for size in kind_of(settings.problem).shape(settings))

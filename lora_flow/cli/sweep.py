@@ -17,6 +17,7 @@ from lora_flow.cli.cluster import Make, cluster_of, executor_of
 from lora_flow.cli.larger import solve_larger
 from lora_flow.cli.parts import part_of, solve_part
 from lora_flow.recipes import kinds
+from lora_flow.runtime.disk import used
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
 from lora_flow.settings import Settings, build_plan, from_table, to_table, with_absolute_path
@@ -181,8 +182,9 @@ def plan_run(path: Path, settings: Settings, resume: bool, overwrite: bool) -> R
     from lora_flow.storage.folder import is_started
     from lora_flow.sweeps.run import SWEEP, kept_problem, stored_layout
 
-    asked, layout = settings, None
+    asked, layout, held = settings, None, 0
     if resume and is_started(path):
+        held = used(path)
         layout = stored_layout(path)
         check_unchanged(settings, stored(str(path)), str(path))
         kept = kept_problem(path)
@@ -191,7 +193,7 @@ def plan_run(path: Path, settings: Settings, resume: bool, overwrite: bool) -> R
             asked = dataclasses.replace(settings, problem=str(kept))
     else:
         SWEEP.check_free(path, overwrite)
-    check_sizes(settings, max(settings.devices, 1), path)
+    check_sizes(settings, max(settings.devices, 1), path, held)
     start_jax(settings.precision, settings.devices)
     return to_table(settings), build_plan(asked, layout)
 

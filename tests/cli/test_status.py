@@ -13,6 +13,8 @@ import zarr
 from lora_flow import InputError, load_run
 from lora_flow.cli import main
 from lora_flow.cli.status_text import status
+from lora_flow.cli.sweep import plan_run
+from lora_flow.runtime.disk import used
 from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.storage import checksums
 from lora_flow.storage.lanes import NOT_RUN
@@ -108,6 +110,17 @@ def test_status_names_the_process_that_is_at_work(unfinished):
         other.stdin.close()
     assert holder(unfinished) == ""
     assert "no process is at work in it" in status(unfinished)
+
+
+def test_a_run_goes_on_with_room_for_what_is_not_stored(unfinished, tmp_path, monkeypatch):
+    """Where a new one has not, which needs room for all of it."""
+    needed = used(unfinished)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20 + needed / 2))
+    monkeypatch.setattr("lora_flow.sizes.LANE", needed / 8)
+    plan_run(unfinished, ASKED, resume=True, overwrite=False)
+    with pytest.raises(InputError, match="out must have room for"):
+        plan_run(tmp_path / "run", ASKED, resume=False, overwrite=False)
 
 
 def test_status_tells_the_pace_of_those_at_work_and_the_time_left(unfinished, tmp_path):
