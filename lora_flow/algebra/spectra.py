@@ -148,11 +148,13 @@ def rounded(projections: Matrices) -> Matrices:
     """Projections from `dominant`'s multiples of them: what ties gets 1, the rest 0."""
     top = top_eigenvectors(projections)
     largest = jnp.einsum("...i,...ij,...j->...", top, projections, top)
-    space = projections / positive(largest)[..., None, None]
-    for _ in range(5):  # 3 x^2 - 2 x^3 takes everything to the nearer of 0 and 1
+
+    def to_nearer(_: Any, space: Matrices) -> Matrices:
+        """3 x^2 - 2 x^3 takes everything to the nearer of 0 and 1."""
         square = space @ space
-        space = 3 * square - 2 * square @ space
-    return space
+        return 3 * square - 2 * square @ space
+
+    return jax.lax.fori_loop(0, 5, to_nearer, projections / positive(largest)[..., None, None])
 
 
 def top_eigenvectors(projections: Matrices) -> Float[Array, "*batch n"]:

@@ -66,10 +66,12 @@ def _nearest(
     Rounding would decide which of them is the top one. Without a tie the result is the top one.
     """
     inside = jax.lax.stop_gradient(or_zero(along)) @ space
-    power = _gram(inside)
-    for _ in range(6):
-        power = power / positive(trace(power))[..., None, None]
-        power = power @ power
+
+    def square(_: Any, power: Matrices) -> Matrices:
+        power = _over_its_trace(power)
+        return power @ power
+
+    power = jax.lax.fori_loop(0, 6, square, _gram(inside))
     nearest = top_eigenvectors(power)
     ties = (trace(space) > 1.5) & jnp.any(nearest != 0, axis=-1)
     return jnp.where(ties[..., None], nearest, top)

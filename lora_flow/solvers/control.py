@@ -177,12 +177,14 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         is learned by this move, while rounding is relative to the factors.
         """
         origin = jax.tree.map(jnp.zeros_like, y0) if self.origin is None else self.origin
-        errors, before, after, origins = map(jax.tree.leaves, (error, y0, y1, origin))
-        size = _largest(before, after)
-        moved = _largest(*([x - o for x, o in zip(end, origins, strict=True)] for end in (before, after)))
+        leaves = zip(*map(jax.tree.leaves, (error, y0, y1, origin)), strict=True)
+        # all norms of a factor at once: one after another they are many small operations at every step
+        together = [jnp.stack([e, before, after, before - o, after - o]) for e, before, after, o in leaves]
+        norms = jnp.stack([norm(one.reshape(len(one), -1), axis=1) for one in together], axis=1)
+        errors, size, moved = norms[0], jnp.fmax(*norms[1:3]), jnp.fmax(*norms[3:])
         eps = jnp.finfo(size.dtype).eps
         # divided in turn: the product of a small size and eps would underflow
-        scaled = _norms(errors) / jnp.where(size > 0, size, 1.0) / jnp.fmax(tolerance * _ratio(moved, size), eps)
+        scaled = errors / jnp.where(size > 0, size, 1.0) / jnp.fmax(tolerance * _ratio(moved, size), eps)
         return jnp.max(scaled), _ratio(norm(moved), norm(size))
 
     def _growth_error(self, state: PyTree, dt: Any, error_order: Any) -> Array:
@@ -204,10 +206,6 @@ def _first_step(y0: PyTree, f0: PyTree) -> Array:
 
 def _norms(leaves: list[Any]) -> Float[Array, " leaf"]:
     return jnp.stack([norm(leaf) for leaf in leaves])
-
-
-def _largest(before: list[Array], after: list[Array]) -> Float[Array, " leaf"]:
-    return jnp.fmax(_norms(before), _norms(after))
 
 
 def _ratio(part: Array, whole: Array) -> Array:
