@@ -6,13 +6,13 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_flow.checks import as_path, require, require_flag
-from lora_flow.runtime.disk import used
+from lora_flow.checks import require, require_flag
 from lora_flow.settings import Settings, build_plan, from_table, to_table
 from lora_flow.sizes import check_sizes
+from lora_flow.storage.disk import used
+from lora_flow.storage.remote import RunPath, as_file, run_path
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,7 +61,7 @@ def extend(
     from lora_flow.sweeps.run import load_run, run
 
     require_flag("progress", progress)
-    folder = as_path("the run folder", path)
+    folder = run_path("the run folder", path)
     stored, must = read_settings(folder), "be a run that a command has started, to be extended"
     require(not is_from_python(stored), f"'{folder}'", must, "one that Python's sweep has started")
     then = dataclasses.replace(from_table(stored, f"{folder}/settings.toml"), devices=0)
@@ -73,7 +73,7 @@ def extend(
     return load_run(folder)
 
 
-def united(path: str | Path, then: Settings, asked: Settings) -> Settings:
+def united(path: RunPath, then: Settings, asked: Settings) -> Settings:
     """The settings of a run with what is asked for beside what there is; what there is comes first on every axis.
 
     **Raises:** `InputError` for other changes, for fewer seeds, and for what cannot fit.
@@ -97,7 +97,7 @@ def united(path: str | Path, then: Settings, asked: Settings) -> Settings:
 
 @contextlib.contextmanager
 def growing(
-    path: Path, then: Settings, now: Settings, problem: Problem | Mapping[Any, Problem] | Problems | None = None
+    path: RunPath, then: Settings, now: Settings, problem: Problem | Mapping[Any, Problem] | Problems | None = None
 ) -> Iterator[tuple[Folder, Plan]]:
     """The folder, locked, and the plan of a run that grows from what it was `then` to what it is `now`, see `united`.
 
@@ -107,8 +107,10 @@ def growing(
     from lora_flow.sweeps.run import kept_problem, stored_layout
 
     then, kept = dataclasses.replace(then, devices=now.devices), kept_problem(path)
-    drawn_from = then if kept is None else dataclasses.replace(then, problem=str(kept))
-    old = build_plan(drawn_from, stored_layout(path), problem)
+    with contextlib.ExitStack() as held:
+        file = None if kept is None else held.enter_context(as_file(kept))
+        drawn_from = then if file is None else dataclasses.replace(then, problem=str(file))
+        old = build_plan(drawn_from, stored_layout(path), problem)
     plan = build_plan(now, old.noted_layout, old.problems)
     with open_larger(path, (to_table(then), old), (to_table(now), plan)) as folder:
         yield folder, plan

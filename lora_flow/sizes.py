@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from lora_flow.checks import require
 from lora_flow.recipes.kinds import AXES, kind_of
-from lora_flow.runtime.disk import require_room
 from lora_flow.runtime.memory import require_memory
 from lora_flow.settings import Settings
+from lora_flow.storage.disk import require_room
+from lora_flow.storage.remote import RunPath
 from lora_flow.sweeps.limits import BATCHES, COPIES, LANE, LARGEST, OBSERVABLES
 
 LARGEST_SEED = {"double": 2**63 - 1, "single": 2**31 - 1}
@@ -18,7 +18,7 @@ _LISTS = ("init", "side", "alpha", "rank", *AXES)
 _COUNTS = ("m", "n", "h", "saves", "max_steps", "batch_size", "devices", "samples", "input_rank", "target_rank")
 
 
-def check_sizes(settings: Settings, devices: int, out: str | Path, stored: int = 0) -> None:
+def check_sizes(settings: Settings, devices: int, out: RunPath, stored: int = 0) -> None:
     """Raises where a list is empty, an integer is out of all range, or the sweep fits neither memory nor the disk.
 
     `devices` is the number of devices to use, `stored` the bytes of the results that are on the disk already. The
@@ -45,7 +45,7 @@ def _counts(settings: Settings) -> dict[str, int]:
     return counts | {"seeds": len(settings.seeds) if isinstance(settings.seeds, tuple) else max(settings.seeds, 0)}
 
 
-def _check_room(settings: Settings, devices: int, out: str | Path, stored: int) -> None:
+def _check_room(settings: Settings, devices: int, out: RunPath, stored: int) -> None:
     number = 4 if settings.precision == "single" else 8
     counts = _counts(settings)
     lanes = math.prod(counts.values())

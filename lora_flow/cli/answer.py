@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lora_flow.checks import InputError
 from lora_flow.cli.output import any_text, complain, hush
 from lora_flow.runtime import interrupts
+from lora_flow.storage.remote import first_line, is_of_store
 from lora_flow.sweeps.workers import WorkersLost
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ def answer(words: list[str]) -> int:
             complain(interrupts.line())
             return 1
         except Exception as error:
+            if is_of_store(error):
+                complain(f"'{getattr(command, 'out', 'a store')}' must answer, got {first_line(error)}{_and_stored()}")
+                return 1
             if not _out_of_memory(error):
                 raise
             complain(f"the run must fit into memory, got {str(error).splitlines()[0]}{_and_stored()}")

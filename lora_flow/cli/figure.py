@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -12,6 +11,7 @@ from lora_flow.checks import require, require_choice
 from lora_flow.cli.sweep import solve_runs
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
+from lora_flow.storage.remote import run_path
 
 if TYPE_CHECKING:
     from lora_flow.experiments.base import Experiment, Function
@@ -75,7 +75,7 @@ class Figure:
         runs = experiment.runs(self.seeds)
         if list(runs) != [""]:
             check_parts(self.out, runs)
-        started = any(is_started(Path(self.out) / name) for name in runs)
+        started = any(is_started(run_path("out", self.out) / name) for name in runs)
         require(not self.resume or started, "the run folder", "exist", f"'{self.out}'")
         go_on = f"lora-flow figure {self.name} --out {self.out} --resume"
         return solve_runs(self.out, runs, self.resume, self.overwrite, {"figure": self.name}, go_on)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
 from lora_flow.cli.cluster import Make, executor_of
 from lora_flow.growth import growing, united
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
 from lora_flow.settings import Settings
+from lora_flow.storage.remote import run_path
 
 
 def solve_larger(out: str, then: Settings, asked: Settings, go_on: str, cluster: Make | None = None) -> int:
@@ -17,11 +17,12 @@ def solve_larger(out: str, then: Settings, asked: Settings, go_on: str, cluster:
     from lora_flow.cli.plot import draw
     from lora_flow.sweeps.run import run
 
-    now = united(out, then, asked)
+    path = run_path("out", out)
+    now = united(path, then, asked)
     start_jax(now.precision, now.devices)
     with contextlib.ExitStack() as held:
         with whole(f"solved boxes are stored, continue with: {go_on}"):
-            folder, plan = held.enter_context(growing(Path(out), then, now))
+            folder, plan = held.enter_context(growing(path, then, now))
         if folder.damaged:
             print(f"damaged, and solved again: {', '.join(folder.damaged)}")
         if then == now:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_flow.checks import require
 from lora_flow.runtime.interrupts import whole
 from lora_flow.storage.locks import InUse, locked
+from lora_flow.storage.remote import run_path
 
 if TYPE_CHECKING:
     from lora_flow.sweeps.run import Run
@@ -48,7 +48,7 @@ def solve_part(out: str, run: Run, part: tuple[int, int], go_on: str) -> int:
     from lora_flow.sweeps import run as runs
     from lora_flow.sweeps.executors import Part
 
-    path = Path(out)
+    path = run_path("out", out)
     with contextlib.ExitStack() as held:
         with whole(f"nothing is stored yet, continue with: {go_on}"):
             folder = held.enter_context(runs.share_run(path, run))

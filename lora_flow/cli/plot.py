@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from lora_flow.storage.locks import locked_if_free
+from lora_flow.storage.remote import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Plot:
     """
 
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """The run folder."""
+    """The run folder, or its URL in an object store."""
 
     def run(self) -> int:
         with locked_if_free(self.out):
@@ -34,7 +34,7 @@ class Plot:
         if CHECK.owns(self.out):
             from lora_flow_vision.command import tell
 
-            return tell(Path(self.out))
+            return tell(local_path("the run folder", self.out))
         return draw(self.out, partial=True)
 
 

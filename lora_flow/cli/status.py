@@ -18,7 +18,7 @@ class Status:
     """
 
     out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
-    """The run folder."""
+    """The run folder, or its URL in an object store."""
 
     def run(self) -> int:
         from lora_flow.cli.status_text import status

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -20,23 +19,25 @@ from lora_flow.storage.folder import RESULTS, SETTINGS, read_settings, steady
 from lora_flow.storage.lanes import NOT_RUN, Boxes, waiting
 from lora_flow.storage.locks import holder
 from lora_flow.storage.reading import Damaged, listed, read
+from lora_flow.storage.remote import RunPath, run_path
 from lora_flow.storage.swap import LOCK, is_generated
 from lora_flow.sweeps import from_python
 
 _LATELY = 20  # boxes, from which the pace is told
 
 
-def status(path: str | Path) -> str:
+def status(path: str | RunPath) -> str:
     """The progress of a run folder, a figure's or an image check's, the time of its last write, and how to continue.
 
     Where a process is at work, also its pace and the time left.
 
     **Raises:** `InputError` where the folder is none of these.
     """
-    return steady(path, lambda: _status(Path(path)))
+    found = run_path("the run folder", path)
+    return steady(found, lambda: _status(found))
 
 
-def _status(path: Path) -> str:
+def _status(path: RunPath) -> str:
     runs = sorted(settings.parent for settings in path.glob(f"*/{SETTINGS}"))
     parts = [path] if (path / SETTINGS).is_file() or not runs else runs
     told, open_parts = [], []
@@ -51,7 +52,7 @@ def _status(path: Path) -> str:
     return "\n".join([*told, _written(parts), *_held(held), _next(path, parts, open_parts, bool(held))])
 
 
-def _part(path: Path) -> tuple[str, bool]:
+def _part(path: RunPath) -> tuple[str, bool]:
     """One line on a run, and whether there is something left to do."""
     settings = read_settings(path)
     try:
@@ -70,7 +71,7 @@ def _part(path: Path) -> tuple[str, bool]:
     return line + lost, bool(wait.any())
 
 
-def _counts(path: Path, lanes: xr.DataArray, boxes: Boxes, kind: str) -> str:
+def _counts(path: RunPath, lanes: xr.DataArray, boxes: Boxes, kind: str) -> str:
     """One line on the lanes; a box is done when all of its lanes are."""
     wait = waiting(lanes)
     meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
@@ -80,7 +81,7 @@ def _counts(path: Path, lanes: xr.DataArray, boxes: Boxes, kind: str) -> str:
     return f"{path}: {np.sum(~wait)} of {lanes.size} lanes done{together}; ended: {ended}"
 
 
-def _pace(path: Path, wait: np.ndarray, boxes: Boxes) -> str:
+def _pace(path: RunPath, wait: np.ndarray, boxes: Boxes) -> str:
     """The pace at which those who are at work have stored their last boxes, and the time left; "" if nothing tells."""
     if not wait.any() or not holder(path):
         return ""
@@ -88,31 +89,31 @@ def _pace(path: Path, wait: np.ndarray, boxes: Boxes) -> str:
     files = {number: checksums.chunk(wait, boxes.place(number)) for number in ended}
     stored = [(_changed(path / RESULTS / "status" / name), boxes.size(number)) for number, name in files.items()]
     stored = sorted(one for one in stored if one[0] > began)[-_LATELY:]
-    if len(stored) < 2 or stored[0][0] == stored[-1][0]:
+    if not began or len(stored) < 2 or stored[0][0] == stored[-1][0]:
         return ""
     rate = sum(lanes for _, lanes in stored[1:]) / (stored[-1][0] - stored[0][0])
     return f"; {rate:.3g} lanes/s, {span(wait.sum() / rate)} left"
 
 
-def _written(parts: Sequence[Path]) -> str:
+def _written(parts: Sequence[RunPath]) -> str:
     files = [file for part in parts for file in part.rglob("*") if file.is_file() and not is_generated(file.name)]
     latest = max((_changed(file) for file in files), default=0.0)
     when = datetime.datetime.fromtimestamp(latest).strftime("%Y-%m-%d %H:%M:%S")
     return f"last written {span(max(0.0, time.time() - latest))} ago ({when})"
 
 
-def _changed(file: Path) -> float:
+def _changed(file: RunPath) -> float:
     try:
         return file.stat().st_mtime
     except FileNotFoundError:  # replaced meanwhile
         return 0.0
 
 
-def _held(held: Mapping[Path, str]) -> list[str]:
+def _held(held: Mapping[RunPath, str]) -> list[str]:
     return [f"{who} is at work in {part}" for part, who in held.items()] or ["no process is at work in it"]
 
 
-def _next(path: Path, parts: Sequence[Path], unfinished: Sequence[Path], at_work: bool) -> str:
+def _next(path: RunPath, parts: Sequence[RunPath], unfinished: Sequence[RunPath], at_work: bool) -> str:
     if not unfinished:
         return f"finished; draw it again with: lora-flow plot {path}"
     if at_work:
@@ -120,14 +121,14 @@ def _next(path: Path, parts: Sequence[Path], unfinished: Sequence[Path], at_work
     return f"not finished; continue with: {_command(path, parts)}"
 
 
-def _figure(parts: Sequence[Path]) -> str:
+def _figure(parts: Sequence[RunPath]) -> str:
     """The name of the figure that the runs were made for, "" for a plain run."""
     stored = [part for part in parts if (part / RESULTS).is_dir() and "vision" not in read_settings(part)]
     stored = [part for part in stored if "study" not in read_settings(part)]
     return str(checksums.attributes(stored[0] / RESULTS).get("figure") or "") if stored else ""
 
 
-def _missing(path: Path, parts: Sequence[Path]) -> list[str]:
+def _missing(path: RunPath, parts: Sequence[RunPath]) -> list[str]:
     """The missing runs of a figure that is made of several."""
     name = "" if parts[0] == path else _figure(parts)
     if not name:
@@ -138,7 +139,7 @@ def _missing(path: Path, parts: Sequence[Path]) -> list[str]:
     return [run for run in names if path / run not in parts]
 
 
-def _command(path: Path, parts: Sequence[Path]) -> str:
+def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
     settings = read_settings(parts[0])
     if "study" in settings:
         return f"lora-flow figure {settings['study']} --out {path} --overwrite"

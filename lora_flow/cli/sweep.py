@@ -17,11 +17,12 @@ from lora_flow.cli.cluster import Make, cluster_of, executor_of
 from lora_flow.cli.larger import solve_larger
 from lora_flow.cli.parts import part_of, solve_part
 from lora_flow.recipes import kinds
-from lora_flow.runtime.disk import used
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
 from lora_flow.settings import Settings, build_plan, from_table, to_table, with_absolute_path
 from lora_flow.sizes import check_sizes
+from lora_flow.storage.disk import used
+from lora_flow.storage.remote import RunPath, as_file, run_path
 from lora_flow.storage.toml import read_toml
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Sweep:
     """
 
     out: Annotated[str, tyro.conf.arg(metavar="PATH")]
-    """The run folder."""
+    """The run folder, or its URL in an object store, such as s3://bucket/runs/x."""
     config: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """A TOML file with any of the settings below (a run's settings.toml is one); flags override it."""
     resume: bool = False
@@ -133,7 +134,7 @@ class Sweep:
         if part is None:
             return solve_runs(self.out, {"": settings}, self.resume, self.overwrite, {}, go_on, cluster)
         require(not self.overwrite, "overwrite", "be left out with --part", "both")
-        return solve_part(self.out, plan_run(Path(self.out), settings, True, False), part, go_on)
+        return solve_part(self.out, plan_run(run_path("out", self.out), settings, True, False), part, go_on)
 
 
 GROUPS: dict[str, Any] = {
@@ -160,12 +161,13 @@ def solve_runs(
     from lora_flow.cli.plot import draw
     from lora_flow.sweeps.run import open_runs, run
 
-    planned = {name: plan_run(Path(out) / name, settings, resume, overwrite) for name, settings in runs.items()}
+    root = run_path("out", out)
+    planned = {name: plan_run(root / name, settings, resume, overwrite) for name, settings in runs.items()}
     with contextlib.ExitStack() as held:
         solvers = held.enter_context(contextlib.ExitStack())
         executor = solvers.enter_context(executor_of(cluster))
         with whole(f"nothing is stored yet, continue with: {go_on}"):
-            opened = open_runs(out, planned, resume=resume, overwrite=overwrite, attrs=attrs)
+            opened = open_runs(root, planned, resume=resume, overwrite=overwrite, attrs=attrs)
             folders = held.enter_context(opened)
         with solvers:
             for name, folder in folders.items():
@@ -177,25 +179,27 @@ def solve_runs(
         return draw(out)
 
 
-def plan_run(path: Path, settings: Settings, resume: bool, overwrite: bool) -> Run:
+def plan_run(path: RunPath, settings: Settings, resume: bool, overwrite: bool) -> Run:
     """What a run is asked for and its plan; refused if the folder is another's, or the run cannot fit."""
     from lora_flow.storage.folder import is_started
     from lora_flow.sweeps.run import SWEEP, kept_problem, stored_layout
 
-    asked, layout, held = settings, None, 0
+    kept, layout, there = None, None, 0
     if resume and is_started(path):
-        held = used(path)
+        there = used(path)
         layout = stored_layout(path)
         check_unchanged(settings, stored(str(path)), str(path))
         kept = kept_problem(path)
         if kept is not None:
             print(f"problem: {kept}, a copy of '{settings.problem}'")
-            asked = dataclasses.replace(settings, problem=str(kept))
     else:
         SWEEP.check_free(path, overwrite)
-    check_sizes(settings, max(settings.devices, 1), path, held)
+    check_sizes(settings, max(settings.devices, 1), path, there)
     start_jax(settings.precision, settings.devices)
-    return to_table(settings), build_plan(asked, layout)
+    with contextlib.ExitStack() as held:
+        file = None if kept is None else held.enter_context(as_file(kept))
+        asked = settings if file is None else dataclasses.replace(settings, problem=str(file))
+        return to_table(settings), build_plan(asked, layout)
 
 
 def describe(plan: Plan) -> str:

@@ -11,6 +11,7 @@ import tyro
 from lora_flow.checks import require
 from lora_flow.runtime.start import start_jax
 from lora_flow.storage.locks import locked
+from lora_flow.storage.remote import local_path
 from lora_flow.storage.swap import is_generated, write_atomically
 
 
@@ -34,7 +35,7 @@ class Theory:
     """Number of random initialisations, which the intervals are over."""
 
     def run(self) -> int:
-        folder = Path(self.out)
+        folder = local_path("out", self.out)
         require(3 <= self.seeds <= 1000, "seeds", "lie between 3, for intervals, and 1000", self.seeds)
         held = {one.name for one in folder.iterdir() if not is_generated(one.name)} if folder.is_dir() else set()
         free = not folder.exists() or (folder.is_dir() and held <= {"theory.csv", "theory.md", "figures"})

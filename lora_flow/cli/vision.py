@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import tyro
 from lora_flow_vision.settings import VisionSettings
 
 from lora_flow.checks import InputError, require
+from lora_flow.storage.remote import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Vision:
             return None
         from lora_flow_vision.results import stored_settings
 
-        return dataclasses.replace(self, settings=stored_settings(Path(self.out)))
+        return dataclasses.replace(self, settings=stored_settings(local_path("out", self.out)))
 
     def run(self) -> int:
         try:
@@ -54,4 +54,4 @@ class Vision:
             raise InputError("vision must have flax installed (pip install 'lora-flow[vision]'), got none") from error
         from lora_flow_vision.command import check
 
-        return check(Path(self.out), self.settings, self.resume, self.overwrite)
+        return check(local_path("out", self.out), self.settings, self.resume, self.overwrite)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import xarray as xr
@@ -16,6 +15,7 @@ from lora_flow.figures.over_time import save_figures, save_with_numbers
 from lora_flow.results.predictions import predictions
 from lora_flow.results.report import about, final_values, report, unfinished, warnings
 from lora_flow.results.summary import answered
+from lora_flow.storage.remote import RunPath, below, run_path
 from lora_flow.storage.swap import write_atomically
 from lora_flow.sweeps.run import load_figure
 from lora_flow.sweeps.schema import failed
@@ -29,12 +29,12 @@ class Presented(NamedTuple):
     lanes: int
 
 
-def present(out: str | Path, partial: bool = False) -> Presented:
+def present(out: str | RunPath, partial: bool = False) -> Presented:
     """Draws a folder's results and writes the report; with `partial` those of an unfinished run too.
 
     **Raises:** `InputError` where the folder holds neither a run nor an experiment, or lacks a part of one.
     """
-    out = Path(out)
+    out = run_path("the run folder", out)
     name, datasets = _load(out, partial)
     experiment = EXPERIMENTS[name] if name else None
     runs: Datasets = {} if experiment and experiment.function else datasets
@@ -53,7 +53,7 @@ def present(out: str | Path, partial: bool = False) -> Presented:
         listed, warned = "\n".join(f"- {line}" for line in short), warnings(one)
         told[run] = [about(one), listed, *tables, warned, predictions(one), final_values(one)]
         lines += [warned] if notes else [*short, warned]
-    links = [str(picture.relative_to(out)) for picture in pictures]
+    links = [below(out, picture) for picture in pictures]
     text, files = report(told, links, notes, state) if told else (_brief(experiment, notes, links), {})
     for file, content in ({"report.md": text} | files).items():
         write_atomically(out / file, content)
@@ -62,7 +62,7 @@ def present(out: str | Path, partial: bool = False) -> Presented:
     return Presented(list(filter(None, lines)), failed(runs.values()), lanes)
 
 
-def _load(out: Path, partial: bool) -> tuple[str, dict[str, xr.Dataset]]:
+def _load(out: RunPath, partial: bool) -> tuple[str, dict[str, xr.Dataset]]:
     """The name of the experiment that a folder was made for, "" for a plain run, and the datasets of its parts."""
     if name := study_of(out):
         require_choice(f"the study in '{out}'", name, [one for one in EXPERIMENTS if EXPERIMENTS[one].function])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -36,6 +35,7 @@ from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import leading, phases, saddles, second_leads
 from lora_flow.results.report import problem_dims, show
+from lora_flow.storage.remote import Place
 from lora_flow.storage.swap import appearing
 
 PHASES = {"align": "#e3e3e3", "grow": "#f4f4f4", "converge": "#dce9f5", "slow tail": "#fff2cc"}
@@ -228,7 +228,7 @@ def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | Non
     return figure
 
 
-def save_figures(dataset: xr.Dataset, folder: Path, name: str, title: str = "") -> list[Path]:
+def save_figures(dataset: xr.Dataset, folder: Place, name: str, title: str = "") -> list[Place]:
     """One picture for every problem, side and rank: `<name>.png`, or `<name>-B-r4.png` where there are several."""
     paths = []
     for suffix, one in single_cases(dataset):
@@ -236,7 +236,7 @@ def save_figures(dataset: xr.Dataset, folder: Path, name: str, title: str = "") 
     return paths
 
 
-def save(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[Path]:
+def save(pictures: Mapping[str, Figure], folder: Place, title: str = "") -> list[Place]:
     """Writes pictures as PNG files under their names, under a title of their own if one is given."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png" for name in pictures]
@@ -249,7 +249,7 @@ def save(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[
     return paths
 
 
-def save_with_numbers(pictures: Mapping[str, Figure], folder: Path, title: str = "") -> list[Path]:
+def save_with_numbers(pictures: Mapping[str, Figure], folder: Place, title: str = "") -> list[Place]:
     """Writes pictures, and beside each as JSON the numbers that it shows (`lora_flow.figures.shown`)."""
     save_numbers(pictures, folder)
     return save(pictures, folder, title)

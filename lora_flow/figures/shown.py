@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from lora_flow.storage.remote import RunPath
 from lora_flow.storage.swap import write_atomically
 
 POINTS = 21  # of a curve
@@ -27,7 +27,7 @@ def shown(figure: Figure) -> list[dict[str, Any]]:
     return [_of(ax) for ax in figure.axes if ax.lines or ax.images]
 
 
-def save_numbers(pictures: Mapping[str, Figure], folder: Path) -> None:
+def save_numbers(pictures: Mapping[str, Figure], folder: RunPath) -> None:
     """Writes that as JSON under each picture's name, a line for each axes."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():

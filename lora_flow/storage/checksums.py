@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import xarray as xr
 import zarr
 
 from lora_flow.storage.lanes import NOT_RUN, Boxes
+from lora_flow.storage.remote import RemotePath, RunPath, below, contents, copy, zarr_store
 from lora_flow.storage.swap import is_generated
 
 CHECKS, LANES, SUMS = "checks", "lanes", "sha256"
@@ -62,16 +63,16 @@ def create(
         for name in map(str, live):
             _live_array(group, name, dataset[name], (*box, *dataset[name].shape[len(box) :]))
     fixed = [name for name in _files(path) if name != OWN]
-    checks.attrs.put(dict(noted or {}) | {SUMS: {name: _sha256(path / name) for name in fixed}})
-    (path / _CONSOLIDATED).write_text(_consolidated(path, [*fixed, OWN]))
+    checks.attrs.put(dict(noted or {}) | {SUMS: {name: _sha256(one) for name, one in contents(path, fixed).items()}})
+    (path / _CONSOLIDATED).write_text(_consolidated(contents(path, [*fixed, OWN])))
     if box:  # every reader finds that they have not run, and a chunk that is lost is no such chunk
         open_arrays(path)["status"][...] = NOT_RUN
 
 
-def open_arrays(path: Path) -> dict[str, Any]:
+def open_arrays(path: RunPath) -> dict[str, Any]:
     """The variables that are written box by box, and the sums of the lanes, which write what is empty as well."""
     with zarr.config.set({"array.write_empty_chunks": True}):
-        group: Any = zarr.open_group(path, mode="r+", zarr_format=2)
+        group: Any = zarr.open_group(zarr_store(path), mode="r+", zarr_format=2)
         return dict(group.arrays()) | dict(group[CHECKS].arrays())
 
 
@@ -107,55 +108,50 @@ def carried_over(sums: np.ndarray, length: int, before: int, after: int) -> np.n
     return sums ^ np.uint32(zlib.crc32(zeros, before) ^ zlib.crc32(zeros, after))
 
 
-def copy_lanes(old: Path, new: Path) -> None:
+def copy_lanes(old: RunPath, new: RunPath) -> None:
     """Has a new group hold the data written box by box; damage shows when the new group is read."""
-    for name in _files(new):
-        if name.endswith("/.zarray") and (old / name).parent.is_dir():
-            for chunk in (old / name).parent.iterdir():
-                to = (new / name).with_name(chunk.name)
-                live = not to.exists() or to.parent.name == "status"
-                if live and _is_chunk(chunk.name) and chunk.is_file():
-                    _share(chunk, to)
+    made = _files(new)
+    arrays = [name.removesuffix("/.zarray") for name in made if name.endswith("/.zarray")]
+    there = [name for name in made if not name.startswith("status/")]
+    share_chunks(old, new, [name for name in arrays if (old / name).is_dir()], there)
 
 
-def share_chunks(old: Path, new: Path, names: Iterable[str]) -> None:
-    """Has the arrays of these names in a new group hold the chunks that they have in the old one."""
-    for name in names:
-        for chunk in (old / name).iterdir():
-            if _is_chunk(chunk.name) and chunk.is_file():
-                _share(chunk, new / name / chunk.name)
+def share_chunks(old: RunPath, new: RunPath, names: Iterable[str], but: Collection[str] = ()) -> None:
+    """Has the arrays of these names in a new group hold the chunks that they have in the old one, but for some."""
+    chunks = ((name, chunk) for name in names for chunk in (old / name).iterdir())
+    shared = [(chunk, new / name / chunk.name) for name, chunk in chunks if f"{name}/{chunk.name}" not in but]
+    _share([(chunk, to) for chunk, to in shared if _is_chunk(chunk.name) and chunk.is_file()])
 
 
-def attributes(path: Path) -> dict[str, Any]:
+def attributes(path: RunPath) -> dict[str, Any]:
     """The attributes of a group that may be damaged, none where they cannot be read."""
     return _json_of(path / ".zattrs", {})
 
 
-def notes(path: Path) -> dict[str, Any]:
+def notes(path: RunPath) -> dict[str, Any]:
     """The notes of a group, as `attributes`; there are two copies."""
     copies = _json_of(path / _CONSOLIDATED, {}).get("metadata")
     copied = copies.get(OWN) if isinstance(copies, dict) else None
     return _json_of(path / OWN, copied if isinstance(copied, dict) else {})
 
 
-def boxes_of(path: Path) -> Boxes:
+def boxes_of(path: RunPath) -> Boxes:
     """The boxes that a group with lanes, which can be read, is written in."""
-    status: Any = zarr.open_group(path, mode="r", zarr_format=2)["status"]
+    status: Any = zarr.open_group(zarr_store(path), mode="r", zarr_format=2)["status"]
     return Boxes(status.shape, status.chunks)
 
 
-def damaged_files(path: Path) -> list[str] | None:
+def damaged_files(path: RunPath) -> list[str] | None:
     """The damaged files among the final ones; None for a group without checks."""
     if not (path / CHECKS).exists():
         return [OWN] if RUN_ID in _json_of(path / ".zattrs", {}) else None
     sums = _json_of(path / OWN, {}).get(SUMS)
     if not isinstance(sums, dict) or not all(map(_is_inside, sums)):
         return [OWN]
-    damaged = [name for name, digest in sums.items() if _sha256(path / name) != digest]
-    whole = [name for name in (*sums, OWN) if name not in damaged]
-    if not damaged and _json_of(path / _CONSOLIDATED, None) != json.loads(
-        _consolidated(path, whole), parse_constant=str
-    ):
+    files = contents(path, (*sums, OWN))
+    damaged = [name for name, digest in sums.items() if name not in files or _sha256(files[name]) != digest]
+    consolidated = _json_of(path / _CONSOLIDATED, None)
+    if not damaged and consolidated != json.loads(_consolidated(files), parse_constant=str):
         damaged.append(_CONSOLIDATED)
     return damaged
 
@@ -164,7 +160,7 @@ def _is_inside(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def _json_of(path: Path, otherwise: Any) -> Any:
+def _json_of(path: RunPath, otherwise: Any) -> Any:
     try:
         found = json.loads(path.read_bytes(), parse_constant=str)  # a NaN is not equal to itself
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
@@ -172,31 +168,29 @@ def _json_of(path: Path, otherwise: Any) -> Any:
     return found if isinstance(found, dict) else otherwise
 
 
-def _consolidated(path: Path, names: Sequence[str]) -> str:
-    metadata = {name: json.loads((path / name).read_bytes()) for name in names if name.split("/")[-1] in _METADATA}
+def _consolidated(files: Mapping[str, bytes]) -> str:
+    metadata = {name: json.loads(one) for name, one in files.items() if name.split("/")[-1] in _METADATA}
     return json.dumps({"metadata": metadata, "zarr_consolidated_format": 1}, indent=1)
 
 
-def _sha256(path: Path) -> str:
-    """The digest of a file, "" where there is none."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return ""
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
-def _files(path: Path) -> list[str]:
-    files = (file for file in sorted(path.rglob("*")) if file.is_file() and not is_generated(file.name))
-    return [file.relative_to(path).as_posix() for file in files]
+def _files(path: RunPath) -> list[str]:
+    return sorted(below(path, file) for file in path.rglob("*") if file.is_file() and not is_generated(file.name))
 
 
-def _share(chunk: Path, to: Path) -> None:
-    """A second name of a file, which no writer changes: they replace files whole. A copy where it cannot have one."""
-    to.unlink(missing_ok=True)
-    try:
-        os.link(chunk, to)
-    except OSError:
-        shutil.copyfile(chunk, to)
+def _share(pairs: Sequence[tuple[RunPath, RunPath]]) -> None:
+    """Second names of files, which no writer changes: they replace files whole. Copies where they cannot have any."""
+    copy((chunk, to) for chunk, to in pairs if isinstance(chunk, RemotePath) and isinstance(to, RemotePath))
+    for chunk, to in pairs:
+        if isinstance(chunk, Path) and isinstance(to, Path):
+            to.unlink(missing_ok=True)
+            try:
+                os.link(chunk, to)
+            except OSError:
+                shutil.copyfile(chunk, to)
 
 
 def _is_chunk(name: str) -> bool:

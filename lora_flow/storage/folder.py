@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -33,7 +32,8 @@ from lora_flow.storage.checksums import LANES, RUN_ID
 from lora_flow.storage.lanes import NOT_RUN, waiting
 from lora_flow.storage.locks import mend
 from lora_flow.storage.reading import Damaged, Reading, listed, read
-from lora_flow.storage.swap import is_generated, is_replaced, replacing, sync, write_atomically
+from lora_flow.storage.remote import RunPath, made_here, run_path
+from lora_flow.storage.swap import copy_file, is_generated, is_replaced, replacing, sync, write_atomically
 from lora_flow.storage.toml import read_toml
 from lora_flow.storage.unchanged import check_arrays
 
@@ -60,16 +60,17 @@ class Template(NamedTuple):
     copies: Mapping[str, Path] | None = None
     lost: Callable[[int], Sequence[str]] | None = None
 
-    def make(self, folder: Path) -> None:
+    def make(self, folder: RunPath) -> None:
         """Makes all of it in a folder that is about to take a run's place."""
         self.make_results(folder)
         write_atomically(folder / SETTINGS, tomli_w.dumps(dict(self.settings)))
         for name, file in (self.copies or {}).items():
-            shutil.copyfile(file, folder / name)
+            copy_file(file, folder / name)
 
-    def make_results(self, folder: Path) -> None:
+    def make_results(self, folder: RunPath) -> None:
         dataset = self.dataset.assign_attrs({RUN_ID: uuid.uuid4().hex}) if self.box else self.dataset
-        checksums.create(folder / RESULTS, dataset, self.box, self.noted)
+        with made_here(folder / RESULTS) as results:
+            checksums.create(results, dataset, self.box, self.noted)
 
 
 class Folder:
@@ -79,7 +80,7 @@ class Folder:
     these another process opens the same run. `damaged` names what was found damaged.
     """
 
-    def __init__(self, path: Path, run_id: str, begin: int):
+    def __init__(self, path: RunPath, run_id: str, begin: int):
         self.path, self.run_id, self.begin = path, run_id, begin
         self.damaged: list[str] = []
         self._arrays = checksums.open_arrays(path / RESULTS)
@@ -126,7 +127,7 @@ class Folder:
         self._arrays["status"][block] = status
         sync([self._file("status", place)])
 
-    def _file(self, name: str, place: tuple[int, ...]) -> Path:
+    def _file(self, name: str, place: tuple[int, ...]) -> RunPath:
         """The chunk of a variable that holds the box at this place."""
         return self.path / RESULTS / self._arrays[name].path / checksums.chunk(self._arrays[name], place)
 
@@ -145,17 +146,18 @@ class Kind:
     noun: str
     folder: str
     is_mine: Callable[[Mapping[str, Any]], bool]
-    made: Callable[[Path], Iterable[str]]
-    go_on: Callable[[Path], str] | None = None
-    unchanged: Callable[[Path, Template, Any, Any], None] = lambda path, template, notes, attrs: None
+    made: Callable[[RunPath], Iterable[str]]
+    go_on: Callable[[RunPath], str] | None = None
+    unchanged: Callable[[RunPath, Template, Any, Any], None] = lambda path, template, notes, attrs: None
 
-    def owns(self, path: str | Path) -> bool:
+    def owns(self, path: str | RunPath) -> bool:
         """Whether a folder holds a run of this kind."""
-        return is_started(path) and self.is_mine(read_toml(Path(path) / SETTINGS))
+        path = run_path("the run folder", path)
+        return is_started(path) and self.is_mine(read_toml(path / SETTINGS))
 
-    def check_free(self, path: str | Path, overwrite: bool) -> None:
+    def check_free(self, path: str | RunPath, overwrite: bool) -> None:
         """Raises unless a run of this kind may be made at `path`."""
-        path = Path(path)
+        path = run_path("out", path)
         if not path.exists():
             return
         require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
@@ -166,18 +168,18 @@ class Kind:
         ways = "--overwrite replaces it" + (", --resume continues it" if self.go_on else "")
         require(overwrite, "out", f"be new ({ways})", f"the {self.noun} '{path}'")
 
-    def make(self, root: Path, new: Mapping[str, Template]) -> None:
+    def make(self, root: RunPath, new: Mapping[str, Template]) -> None:
         """Makes runs by their names below `root`, of one run "" the root itself: all of them, or none.
 
         They take the places of old runs, which go with what was made of them. Hold the locks, and check that the
         folders are free.
         """
-        gone = [str(Path(name, entry)) for name in dict.fromkeys(("", *new)) for entry in self.made(root / name)]
+        gone = [str(PurePath(name, entry)) for name in dict.fromkeys(("", *new)) for entry in self.made(root / name)]
         with replacing(root, gone, within=[name for name in new if name]) as beside:
             for name, template in new.items():
                 template.make(beside / name)
 
-    def resume(self, path: Path, template: Template) -> Folder:
+    def resume(self, path: RunPath, template: Template) -> Folder:
         """The folder of a run that agrees with the template; lanes that have run, and are whole, are kept.
 
         Damaged metadata and coordinates are made anew. Hold the folder's lock.
@@ -209,11 +211,11 @@ class Kind:
                 folder.correct(number, np.where(wait, NOT_RUN, ended))
         return folder
 
-    def join(self, path: Path, template: Template) -> Folder:
+    def join(self, path: RunPath, template: Template) -> Folder:
         """The same beside other processes, as it is: no value is checked, and nothing is mended."""
         return self._opened(path, template, read(path / RESULTS, values=False))
 
-    def _opened(self, path: Path, template: Template, reading: Reading) -> Folder:
+    def _opened(self, path: RunPath, template: Template, reading: Reading) -> Folder:
         ours = RUN_ID in reading.dataset.attrs
         require(ours, f"'{path}'", "be a run of this version, to be resumed", "an older one, without checksums")
         self.unchanged(path, template, reading.notes, reading.dataset.attrs)
@@ -222,7 +224,7 @@ class Kind:
         require(box == template.box, f"'{path}'", f"have boxes of {template.box}, to be resumed", f"boxes of {box}")
         return Folder(path, reading.dataset.attrs[RUN_ID], checksums.description_sum(reading.dataset))
 
-    def load(self, path: Path, partial: bool = False) -> xr.Dataset:
+    def load(self, path: RunPath, partial: bool = False) -> xr.Dataset:
         """The results of a run, every number checked; with `partial` an unfinished run's too.
 
         **Raises:** `InputError` where there are none yet, and for a run that is damaged or not finished.
@@ -242,37 +244,38 @@ class Kind:
             require(not waits.any(), f"'{path}'", f"hold a finished {self.noun}", f"{told}; {self._go_on(path)}")
         return dataset.load() if dataset.nbytes <= _IN_MEMORY else dataset
 
-    def _go_on(self, path: Path, what: str = "finish it") -> str:
+    def _go_on(self, path: RunPath, what: str = "finish it") -> str:
         return f"{what} with: {self.go_on(path)}" if self.go_on else "--overwrite runs it again"
 
 
-def _restore(path: Path, template: Template) -> None:
+def _restore(path: RunPath, template: Template) -> None:
     """Makes metadata and coordinates anew around the stored lanes; their damage shows when they are read."""
     with replacing(path) as new:
         template.make_results(new)
         checksums.copy_lanes(path / RESULTS, new / RESULTS)
 
 
-def is_started(path: str | Path) -> bool:
+def is_started(path: str | RunPath) -> bool:
     """Whether a run folder has its settings, and so can be resumed."""
+    path = run_path("the run folder", path)
     mend(path)
-    return (Path(path) / SETTINGS).is_file()
+    return (path / SETTINGS).is_file()
 
 
-def read_settings(path: str | Path) -> dict[str, Any]:
+def read_settings(path: str | RunPath) -> dict[str, Any]:
     """The settings that a run folder was started with."""
-    path = Path(path)
+    path = run_path("the run folder", path)
     require(path.is_dir(), "the run folder", "exist", f"'{path}'")
     require(is_started(path), f"'{path}'", "be a run folder", f"one without {SETTINGS}")
     return read_toml(path / SETTINGS)
 
 
-def steady(path: str | Path, read: Callable[[], Read]) -> Read:
+def steady(path: str | RunPath, read: Callable[[], Read]) -> Read:
     """The result of `read` on a folder's runs: on the old ones or on the new, where another process replaces them.
 
     **Raises:** what `read` does, or `InputError` where that process does not come to its end within seconds.
     """
-    path, until = Path(path), time.monotonic() + _REPLACED_WITHIN
+    path, until = run_path("the run folder", path), time.monotonic() + _REPLACED_WITHIN
     while True:
         before = _identity(path)
         try:
@@ -286,11 +289,11 @@ def steady(path: str | Path, read: Callable[[], Read]) -> Read:
         time.sleep(0.01)
 
 
-def _identity(path: Path) -> list[tuple[str, int]]:
+def _identity(path: RunPath) -> list[tuple[str, int | str]]:
     """What is another where a run, or one of the runs in a folder, has been replaced."""
-    found = []
+    found: list[tuple[str, int | str]] = []
     for run in (path, *path.glob("*")):
-        for entry in (run / SETTINGS, run / RESULTS):
+        for entry in (run / SETTINGS, run / RESULTS, run / RESULTS / ".zattrs"):
             with contextlib.suppress(OSError):
                 found.append((str(entry), entry.stat().st_ino))
     return sorted(found)

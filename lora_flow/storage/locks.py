@@ -1,7 +1,7 @@
 """The lock of a folder: one process writes there, and whoever comes next mends what a killed one has left.
 
 A process that writes into a folder holds the lock for as long as it lives. Processes that do parts of one run share it,
-and then nobody else may have it.
+and then nobody else may have it. On a disk the kernel keeps the lock, in an object store it is a lease.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_flow.checks import InputError
+from lora_flow.storage.leases import LEASE, lease_holder, leased
+from lora_flow.storage.remote import RemotePath, RunPath, run_path
 from lora_flow.storage.swap import LOCK, replaced_in, settle
 
 try:
@@ -33,17 +35,27 @@ class InUse(InputError):
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path, patience: float = _PATIENCE, shared: bool = False, purpose: str = "") -> Iterator[None]:
+def locked(
+    folder: str | RunPath, patience: float = _PATIENCE, shared: bool = False, purpose: str = ""
+) -> Iterator[None]:
     """Holds the lock of a folder, which is made if it is missing, and first mends what a killed process left there.
 
     A `shared` lock mends nothing, because others may be at work. `holder` tells the `purpose`. The kernel releases the
-    lock when the process ends, however it ends.
+    lock when the process ends, however it ends; a lease ends after some time.
 
     **Raises:** `InUse` where another process still holds it after `patience` seconds, with its number and host.
     """
-    folder = Path(folder)
+    folder, who = run_path("the run folder", folder), f"process {os.getpid()} on {socket.gethostname()}{purpose}"
+    if isinstance(folder, RemotePath):
+        with leased(folder / LOCK, who, shared) as other:
+            if other:
+                raise InUse(f"{_in_use(folder, other)}; the lock of one that was killed ends within {LEASE:.0f} s")
+            if not shared:
+                settle(folder)
+            yield
+        return
     new = not folder.exists()
-    handle = _acquire(folder, patience, shared, purpose)
+    handle = _acquire(folder, patience, shared, who)
     try:
         if not shared:
             settle(folder)
@@ -61,13 +73,13 @@ def locked(folder: str | Path, patience: float = _PATIENCE, shared: bool = False
 
 
 @contextlib.contextmanager
-def locked_if_free(folder: str | Path) -> Iterator[None]:
+def locked_if_free(folder: str | RunPath) -> Iterator[None]:
     """Holds the lock of an existing folder, unless another process is at work there or the folder may not be written.
 
     For work that may go on beside a writer, file by file, but should keep others from replacing the folder meanwhile.
     """
     with contextlib.ExitStack() as held:
-        if Path(folder).is_dir():
+        if run_path("the run folder", folder).is_dir():
             try:
                 held.enter_context(locked(folder))
             except InUse:
@@ -78,12 +90,12 @@ def locked_if_free(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def mend(folder: str | Path) -> None:
+def mend(folder: RunPath) -> None:
     """Puts old entries back that a killed process was about to replace. Readers call it; writers hold the lock.
 
     Entries that a living process is about to replace, or that the reader may not write, are left alone.
     """
-    for one in replaced_in(Path(folder)):
+    for one in replaced_in(folder):
         try:
             with contextlib.suppress(InUse), locked(one):
                 pass
@@ -92,10 +104,13 @@ def mend(folder: str | Path) -> None:
                 raise
 
 
-def holder(folder: str | Path) -> str:
+def holder(folder: str | RunPath) -> str:
     """The holder of a folder's lock, such as "process 4711 on node3"; "" for nobody. The lock stays as it is."""
+    folder = run_path("the run folder", folder)
+    if isinstance(folder, RemotePath):
+        return lease_holder(folder / LOCK)
     try:
-        handle = os.open(Path(folder) / LOCK, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        handle = os.open(folder / LOCK, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError:
         return ""
     try:
@@ -110,7 +125,7 @@ def holder(folder: str | Path) -> str:
         os.close(handle)
 
 
-def _acquire(folder: Path, patience: float, shared: bool, purpose: str) -> int:
+def _acquire(folder: Path, patience: float, shared: bool, who: str) -> int:
     """An open file in the folder that holds the lock; the file says who has it, of those that share it the last."""
     path = folder / LOCK
     while True:
@@ -123,7 +138,7 @@ def _acquire(folder: Path, patience: float, shared: bool, purpose: str) -> int:
             _flock(handle, folder, patience, shared)
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(handle)):
                 os.ftruncate(handle, 0)
-                os.write(handle, f"process {os.getpid()} on {socket.gethostname()}{purpose}".encode())
+                os.write(handle, who.encode())
                 return handle
         except FileNotFoundError:
             pass
@@ -139,12 +154,16 @@ def _flock(handle: int, folder: Path, patience: float, shared: bool) -> None:
         while not _try_flock(handle, shared):
             if time.monotonic() > until:
                 has = os.read(handle, 300).decode(errors="replace") or "another process"
-                raise InUse(f"'{folder}' must be written by one process at a time, got one that {has} has")
+                raise InUse(_in_use(folder, has))
             time.sleep(_PATIENCE / 10)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
         print(f"lora-flow: '{folder}' has no locks; leave it to one process at a time", file=sys.stderr)
+
+
+def _in_use(folder: RunPath, has: str) -> str:
+    return f"'{folder}' must be written by one process at a time, got one that {has} has"
 
 
 def _try_flock(handle: int, shared: bool) -> bool:

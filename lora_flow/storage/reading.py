@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +23,13 @@ from lora_flow.storage.checksums import (
     notes,
 )
 from lora_flow.storage.lanes import NOT_RUN, Boxes
+from lora_flow.storage.remote import RunPath, is_of_store, zarr_store
 
 
 class Damaged(InputError):
     """Metadata or coordinates of a group are damaged, so the group cannot be read."""
 
-    def __init__(self, path: Path, files: Sequence[str]):
+    def __init__(self, path: RunPath, files: Sequence[str]):
         super().__init__(f"'{path}' must be as it was written, got damaged or missing {listed(files)}")
         self.path, self.files = path, files
 
@@ -45,7 +45,7 @@ class Reading(NamedTuple):
     notes: dict[str, Any]
 
 
-def read(path: Path, values: bool = True) -> Reading:
+def read(path: RunPath, values: bool = True) -> Reading:
     """The contents of a group, with every number checked; a group without checks only has to be readable.
 
     Without `values` those that are stored box by box are not looked at, and only described.
@@ -60,6 +60,8 @@ def read(path: Path, values: bool = True) -> Reading:
     except PermissionError:
         raise
     except Exception as error:  # whatever damaged files make the readers raise
+        if is_of_store(error):
+            raise
         told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"'{path}' must be readable by xarray.open_zarr, got {told}") from error
 
@@ -69,9 +71,9 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _read(path: Path, verify: bool, values: bool) -> Reading:
-    dataset = xr.open_zarr(path, consolidated=True, mask_and_scale=False, chunks=None)
-    group: Any = zarr.open_group(path, mode="r", zarr_format=2)
+def _read(path: RunPath, verify: bool, values: bool) -> Reading:
+    dataset = xr.open_zarr(zarr_store(path), consolidated=True, mask_and_scale=False, chunks=None)
+    group: Any = zarr.open_group(zarr_store(path), mode="r", zarr_format=2)
     sums = group[CHECKS].get(LANES) if verify else None
     if sums is None and (verify or not _had_lanes(dataset)):
         return Reading(_settled(dataset.load()), [], notes(path))
@@ -100,7 +102,7 @@ def _settled(dataset: xr.Dataset) -> xr.Dataset:
     return dataset
 
 
-def _checked(path: Path, arrays: Mapping[str, Any], sums: Any, begin: int) -> tuple[np.ndarray, list[str]]:
+def _checked(path: RunPath, arrays: Mapping[str, Any], sums: Any, begin: int) -> tuple[np.ndarray, list[str]]:
     """The status of every lane, NOT_RUN where the lane is damaged, and the names of what is damaged; box by box."""
     status, damaged, many = np.full(arrays["status"].shape, NOT_RUN, arrays["status"].dtype), list[str](), 0
     boxes = Boxes(arrays["status"].shape, arrays["status"].chunks)
@@ -143,7 +145,9 @@ def _block(array: Any, name: str, place: tuple[int, ...], block: tuple[slice, ..
         return np.asarray(array[block])
     except PermissionError:
         raise
-    except Exception:  # whatever its codecs raise
+    except Exception as error:  # whatever its codecs raise
+        if is_of_store(error):
+            raise
         damaged.append(f"{name}/{chunk(array, place)}")
         missing = np.nan if array.dtype.kind == "f" else 0 if array.dtype.kind == "u" else NOT_RUN
         return np.full(
@@ -151,7 +155,7 @@ def _block(array: Any, name: str, place: tuple[int, ...], block: tuple[slice, ..
         )
 
 
-def _missing(path: Path, names: Iterable[str], arrays: Mapping[str, Any], place: tuple[int, ...]) -> list[str]:
+def _missing(path: RunPath, names: Iterable[str], arrays: Mapping[str, Any], place: tuple[int, ...]) -> list[str]:
     """The chunks of a box that are not there."""
     chunks = (f"{name}/{chunk(arrays[name], place)}" for name in names)
     return [one for one in chunks if not (path / one).is_file()]
@@ -160,7 +164,7 @@ def _missing(path: Path, names: Iterable[str], arrays: Mapping[str, Any], place:
 class _Stored(xr.backends.BackendArray):
     """A variable that is read when it is asked for, while its run is in place; missing where lanes have not run."""
 
-    def __init__(self, path: Path, array: Any, run_id: str | None, wait: np.ndarray):
+    def __init__(self, path: RunPath, array: Any, run_id: str | None, wait: np.ndarray):
         self.shape, self.dtype = array.shape, array.dtype
         self._path, self._array, self._run_id, self._wait = path, array, run_id, wait
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 from typing import Any
 
 from lora_flow.checks import InputError, require
+from lora_flow.storage.remote import RunPath, run_path
 
 LARGEST = 2**20  # bytes
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | RunPath) -> dict[str, Any]:
     """A TOML file's table.
 
     **Raises:** `InputError` where there is no such file or it is none, `OSError` where it may not be read.
     """
-    path = Path(path)
+    path = run_path("the settings file", path)
     require("\0" not in str(path), "the settings file", "have a name without NUL", repr(str(path)))
     require(path.exists(), "the settings file", "exist", f"'{path}'")
     require(path.is_file(), "the settings file", "be a file", f"'{path}', which is none")

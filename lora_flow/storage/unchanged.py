@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from lora_flow.checks import require
+from lora_flow.storage.remote import RunPath
 
 
-def check_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> None:
+def check_same(path: RunPath, then: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]) -> None:
     """Raises, with a line on the first of these names that differs, unless the run at `path` was started with `now`."""
     for name in names:
         _same(path, name, then.get(name), now[name])
 
 
-def check_arrays(path: Path, stored: xr.Dataset, planned: xr.Dataset) -> None:
+def check_arrays(path: RunPath, stored: xr.Dataset, planned: xr.Dataset) -> None:
     """Raises unless every value of every axis and coordinate is the planned one, and the variables are the same."""
     for name in dict.fromkeys(map(str, (*planned.dims, *stored.dims, *planned.coords, *stored.coords))):
         _same(path, name, _coordinate(stored, name), _coordinate(planned, name))
     _same(path, "the variables", sorted(map(str, stored.data_vars)), sorted(map(str, planned.data_vars)))
 
 
-def _same(path: Path, name: str, then: Any, now: Any) -> None:
+def _same(path: RunPath, name: str, then: Any, now: Any) -> None:
     require(_equal(then, now), name, f"be {_told(then)}, as '{path}' was started, to resume it", _told(now))
 
 

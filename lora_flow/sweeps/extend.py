@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from lora_flow.checks import require
-from lora_flow.runtime.disk import require_room
+from lora_flow.storage.disk import require_room
 from lora_flow.storage.folder import Folder, Template
 from lora_flow.storage.growing import grow
 from lora_flow.storage.locks import locked
+from lora_flow.storage.remote import RunPath
 from lora_flow.sweeps.run import SWEEP, Run, drawn, figure_of, template_of
 
 
 @contextlib.contextmanager
-def open_larger(path: str | Path, then: Run, now: Run) -> Iterator[Folder]:
+def open_larger(path: RunPath, then: Run, now: Run) -> Iterator[Folder]:
     """The folder of a run, locked for as long as the context lasts, grown from what it was `then` to what it is `now`.
 
     What is damaged is mended first. The values of `then` begin each axis of `now`, and the layout is the same. Pictures
@@ -24,7 +24,6 @@ def open_larger(path: str | Path, then: Run, now: Run) -> Iterator[Folder]:
     **Raises:** `InputError` for a run that was started otherwise, is in use or a figure's, and for values whose results
     do not fit into the arrays that there are.
     """
-    path = Path(path)
     figure = figure_of(path)
     require(not figure, "out", "be a run of `lora-flow sweep`, to extend it", f"one of figure {figure}, '{path}'")
     before, after = template_of(*then, {}), template_of(*now, {})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_flow.checks import require
 from lora_flow.storage.folder import is_started, read_settings
+from lora_flow.storage.remote import RunPath
 
 if TYPE_CHECKING:
     from lora_flow.sweeps.plan import Plan
@@ -20,13 +20,13 @@ def is_from_python(settings: Mapping[str, Any]) -> bool:
     return settings.get("problem") == PYTHON
 
 
-def go_on(path: str | Path) -> str:
+def go_on(path: str | RunPath) -> str:
     """How a sweep's run in this folder is continued."""
     python = is_started(path) and is_from_python(read_settings(path))
     return f"sweep(..., out={str(path)!r}) in Python" if python else f"lora-flow sweep --out {path} --resume"
 
 
-def check_from_command(path: str | Path, settings: Mapping[str, Any]) -> None:
+def check_from_command(path: str | RunPath, settings: Mapping[str, Any]) -> None:
     """Raises where Python's `sweep` has started a run that a command is to continue."""
     must = "be continued from Python, by the call of sweep that has started it"
     require(not is_from_python(settings), f"'{path}'", must, "a command")

@@ -15,13 +15,14 @@ from typing import Any
 
 import xarray as xr
 
-from lora_flow.checks import as_path, require, require_flag
+from lora_flow.checks import require, require_flag
 from lora_flow.runtime import interrupts
-from lora_flow.runtime.disk import require_room
 from lora_flow.storage import checksums
+from lora_flow.storage.disk import require_room
 from lora_flow.storage.folder import RESULTS, SETTINGS, Folder, Kind, Template, is_started, read_settings, steady
 from lora_flow.storage.locks import InUse, holder, locked, mend
 from lora_flow.storage.portable import portable_attrs
+from lora_flow.storage.remote import RunPath, below, run_path
 from lora_flow.storage.swap import is_generated
 from lora_flow.storage.unchanged import check_same
 from lora_flow.sweeps import from_python
@@ -47,7 +48,7 @@ Run = tuple[Mapping[str, Any], Plan]
 
 @contextlib.contextmanager
 def open_runs(
-    root: str | Path,
+    root: str | RunPath,
     runs: Mapping[str, Run],
     *,
     resume: bool = False,
@@ -61,7 +62,7 @@ def open_runs(
 
     **Raises:** `InputError` for folders that hold something else, are in use, or are of runs with other settings.
     """
-    root = Path(root)
+    root = run_path("out", root)
     new = {name: run for name, run in runs.items() if not (resume and is_started(root / name))}
     for name in new:
         SWEEP.check_free(root / name, overwrite)
@@ -75,13 +76,13 @@ def open_runs(
 
 
 @contextlib.contextmanager
-def share_run(path: str | Path, run: Run, attrs: Mapping[str, Any] | None = None) -> Iterator[Folder]:
+def share_run(path: str | RunPath, run: Run, attrs: Mapping[str, Any] | None = None) -> Iterator[Folder]:
     """The folder of a run that several processes solve parts of; whoever finds nobody there makes or mends the run.
 
     **Raises:** `InputError` for a folder that holds something else or a run with other settings, and where a process
     solves the whole run.
     """
-    path, (settings, plan) = Path(path), run
+    path, (settings, plan) = run_path("out", path), run
     template = template_of(settings, plan, dict(attrs or {}))
     with contextlib.suppress(InUse), locked(path, purpose=_PREPARES):
         if is_started(path):
@@ -115,11 +116,11 @@ def run(folder: Folder, plan: Plan, executor: Executor | None = None, progress: 
             interrupts.tell(stored)
 
 
-def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
+def load_run(path: str | RunPath, partial: bool = False) -> xr.Dataset:
     """The results of a run folder; every number is checked against its checksum.
 
-    **Arguments:** the folder's `path`; `partial`, to read an unfinished run too, whose lanes that have not run are NaN
-    with status -1.
+    **Arguments:** the folder's `path`, or its URL in an object store; `partial`, to read an unfinished run too, whose
+    lanes that have not run are NaN with status -1.
 
     **Returns:** an `xarray.Dataset` as of `sweep`, with dims `init, alpha, rank, seed, time`, `side` before alpha where
     the run has several sides, and those of several problems first.
@@ -128,23 +129,24 @@ def load_run(path: str | Path, partial: bool = False) -> xr.Dataset:
     not finished.
     """
     require_flag("partial", partial)
-    found = as_path("the run folder", path)
+    found = run_path("the run folder", path)
     return steady(found, lambda: _load_run(found, partial))
 
 
-def load_figure(path: str | Path, partial: bool = False) -> tuple[str, dict[str, xr.Dataset]]:
+def load_figure(path: str | RunPath, partial: bool = False) -> tuple[str, dict[str, xr.Dataset]]:
     """The name of the figure that a folder was made for, "" for a plain run, and its runs by their names.
 
     With `partial` the runs may be unfinished, see `load_run`.
 
     **Raises:** `InputError` as `load_run` does, and for a folder that holds neither a run nor a figure's runs.
     """
-    return steady(path, lambda: _load_figure(Path(path), partial))
+    found = run_path("the run folder", path)
+    return steady(found, lambda: _load_figure(found, partial))
 
 
-def check_parts(path: str | Path, names: Iterable[str]) -> None:
+def check_parts(path: str | RunPath, names: Iterable[str]) -> None:
     """Raises unless `path` is free for a figure made of several runs, or holds nothing but such a figure."""
-    path = Path(path)
+    path = run_path("out", path)
     if path.exists():
         require(path.is_dir(), "out", "be a folder", f"the file '{path}'")
         mend(path)
@@ -153,32 +155,32 @@ def check_parts(path: str | Path, names: Iterable[str]) -> None:
         require(not foreign, "out", "be a new folder or this figure's", f"'{path}', which holds {', '.join(foreign)}")
 
 
-def kept_problem(path: str | Path) -> Path | None:
+def kept_problem(path: RunPath) -> RunPath | None:
     """The run's copy of the problem's file, from which the run is resumed even if that file has gone."""
-    return next(filter(Path.is_file, (Path(path) / name for name in _COPIES)), None)
+    return next((kept for name in _COPIES if (kept := path / name).is_file()), None)
 
 
-def stored_layout(path: str | Path) -> dict[str, Any] | None:
+def stored_layout(path: RunPath) -> dict[str, Any] | None:
     """What a run has noted of its layout, for `plan_sweep`; None where that cannot be read."""
-    note = checksums.notes(Path(path) / RESULTS).get(_LAYOUT)
+    note = checksums.notes(path / RESULTS).get(_LAYOUT)
     if not isinstance(note, dict) or not isinstance(note.get("box"), dict):
         return None
     whole = all(isinstance(one, int) and one > 0 for one in (*note["box"].values(), note.get("width")))
     return note if whole else None
 
 
-def figure_of(path: str | Path) -> str:
+def figure_of(path: RunPath) -> str:
     """The name of the figure that a run was made for, "" for a plain run."""
-    return str(checksums.attributes(Path(path) / RESULTS).get(_FIGURE) or "")
+    return str(checksums.attributes(path / RESULTS).get(_FIGURE) or "")
 
 
-def drawn(path: Path) -> list[str]:
+def drawn(path: RunPath) -> list[str]:
     """The report, its tables and the pictures of results, as names below their folder."""
     patterns = ("report.md", "report-*.csv", "figures/sweep*.png", "figures/figure*.png")
-    return [made.relative_to(path).as_posix() for pattern in patterns for made in path.glob(pattern)]
+    return [below(path, made) for pattern in patterns for made in path.glob(pattern)]
 
 
-def _load_run(path: Path, partial: bool) -> xr.Dataset:
+def _load_run(path: RunPath, partial: bool) -> xr.Dataset:
     read_settings(path)
     dataset = SWEEP.load(path, partial)
     require(set(LANE_DIMS) - {"side"} <= set(dataset.dims), f"'{path}'", "hold a sweep", "results of another kind")
@@ -186,7 +188,7 @@ def _load_run(path: Path, partial: bool) -> xr.Dataset:
     return dataset
 
 
-def _load_figure(path: Path, partial: bool) -> tuple[str, dict[str, xr.Dataset]]:
+def _load_figure(path: RunPath, partial: bool) -> tuple[str, dict[str, xr.Dataset]]:
     mend(path)
     runs = sorted(folder.parent for folder in path.glob(f"*/{SETTINGS}") if not is_generated(folder.parent.name))
     if (path / SETTINGS).is_file() or not runs:
@@ -199,7 +201,9 @@ def _load_figure(path: Path, partial: bool) -> tuple[str, dict[str, xr.Dataset]]
     return names.pop(), datasets
 
 
-def _opened(root: Path, runs: Mapping[str, Run], new: Mapping[str, Run], attrs: Mapping[str, Any]) -> dict[str, Folder]:
+def _opened(
+    root: RunPath, runs: Mapping[str, Run], new: Mapping[str, Run], attrs: Mapping[str, Any]
+) -> dict[str, Folder]:
     figures = {name: figure_of(root / name) for name in runs if name not in new}
     kept = {name: {_FIGURE: figure} for name, figure in figures.items() if figure}
     told = {name: {**kept.get(name, {}), **attrs} for name in runs}
@@ -221,7 +225,7 @@ def template_of(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any
     return Template(settings, outline, tuple(box), {_NOTE: dict(settings), _LAYOUT: plan.noted_layout}, copies)
 
 
-def _check_unchanged(path: Path, template: Template, notes: Any, attrs: Any) -> None:
+def _check_unchanged(path: RunPath, template: Template, notes: Any, attrs: Any) -> None:
     """The settings; then the plan and the problem, by the same versions on the same platform."""
     now = template.dataset.attrs
     if notes is not None:

@@ -6,19 +6,19 @@ import io
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import diffrax
 import xarray as xr
 from jaxtyping import ArrayLike
 
-from lora_flow.checks import as_path, require, require_flag
+from lora_flow.checks import require, require_flag
 from lora_flow.dynamics.flows import Flow
 from lora_flow.dynamics.solve import MAX_STEPS, RTOL
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem
 from lora_flow.runtime.memory import require_memory
+from lora_flow.storage.remote import RunPath, run_path
 from lora_flow.sweeps import from_python
 from lora_flow.sweeps.executors import Executor, InProcess, OnExecutor, solved
 from lora_flow.sweeps.grid import Problems
@@ -73,8 +73,8 @@ def sweep(
       update, its terms, growth rates and more. These adapters take memory, one batch at a time.
     - `progress`: show progress and the time left on standard error: a bar on a terminal, lines elsewhere. At the end a
       line says how many runs ended with a status other than success, where some did.
-    - `out`: a run folder to store the results in, box by box as they are solved. The same call goes on with a run that
-      was interrupted, and returns one that is finished.
+    - `out`: a run folder to store the results in, box by box as they are solved, or the URL of one in an object store
+      (s3://bucket/runs/x). The same call goes on with a run that was interrupted, and returns one that is finished.
     - `overwrite`: replace the run in `out`, whatever was asked for then.
     - `client`: a `dask.distributed.Client`, whose workers solve the boxes, and store them where there is an `out`.
     - `executor`: the same with anything that has `submit(function, *arguments)` as in `concurrent.futures`.
@@ -114,7 +114,7 @@ def sweep(
     if out is None:
         dataset = _in_memory(plan, solvers, progress)
     else:
-        dataset = _in_folder(as_path("out", out), plan, solvers, overwrite, progress)
+        dataset = _in_folder(run_path("out", out), plan, solvers, overwrite, progress)
     if progress:
         for status, count in failed([dataset]).items():
             print(f"{count} of {plan.grid.size} runs ended with status {status}", file=sys.stderr or io.StringIO())
@@ -149,7 +149,7 @@ def _on_dask(client: Any) -> Executor:
     return OnDask(client)
 
 
-def _in_folder(out: Path, plan: Plan, solvers: Executor, overwrite: bool, progress: bool) -> xr.Dataset:
+def _in_folder(out: RunPath, plan: Plan, solvers: Executor, overwrite: bool, progress: bool) -> xr.Dataset:
     """The results of a run folder, once all boxes are solved that are not stored there."""
     asked = from_python.told(plan), plan
     with open_runs(out, {"": asked}, resume=not overwrite, overwrite=overwrite) as folders:

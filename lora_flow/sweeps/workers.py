@@ -12,7 +12,6 @@ import threading
 import uuid
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_flow.checks import InputError, require
@@ -105,6 +104,7 @@ def _opened(order: Order) -> tuple[Plan, Folder | None]:
         start_worker("double" if order.numbers["dtype"] == "float64" else "single")
     _check_same(order.numbers, _numbers())
     from lora_flow.storage.folder import RESULTS, Folder
+    from lora_flow.storage.remote import run_path
     from lora_flow.sweeps.plan import digest
 
     try:
@@ -115,7 +115,7 @@ def _opened(order: Order) -> tuple[Plan, Folder | None]:
     require(digest(plan.problems) == order.digest, "problem", f"be the same {_here()}", "other arrays")
     if order.folder is None:
         return plan, None
-    path = Path(order.folder[0])
+    path = run_path("out", order.folder[0])
     require((path / RESULTS).is_dir(), "out", f"be on a disk that the workers share, also {_here()}", f"'{path}'")
     return plan, Folder(path, *order.folder[1:])
 

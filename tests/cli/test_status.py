@@ -14,9 +14,9 @@ from lora_flow import InputError, load_run
 from lora_flow.cli import main
 from lora_flow.cli.status_text import status
 from lora_flow.cli.sweep import plan_run
-from lora_flow.runtime.disk import used
 from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.storage import checksums
+from lora_flow.storage.disk import used
 from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.locks import holder, locked
 from lora_flow.storage.swap import LOCK

@@ -20,6 +20,7 @@ from lora_flow.checks import InputError, require
 from lora_flow.storage.folder import SETTINGS, Kind, Template, read_settings, steady
 from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.portable import portable_attrs
+from lora_flow.storage.remote import RunPath
 from lora_flow.storage.swap import write_atomically
 from lora_flow.storage.unchanged import check_same
 from lora_flow.sweeps.schema import explain
@@ -120,7 +121,7 @@ class VisionFolder:
         shutil.rmtree(self.checkpoints(unit), ignore_errors=True)
 
 
-def stored_settings(path: Path) -> VisionSettings:
+def stored_settings(path: RunPath) -> VisionSettings:
     """The settings that a run was started with.
 
     **Raises:** `InputError` where the folder does not exist or holds no image check.
@@ -204,7 +205,7 @@ def _digest(unit: Unit, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _made(path: Path) -> list[str]:
+def _made(path: RunPath) -> list[str]:
     """The names, below the folder, that the run at `path` has made beside its settings and results."""
     if not (path / SETTINGS).is_file():
         return []
@@ -221,7 +222,7 @@ def _template(path: Path, settings: VisionSettings, measures: Mapping[str, str],
     return Template(table, empty, _box(settings), {NOTE: empty.attrs}, lost=lost)
 
 
-def _check_unchanged(path: Path, template: Template, notes: Any, attrs: Any) -> None:
+def _check_unchanged(path: RunPath, template: Template, notes: Any, attrs: Any) -> None:
     """The attributes that a run was started with: its settings, and what data and weights they stood for."""
     now = template.dataset.attrs
     for then in (None if notes is None else notes.get(NOTE, {}), attrs):
