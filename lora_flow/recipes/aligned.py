@@ -90,7 +90,7 @@ def aligned_problem(
         return Factorization(Diagonal(root / c, (h, n)), Diagonal(c * root, (m, h)), shift)
 
     ends = None if spectrum is None else (largest, smallest)
-    return Factorization(*_aligned_weights(key, (int(m), int(n), int(h)), c, scales, tuple(indices), ends))
+    return Factorization(*_aligned_weights(key, (int(m), int(n), int(h)), jnp.asarray(c), scales, chosen, ends))
 
 
 @compiled(quickly=True)  # one compilation in place of one for every operation
@@ -99,19 +99,19 @@ def _aligned_weights(
     sizes: tuple[int, int, int],
     c: Any,
     scales: Any,
-    chosen: tuple[int, ...],
+    chosen: Array,
     spectrum: tuple[Any, Any] | None,
 ) -> tuple[Array, Array, Array]:
     """W1, W2 and the shift of `aligned_problem`."""
     m, n, h = sizes
-    k, places = min(sizes), jnp.asarray(chosen)
+    k = min(sizes)
     draw_key, frame_key = jax.random.split(key)
     u, sigma, vt = jnp.linalg.svd(jax.random.normal(draw_key, (m, n)), full_matrices=False)
     if spectrum is not None:
         sigma = _rescale(sigma, *spectrum)
     frame, _ = jnp.linalg.qr(jax.random.normal(frame_key, (h, k)))
     u, root, vt = u[:, :k], jnp.diag(jnp.sqrt(sigma[:k])), vt[:k]
-    shift = u[:, places] @ jnp.diag(jnp.broadcast_to(jnp.asarray(scales), len(chosen))) @ vt[places]
+    shift = u[:, chosen] @ jnp.diag(jnp.broadcast_to(jnp.asarray(scales), len(chosen))) @ vt[chosen]
     return frame @ root @ vt / c, c * u @ root @ frame.T, shift
 
 

@@ -43,7 +43,7 @@ def test_the_initialisations_are_listed(capsys):
 
 
 def test_all_initialisations_are_compared_in_one_picture_and_table(tmp_path, monkeypatch):
-    small = dataclasses.replace(INITS, m=12, n=14, t1=30.0, saves=61)
+    small = dataclasses.replace(INITS, m=12, n=14, t1=30.0, saves=61, solver="Tsit5", batch_size=1)
     monkeypatch.setitem(EXPERIMENTS, "inits", dataclasses.replace(EXPERIMENT, parts={"": small}))
     assert main(["figure", "inits", "--seeds", "2", "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run/figures/figure-inits.png").exists()

@@ -24,11 +24,12 @@ from lora_flow import (
 )
 from lora_flow.experiments.inits import INITS, draw, inits_dataset, notes
 from lora_flow.initialization import as_scheme, find_scheme, initialize
+from lora_flow.sweeps.grid import Grid, Problems
 
 RNG = np.random.default_rng(2)
-PROBLEM = Factorization(*(RNG.standard_normal(shape) for shape in ((5, 4), (3, 5), (3, 4))))
+PROBLEM = Factorization(*(RNG.standard_normal(shape) for shape in ((6, 5), (6, 6), (6, 5))))
 KEY = jax.random.key(0)
-HOW = {"alpha": 0.3, "rank": 2, "t1": 0.5, "saves": 3, "progress": False}
+HOW = {"alpha": 0.3, "rank": 2, "t1": 0.5, "saves": 5, "solver": "Tsit5", "batch_size": 1, "progress": False}
 
 
 def halves(key, problem, *, rank, alpha, side):
@@ -40,31 +41,35 @@ def mine(key, problem, *, rank, alpha):
     return pissa_init(key, problem, rank=rank, alpha=alpha)
 
 
-def test_a_function_and_a_scheme_sweep_by_themselves_and_beside_names():
+def test_a_function_and_a_scheme_sweep_beside_names():
     own = Scheme(mine, offset=True, name="my pissa")
-    both = sweep(PROBLEM, init=("gaussian", halves, own, "pissa"), side="B", **HOW)
+    both = sweep(PROBLEM, init=("gaussian", halves, own, "pissa"), side="B", **(HOW | {"alpha": (0.3, 0.6)}))
     assert list(both["init"].values) == ["gaussian", "halves", "my pissa", "pissa"]
     assert list(both["offset"].values) == [0, 0, 1, 1]
     for name in ("loss", "loss_floor", "dead_directions"):
         np.testing.assert_array_equal(both[name].sel(init="my pissa"), both[name].sel(init="pissa"))
-    doubled = sweep(PROBLEM, init="gaussian", side="B", **(HOW | {"alpha": 0.6}))
-    np.testing.assert_allclose(both["loss"].sel(init="halves").squeeze(), doubled["loss"].squeeze(), rtol=1e-9)
-    alone = sweep(PROBLEM, init=halves, side="B", **HOW)
-    assert alone["init"].values == ["halves"]
-    np.testing.assert_allclose(alone["loss"].squeeze(), doubled["loss"].squeeze(), rtol=1e-9)
-    start = initialize(halves, KEY, PROBLEM, rank=2, alpha=0.3, side="B")
-    solved = solve(PROBLEM, start, t1=0.5, saves=3)
-    np.testing.assert_allclose(alone["loss"].squeeze(), solved.observables["loss"], rtol=1e-6)
+    losses = both["loss"].squeeze()
+    np.testing.assert_allclose(losses.sel(init="halves", alpha=0.3), losses.sel(init="gaussian", alpha=0.6), rtol=1e-9)
     start = initialize(own, KEY, PROBLEM, rank=2, alpha=0.3, side="A")
-    assert Offset(PROBLEM, start).loss(start) == pytest.approx(float(both["loss"].sel(init="my pissa").values.flat[0]))
+    solved = solve(Offset(PROBLEM, start), start, t1=0.5, saves=5, solver="Tsit5")
+    np.testing.assert_allclose(losses.sel(init="my pissa", alpha=0.3), solved.observables["loss"], rtol=1e-6)
     spans = phases(both)
     assert spans["t1"].sel(init=["my pissa", "pissa"]).isnull().all(), "their B A is no update"
     phases(both.assign_coords(init=["a", "b", "c", "d"]))  # whatever they are called, as of older runs
     phases(both.drop_vars("offset").assign_coords(init=["a", "b", "c", "d"]))
 
 
+def test_one_by_itself_is_swept_as_in_a_list():
+    how = {"side": "B", "alpha": 0.3, "rank": 2, "seeds": 1}
+    alone, listed = (Grid.of(Problems.of(PROBLEM), init=init, **how) for init in (halves, [halves]))
+    assert alone == listed
+    assert alone.init == ("halves",)
+
+
 def test_the_figure_of_initialisations_takes_own_ones():
-    small = dataclasses.replace(INITS, m=5, n=6, init=("gaussian", "pissa"), rank=(2,), seeds=1, t1=2.0, saves=5)
+    small = dataclasses.replace(
+        INITS, m=12, n=14, saves=61, solver="Tsit5", batch_size=1, init=("gaussian", "pissa"), seeds=1, t1=2.0
+    )
     dataset = inits_dataset(halves, settings=small, progress=False)
     figure = draw(dataset)
     shown = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -91,7 +96,7 @@ def lost(key, problem, *, rank, alpha):
         (wrong(lambda drawn: None), "init 'odd' must return one Adapter(a, b) for each of 2 layers, got None"),
         (wrong(lambda drawn: drawn[0]), "init 'odd' must return one Adapter(a, b) for each of 2 layers, got"),
         (wrong(lambda drawn: (drawn[0], drawn[1].a)), "init 'odd' must return an Adapter(a, b) for layer 2, got shape"),
-        (wrong(lambda drawn: (drawn[0], (drawn[1].b, drawn[1].a))), "init 'odd' must return A_2 of shape (2, 5), got"),
+        (wrong(lambda drawn: (drawn[0], (drawn[1].b, drawn[1].a))), "init 'odd' must return A_2 of shape (2, 6), got"),
         (wrong(lambda drawn: (drawn[0], (drawn[1].a, "x"))), "init 'odd' must return B_2 of real numbers, got 'x'"),
         (
             wrong(lambda drawn: np.asarray(drawn[0].a)),

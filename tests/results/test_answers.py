@@ -321,12 +321,21 @@ def test_pictures_of_unfinished_runs_have_a_title(tmp_path):
     assert figure.get_suptitle() == "unfinished: 4 of 8 lanes"
 
 
-def test_plot_draws_a_run_that_is_not_finished_and_says_so(tmp_path, capsys, monkeypatch):
-    asked = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, batch_size=2, devices=1)
-    plan = build_plan(asked)
-    with open_runs(tmp_path / "run", {"": (to_table(asked), plan)}) as folders:
-        for number, values in plan.solve([0]):
+ASKED = Settings(
+    m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=4, t1=0.5, saves=3, solver="Tsit5", batch_size=2, devices=1
+)
+
+
+def store(out, boxes):
+    """A run folder with these boxes, or all."""
+    plan = build_plan(ASKED)
+    with open_runs(out, {"": (to_table(ASKED), plan)}) as folders:
+        for number, values in plan.solve(boxes):
             folders[""].write(number, values)
+
+
+def test_plot_draws_a_run_that_is_not_finished_and_says_so(tmp_path, capsys, monkeypatch):
+    store(tmp_path / "run", [0])
     titles = []
     monkeypatch.setattr("matplotlib.figure.Figure.suptitle", lambda self, text: titles.append(text))
     assert main(["plot", str(tmp_path / "run")]) == 0
@@ -341,11 +350,8 @@ def test_plot_draws_a_run_that_is_not_finished_and_says_so(tmp_path, capsys, mon
 
 def test_a_run_is_answered_once_to_be_drawn(tmp_path, monkeypatch, capsys):
     """What is printed are the lines of its report."""
-    asked = Settings(m=4, n=5, h=6, alpha=(1e-1,), rank=(1,), seeds=1, t1=0.5, saves=3, devices=1)
-    found, plan = [], build_plan(asked)
-    with open_runs(tmp_path / "run", {"": (to_table(asked), plan)}) as folders:
-        for number, values in plan.solve():
-            folders[""].write(number, values)
+    store(tmp_path / "run", None)
+    found = []
     monkeypatch.setattr(
         "lora_flow.results.summary.answers", lambda dataset: found.append(answers(dataset)) or found[-1]
     )

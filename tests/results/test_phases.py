@@ -1,7 +1,6 @@
 """Phases, on curves whose crossings are known and on runs whose definitions can be evaluated again."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
@@ -168,9 +167,11 @@ def test_t1_of_a_run_is_the_first_time_at_which_its_definition_holds():
 
 
 def test_a_lane_that_failed_has_no_phases_after_its_end():
-    problem = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
-    failed = sweep(problem, side="B", alpha=1e-6, rank=1, t1=3.0, saves=4, max_steps=20, progress=False)
-    assert np.isnan(phases(failed)["t1"]).all()
+    """At t = 5, between alignment at 2.3 and T1 = 6.2."""
+    run = curves()
+    spans = phases(run.where(run["time"] < 5.0)).squeeze()
+    assert np.isfinite(spans["t_align"])
+    assert np.isnan(spans["t1"])
 
 
 def test_values_at_a_time_are_interpolated_in_the_logarithm():
@@ -198,17 +199,15 @@ def test_offset_starts_have_no_t1_and_their_own_gains():
     assert np.isfinite(spans["t_align"]).all()
 
 
-@pytest.mark.parametrize("flow", ["plain", "lora-plus:16"])
-def test_growth_rates_are_those_of_the_flow_that_was_followed(flow):
+def test_growth_rates_are_those_of_the_flow_that_was_followed():
     """d/dt log ||gamma^T Z||^2 of the stored norms, by central differences; LoRA+ grows B sixteen times as fast."""
     problem = aligned_problem(jax.random.key(0), delta_w=0.25, m=4, n=5, h=6)
     times = np.linspace(0.0, 0.05, 401)
     how = {"rank": 2, "alpha": 1e-2, "t1": 0.05, "saves": times, "rtol": 1e-9, "progress": False}
-    run = sweep(problem, init="gaussian", flow=flow, details=True, **how).squeeze()
+    run = sweep(problem, init="gaussian", flow="lora-plus:16", details=True, **how).squeeze()
     measured = 2 * np.gradient(np.log(run["norm_along1"].values), times)
     np.testing.assert_allclose(run["growth_rate_1"].values[5:-5], measured[5:-5], rtol=1e-3)
-    told = phases(run)
-    assert np.isfinite(told["t1_predicted"]) == (flow == "plain")
+    assert np.isnan(phases(run)["t1_predicted"])
 
 
 @pytest.mark.parametrize(("flow", "told"), [("plain", True), ("scaled:0.001", False), ("lora-plus:16", False)])
@@ -219,13 +218,5 @@ def test_t1_is_predicted_of_the_plain_flow_alone(flow, told):
 
 
 def test_other_problems_have_no_phases():
-    class OneLayer:
-        layers = ((4, 3),)
-
-        def loss(self, adapters):
-            ((a, b),) = adapters
-            return 0.5 * jnp.sum((jnp.eye(4)[:, :3] - b @ a) ** 2)
-
-    swept = sweep(OneLayer(), alpha=1e-2, rank=1, t1=1.0, saves=2, progress=False)
     with pytest.raises(InputError, match="dataset must be of a factorisation, for phases, got another problem's"):
-        phases(swept)
+        phases(curves().drop_vars(["sigma", "sigma_w1", "sigma_w2"]))

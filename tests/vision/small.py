@@ -19,7 +19,7 @@ SHALLOW = dataclasses.replace(CONFIG, depth=1)
 
 def network(config=CONFIG, seed=0, dtype=jnp.float32):
     """Every parameter is drawn, biases and those of normalisations too."""
-    graph, state = nnx.split(shapes(config, dtype))
+    graph, state = _split(config, dtype)
     rng, drawn = np.random.default_rng(seed), []
     for path, param in nnx.to_flat_state(state):
         centre = 1.0 if path[-1] == "scale" else 0.0
@@ -29,7 +29,12 @@ def network(config=CONFIG, seed=0, dtype=jnp.float32):
 
 def shapes(config, dtype=jnp.float32):
     """The model without its numbers."""
-    return nnx.eval_shape(lambda: ViT(config, nnx.Rngs(0), dtype))
+    return nnx.merge(*_split(config, dtype))
+
+
+@functools.cache
+def _split(config, dtype):
+    return nnx.split(nnx.eval_shape(lambda: ViT(config, nnx.Rngs(0), dtype)))
 
 
 def logits(model, x):

@@ -75,7 +75,7 @@ def build(settings: VisionSettings, folder: Path) -> tuple[Bench, dict[str, Any]
         require_memory("limit", f"{count} images", float(count * size))
         task = NetworkTask(model, ready(train_images), train_labels, dict.fromkeys(paths, settings.scaling))
         held_out = jnp.asarray(ready(test_images))
-    gradients = jax.jit(lambda task: task.linearised_task())(task)
+    gradients = _linearised_task(task)
     flat = [path for path, one in zip(paths, gradients, strict=True) if not np.any(np.asarray(one))]
     require(not flat, "layers", "have a one-step gradient that is not zero", ", ".join(flat))
     bench = Bench(task, (held_out, jnp.asarray(test_labels, jnp.int32)), paths, gradients)
@@ -96,16 +96,21 @@ def build(settings: VisionSettings, folder: Path) -> tuple[Bench, dict[str, Any]
 def features_of(model: ViT, images: np.ndarray, ready: Callable[[np.ndarray], np.ndarray]) -> Array:
     """The head's inputs, `(count, width)`, for images that `ready` makes fit for the model, some at a time."""
     graph, state = nnx.split(model)
-
-    @jax.jit
-    def features(state: Any, images: Array) -> Array:
-        return nnx.merge(graph, state).features(images).astype(DTYPE)
-
     each = _bytes_an_image(model.config)
     require_memory("image_size", model.config.image_size, float(each))
     at_once = max(1, min(FEATURES_AT_ONCE, 2**31 // each))  # never by what is free: bits depend on it
     parts = [images[first : first + at_once] for first in range(0, len(images), at_once)]
-    return jnp.concatenate([features(state, ready(part)) for part in parts])
+    return jnp.concatenate([_features(graph, state, ready(part)) for part in parts])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _features(graph: Any, state: Any, images: Array) -> Array:
+    return nnx.merge(graph, state).features(images).astype(DTYPE)
+
+
+@jax.jit
+def _linearised_task(task: Classification) -> tuple[Any, ...]:
+    return task.linearised_task()
 
 
 def _bytes_an_image(config: ViTConfig) -> int:
