@@ -9,19 +9,23 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import tomli_w
 import xarray as xr
 import zarr
 
-from lora_flow import InputError, load_run
+from lora_flow import InputError, aligned_problem, load_run
 from lora_flow.cli import main
+from lora_flow.settings import build_plan, from_table
+from lora_flow.storage import checksums
 from lora_flow.storage.folder import read_settings
+from lora_flow.sweeps.run import SWEEP, template_of
 
-FLAGS = ["--alpha", "1e-2", "1e-4", "--rank", "2", "--seeds", "50", "--side", "B", "--batch-size", "2"]
-FLAGS += ["--m", "5", "--n", "4", "--h", "6", "--t1", "3", "--saves", "11"]
-LANES = 100
+FLAGS = ["--alpha", "1e-2", "1e-4", "--rank", "1", "--seeds", "20", "--side", "B", "--batch-size", "2"]
+FLAGS += ["--m", "4", "--n", "5", "--h", "6", "--t1", "3", "--saves", "3"]
+LANES = 40
 
 
 def start(out, *flags):
@@ -53,12 +57,17 @@ def solved(out):
         return 0
 
 
+def wait_for(process, out, lanes):
+    """Until so many lanes are stored, or the process has ended."""
+    while solved(out) < lanes and process.poll() is None:
+        time.sleep(0.02)
+
+
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "run"
-    began = time.monotonic()
-    finish(start(out, *FLAGS))
-    return out, time.monotonic() - began
+    assert main(["sweep", "--out", str(out), *FLAGS]) == 0
+    return out
 
 
 def stored_bytes(out):
@@ -71,11 +80,9 @@ def stored_bytes(out):
 @pytest.mark.timeout(900)
 def test_two_resumes_and_an_overwrite_beside_a_running_sweep_mix_nothing(unbroken, tmp_path):
     """Whoever comes second is refused with one line, whatever the first is at; the first ends as if it were alone."""
-    whole, _ = unbroken
     out = tmp_path / "run"
     first = start(out, *FLAGS)
-    while solved(out) < 2 and first.poll() is None:
-        time.sleep(0.005)
+    wait_for(first, out, 2)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     first, others = start(out, "--resume"), []
@@ -91,14 +98,28 @@ def test_two_resumes_and_an_overwrite_beside_a_running_sweep_mix_nothing(unbroke
         assert other.returncode == 2
         assert said.count("\n") == 1
         assert f"must be written by one process at a time, got one that process {first.pid} on" in said
-    assert stored_bytes(out) == stored_bytes(whole)
+    assert stored_bytes(out) == stored_bytes(unbroken)
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("kills", [3, pytest.param(18, marks=pytest.mark.long)])
-def test_killed_at_random_moments_and_resumed_is_bit_identical(unbroken, tmp_path, kills):
-    whole, duration = unbroken
+def test_killed_and_resumed_is_bit_identical(unbroken, tmp_path):
+    """Killed between two boxes; tests/storage/test_killed.py has kills at the steps of writing one."""
     out = tmp_path / "run"
+    process = start(out, *FLAGS)
+    wait_for(process, out, 2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < solved(out) < LANES
+    assert main(["sweep", "--out", str(out), "--resume"]) == 0
+    assert stored_bytes(out) == stored_bytes(unbroken)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments_and_resumed_is_bit_identical(unbroken, tmp_path):
+    out, kills = tmp_path / "run", 18
+    began = time.monotonic()
+    finish(start(tmp_path / "timed", *FLAGS))
+    duration = time.monotonic() - began
     moments = random.Random(2026)
     mid_run = 0
     for kill in range(kills):
@@ -108,9 +129,7 @@ def test_killed_at_random_moments_and_resumed_is_bit_identical(unbroken, tmp_pat
         if kill % 2:  # at any moment of the process, while it starts included
             time.sleep(moments.uniform(0, 0.7) * duration)
         else:  # among the batches
-            target = before + moments.randint(1, 12)
-            while solved(out) < target and process.poll() is None:
-                time.sleep(0.005)
+            wait_for(process, out, before + moments.randint(1, 5))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         mid_run += before < solved(out) < LANES
@@ -118,43 +137,42 @@ def test_killed_at_random_moments_and_resumed_is_bit_identical(unbroken, tmp_pat
             shutil.rmtree(out)
     assert mid_run >= 0.4 * kills, "too few kills fell among the batches"
     finish(start(out, *(["--resume"] if (out / "settings.toml").exists() else FLAGS)))
-    assert stored_bytes(out) == stored_bytes(whole)
+    assert stored_bytes(out) == stored_bytes(unbroken)
     assert not [path for path in out.rglob("*.partial") if path.parent == out]
 
 
 def test_a_batch_without_its_status_is_solved_again(unbroken, tmp_path):
     """The marker is what counts: values without it are replaced."""
-    whole, _ = unbroken
     out = tmp_path / "run"
-    shutil.copytree(whole, out)
+    shutil.copytree(unbroken, out)
     status, loss = (zarr.open_array(out / "results.zarr" / name) for name in ("status", "loss"))
     status[0, 1, 0, :2], loss[0, 1, 0, :2] = -1, 123.0
     with pytest.raises(
-        InputError, match="must hold a finished run, got 98 of 100 lanes; finish it with: lora-flow sweep"
+        InputError, match="must hold a finished run, got 38 of 40 lanes; finish it with: lora-flow sweep"
     ):
         load_run(out)
     assert main(["sweep", "--out", str(out), "--resume"]) == 0
-    assert stored_bytes(out) == stored_bytes(whole)
+    assert stored_bytes(out) == stored_bytes(unbroken)
 
 
 def test_a_run_folder_is_what_it_says(unbroken):
-    out, _ = unbroken
+    out = unbroken
     assert sorted(path.name for path in out.iterdir()) == ["figures", "report.md", "results.zarr", "settings.toml"]
     dataset = load_run(out)
     assert dataset["loss"].dims == ("init", "alpha", "rank", "seed", "time")
-    assert dataset.sizes == {"init": 1, "alpha": 2, "rank": 1, "seed": 50, "time": 11}
+    assert dataset.sizes == {"init": 1, "alpha": 2, "rank": 1, "seed": 20, "time": 3}
     assert np.all(dataset["status"] == 0)
     assert dataset.attrs["side"] == "B"
-    assert (dataset.attrs["problem"], dataset.attrs["m"], dataset.attrs["batch_size"]) == ("aligned", 5, 2)
+    assert (dataset.attrs["problem"], dataset.attrs["m"], dataset.attrs["batch_size"]) == ("aligned", 4, 2)
     assert {"jax_version", "diffrax_version", "lora_flow_version", "sigma_shift", "delta_w"} <= set(dataset.attrs)
     report = (out / "report.md").read_text()
-    assert "| gaussian | B | 0.0001 | 2 |" in report
+    assert "| gaussian | B | 0.0001 | 1 |" in report
     assert (out / "figures" / "sweep.png").stat().st_size > 10_000
     assert "figures/sweep.png" in report
 
 
 def test_refuses_to_resume_with_other_settings(unbroken, capsys):
-    out, _ = unbroken
+    out = unbroken
     before = stored_bytes(out)
     assert main(["sweep", "--out", str(out), "--resume", "--alpha", "1e-3"]) == 2
     assert (
@@ -168,14 +186,13 @@ def test_a_run_keeps_its_target(tmp_path, capsys):
     target, out = tmp_path / "t.npz", tmp_path / "run"
 
     def save(seed):
-        draw = np.random.default_rng(seed).normal
-        np.savez(target, w1=draw(size=(4, 3)), w2=draw(size=(3, 4)), shift=draw(size=(3, 3)))
+        problem = aligned_problem(jax.random.key(seed), m=4, n=5, h=6)
+        np.savez(target, w1=problem.w1, w2=problem.w2, shift=problem.shift)
 
     save(0)
     first = target.read_bytes()
-    assert (
-        main(["sweep", "--out", str(out), "--problem", str(target), "--rank", "1", "--t1", "0.5", "--saves", "3"]) == 0
-    )
+    flags = ["--problem", str(target), "--rank", "1", "--seeds", "4", "--t1", "0.5", "--saves", "3"]
+    assert main(["sweep", "--out", str(out), *flags, "--batch-size", "2"]) == 0
     stored, copy = stored_bytes(out), out / "problem-as-started.npz"
     assert copy.read_bytes() == first
     target.unlink()
@@ -198,12 +215,13 @@ def test_a_run_keeps_its_target(tmp_path, capsys):
 
 def test_refuses_to_overwrite_unless_told_to(unbroken, tmp_path, capsys):
     out = tmp_path / "run"
-    shutil.copytree(unbroken[0], out)
+    shutil.copytree(unbroken, out)
     assert main(["sweep", "--out", str(out), *FLAGS]) == 2
     assert "out must be new (--overwrite replaces it, --resume continues it)" in capsys.readouterr().err
-    assert stored_bytes(out) == stored_bytes(unbroken[0])
-    assert main(["sweep", "--out", str(out), "--overwrite", "--rank", "1", "--t1", "0.1", "--saves", "2"]) == 0
-    assert load_run(out).sizes["time"] == 2
+    assert stored_bytes(out) == stored_bytes(unbroken)
+    fewer = ["2" if flag == "20" else flag for flag in FLAGS]
+    assert main(["sweep", "--out", str(out), *fewer, "--overwrite"]) == 0
+    assert load_run(out).sizes["seed"] == 2
 
 
 @pytest.mark.parametrize(
@@ -211,7 +229,7 @@ def test_refuses_to_overwrite_unless_told_to(unbroken, tmp_path, capsys):
     [
         (
             {"loss/0.0.0.0.0": None, "norm_z1/0.1.0.2.0": b"", "steps/0.0.0.1": b"cut"},
-            "must hold a finished run, got 76 of 100 lanes, damaged or missing loss/0.0.0.0.0, steps/0.0.0.1, ",
+            "must hold a finished run, got 34 of 40 lanes, damaged or missing loss/0.0.0.0.0, steps/0.0.0.1, ",
         ),
         (
             {"alpha/0": None, ".zmetadata": b"[" * 10**5, "steps/.zarray": b"{}", "loss/0.0.0.3.0": None},
@@ -221,7 +239,7 @@ def test_refuses_to_overwrite_unless_told_to(unbroken, tmp_path, capsys):
 )
 def test_what_is_damaged_is_named_and_solved_again(unbroken, tmp_path, damage, told, capsys):
     out = tmp_path / "run"
-    shutil.copytree(unbroken[0], out)
+    shutil.copytree(unbroken, out)
     for name, content in damage.items():
         assert (out / "results.zarr" / name).is_file()
         (out / "results.zarr" / name).unlink()
@@ -235,55 +253,64 @@ def test_what_is_damaged_is_named_and_solved_again(unbroken, tmp_path, damage, t
     assert said.count("\n") == 1
     assert main(["sweep", "--out", str(out), "--resume"]) == 0
     assert "damaged, and solved again: " in capsys.readouterr().out
-    assert stored_bytes(out) == stored_bytes(unbroken[0])
-    assert load_run(out).attrs == load_run(unbroken[0]).attrs
+    assert stored_bytes(out) == stored_bytes(unbroken)
+    assert load_run(out).attrs == load_run(unbroken).attrs
 
 
-@pytest.mark.parametrize(
-    ("edit", "told"),
-    [
-        ({"alpha": [1e-2, 0.1]}, "alpha must be (0.01, 0.0001), as '{out}' was started, to resume it, got (0.01, 0.1)"),
-        ({"rank": [1]}, "rank must be (2), as '{out}' was started, to resume it, got (1)"),
-        ({"seeds": 51}, "seeds must be 50, "),
-        ({"init": ["spectral"]}, "init must be (gaussian), "),
-        ({"side": ["A"]}, "side must be (B), "),
-        ({"side": ["A", "B"]}, "side must be (B), "),
-        ({"t1": 3.5}, "t1 must be 3.0, "),
-        ({"saves": 12}, "saves must be 11, "),
-        ({"spacing": "log"}, "spacing must be linear, "),
-        ({"flow": "lora-plus:2"}, "flow must be plain, "),
-        ({"solver": "Tsit5"}, "solver must be auto, "),
-        ({"rtol": 1e-4}, "rtol must be 0.0005, "),
-        ({"max_steps": 99}, "max_steps must be 100000, "),
-        ({"batch_size": 3}, "batch_size must be 2, "),
-        ({"details": True}, "details must be False, "),
-        ({"m": 6}, "m must be 5, "),
-        ({"delta_w": [0.5]}, "delta_w must be (0.907029478458"),
-        ({"delta_w": [0.5, 0.6]}, "delta_w must be (0.907029478458"),
-        ({"problem_seed": [1]}, "problem_seed must be (0), "),
-        ({"angle": [10.0]}, "angle must be (0.0), "),
-        ({"shift_scale": [4.0]}, "shift_scale must be (5.0), "),
-        ({"component": ["bottom"]}, "component must be (top), "),
-    ],
-)  # fmt: skip
-def test_edited_settings_are_not_gone_on_with(unbroken, tmp_path, edit, told, capsys):
+EDITS = [
+    ({"alpha": [1e-2, 0.1]}, "alpha must be (0.01, 0.0001), as '{out}' was started, to resume it, got (0.01, 0.1)"),
+    ({"rank": [2]}, "rank must be (1), as '{out}' was started, to resume it, got (2)"),
+    ({"seeds": 21}, "seeds must be 20, "),
+    ({"init": ["spectral"]}, "init must be (gaussian), "),
+    ({"side": ["A"]}, "side must be (B), "),
+    ({"side": ["A", "B"]}, "side must be (B), "),
+    ({"t1": 3.5}, "t1 must be 3.0, "),
+    ({"saves": 12}, "saves must be 3, "),
+    ({"spacing": "log"}, "spacing must be linear, "),
+    ({"flow": "lora-plus:2"}, "flow must be plain, "),
+    ({"solver": "Tsit5"}, "solver must be auto, "),
+    ({"rtol": 1e-4}, "rtol must be 0.0005, "),
+    ({"max_steps": 99}, "max_steps must be 100000, "),
+    ({"batch_size": 3}, "batch_size must be 2, "),
+    ({"details": True}, "details must be False, "),
+    ({"m": 6}, "m must be 4, "),
+    ({"delta_w": [0.5]}, "delta_w must be (0.907029478458"),
+    ({"delta_w": [0.5, 0.6]}, "delta_w must be (0.907029478458"),
+    ({"problem_seed": [1]}, "problem_seed must be (0), "),
+    ({"angle": [10.0]}, "angle must be (0.0), "),
+    ({"shift_scale": [4.0]}, "shift_scale must be (5.0), "),
+    ({"component": ["bottom"]}, "component must be (top), "),
+]
+
+
+def test_edited_settings_are_not_gone_on_with(unbroken, tmp_path, capsys):
     """Whatever settings.toml says by now: values are stored under what the results were made with."""
     out = tmp_path / "run"
-    shutil.copytree(unbroken[0], out)
-    table = read_settings(out) | edit
-    (out / "settings.toml").write_text(tomli_w.dumps(table))
-    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    assert main(["sweep", "--out", str(out), "--resume"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"lora-flow: {told.format(out=out)}")
-    assert said.count("\n") == 1
-    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    shutil.copytree(unbroken, out)
+    started = read_settings(out)
+    for edit, told in (EDITS[0], EDITS[7], EDITS[17]):
+        (out / "settings.toml").write_text(tomli_w.dumps(started | edit))
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert main(["sweep", "--out", str(out), "--resume"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"lora-flow: {told.format(out=out)}")
+        assert said.count("\n") == 1
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_no_setting_may_be_another_than_that_of_the_results(unbroken):
+    started, notes = read_settings(unbroken), checksums.notes(unbroken / "results.zarr")
+    template = template_of(started, build_plan(from_table(started, "there")), {})
+    SWEEP.unchanged(unbroken, template, notes, None)
+    for edit, told in EDITS:
+        with pytest.raises(InputError, match=f"^{re.escape(told.format(out=unbroken))}"):
+            SWEEP.unchanged(unbroken, template._replace(settings=started | edit), notes, None)
 
 
 def test_edited_settings_are_not_gone_on_with_where_something_is_damaged(unbroken, tmp_path, capsys):
     """What is made anew from the settings is made from those that the run was started with, or not at all."""
     out = tmp_path / "run"
-    shutil.copytree(unbroken[0], out)
+    shutil.copytree(unbroken, out)
     (out / "settings.toml").write_text(tomli_w.dumps(read_settings(out) | {"alpha": [1e-2, 0.1]}))
     for name in ("alpha/0", ".zmetadata", ".zattrs"):
         (out / "results.zarr" / name).unlink()
@@ -353,7 +380,7 @@ raise SystemExit(main())
     assert "--resume" in lines[0]
     assert int((xr.open_zarr(out / "results.zarr")["status"] >= 0).sum()) == 6
     finish(start(out, "--resume"))
-    assert stored_bytes(out) == stored_bytes(unbroken[0])
+    assert stored_bytes(out) == stored_bytes(unbroken)
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):
