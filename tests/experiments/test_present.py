@@ -25,7 +25,7 @@ from lora_flow.settings import Settings
 from lora_flow.storage import blocks
 from lora_flow.storage.locks import locked
 
-RUN = Settings(m=4, n=4, h=8, alpha=(1e-2,), rank=(1,), seeds=2, t1=0.5, saves=5)
+RUN = Settings(m=4, n=5, h=6, alpha=(1e-2,), rank=(2,), seeds=2, t1=0.5, saves=5, solver="Tsit5")
 VALUES = xr.Dataset({"x": (("seed", "step"), [[1.0, 2.0], [3.0, 4.0], [5.0, 7.0]])}, coords={"step": [0, 1]})
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,16 +49,23 @@ def product(matrices):
     return whole
 
 
+@jax.jit
+def update_and_loss(problem, adapters):
+    return problem.update(adapters), problem.loss(adapters)
+
+
 @settings(max_examples=15, deadline=None)
 @given(seed=SEEDS, depth=DEPTH)
 def test_loss_and_update_are_the_products_written_out(seed, depth):
     problem, adapters = draw(seed, depth)
-    changed = [np.asarray(w + b @ a) for w, (a, b) in zip(problem.weights, adapters, strict=True)]
-    gained = product(changed) - product(problem.weights)
-    np.testing.assert_allclose(problem.update(adapters), gained, rtol=0, atol=1e-12 * (1 + np.abs(gained).max()))
-    np.testing.assert_allclose(problem.loss(adapters), 0.5 * np.sum((problem.shift - gained) ** 2), rtol=1e-11)
-    rest = zero_adapters(problem.layers, 2)
-    np.testing.assert_allclose(problem.loss(rest), 0.5 * np.sum(problem.shift**2), rtol=1e-15)
+    weights, shift = [np.asarray(w) for w in problem.weights], np.asarray(problem.shift)
+    changed = [w + np.asarray(b) @ np.asarray(a) for w, (a, b) in zip(weights, adapters, strict=True)]
+    gained = product(changed) - product(weights)
+    update, loss = update_and_loss(problem, adapters)
+    np.testing.assert_allclose(update, gained, rtol=0, atol=1e-12 * (1 + np.abs(gained).max()))
+    np.testing.assert_allclose(loss, 0.5 * np.sum((shift - gained) ** 2), rtol=1e-11)
+    _, at_rest = update_and_loss(problem, zero_adapters(problem.layers, 2))
+    np.testing.assert_allclose(at_rest, 0.5 * np.sum(shift**2), rtol=1e-15)
 
 
 @settings(max_examples=10, deadline=None)
@@ -71,16 +79,25 @@ def test_a_small_update_keeps_all_its_digits(seed, size):
     assert np.linalg.norm(problem.update(adapters) - sum(terms)) < 1e-14 * size_of_terms
 
 
+class LossOnly(eqx.Module):
+    problem: DeepLinear
+
+    @property
+    def layers(self):
+        return self.problem.layers
+
+    def loss(self, adapters):
+        return self.problem.loss(adapters)
+
+
+tasks = jax.jit(linearised_task)
+
+
 @settings(max_examples=5, deadline=None)
 @given(seed=SEEDS)
 def test_the_linearised_task_and_inputs_are_those_of_the_frozen_network(seed):
     problem, _ = draw(seed, 3)
-
-    class LossOnly:
-        layers = problem.layers
-        loss = staticmethod(problem.loss)
-
-    for ours, generic in zip(problem.linearised_task(), linearised_task(LossOnly()), strict=True):
+    for ours, generic in zip(*map(tasks, (problem, LossOnly(problem))), strict=True):
         np.testing.assert_allclose(ours, generic, rtol=0, atol=1e-12 * (1 + np.abs(generic).max()))
     first, *fed = problem.layer_inputs
     assert first is None
