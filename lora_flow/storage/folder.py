@@ -38,7 +38,7 @@ from lora_flow.storage.toml import read_toml
 from lora_flow.storage.unchanged import check_arrays
 
 SETTINGS, RESULTS = "settings.toml", "results.zarr"
-_REPLACED_WITHIN = 5.0  # seconds that a reader waits for a run that is being replaced
+_REPLACED_WITHIN, _COPIED_WITHIN = 5.0, 60.0  # seconds that a reader waits for a replacement, on a disk or in a store
 _IN_MEMORY = 2**27  # bytes up to which results are read at once, and not when they are asked for
 
 Read = TypeVar("Read")
@@ -275,7 +275,9 @@ def steady(path: str | RunPath, read: Callable[[], Read]) -> Read:
 
     **Raises:** what `read` does, or `InputError` where that process does not come to its end within seconds.
     """
-    path, until = run_path("the run folder", path), time.monotonic() + _REPLACED_WITHIN
+    path = run_path("the run folder", path)
+    mend(path)
+    until = time.monotonic() + (_REPLACED_WITHIN if isinstance(path, Path) else _COPIED_WITHIN)
     while True:
         before = _identity(path)
         try:
