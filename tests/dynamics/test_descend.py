@@ -26,7 +26,6 @@ from lora_flow import (
     SoftmaxRegression,
     aligned_problem,
     descend,
-    zero_adapters,
 )
 from lora_flow.dynamics.descend import ORDERS, _iterations
 
@@ -36,12 +35,16 @@ STEPS = 402  # two beyond the last iteration that is saved
 
 
 def random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def adapters_for(problem, seed, scale=0.5, rank=RANK):
-    zeros = zero_adapters(problem.layers, rank)
-    return jax.tree.map(lambda leaf: scale * random(seed + leaf.shape[0], *leaf.shape), zeros)
+    shapes = (((rank, n_in), (n_out, rank)) for n_out, n_in in problem.layers)
+    return tuple(Adapter(*(scale * random(seed + shape[0], *shape) for shape in pair)) for pair in shapes)
+
+
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
 SINGLE = SingleLayer(0.6 * random(1, 4, 3))
@@ -61,7 +64,7 @@ def gradient(problem, adapters):
 
 
 def at(history, index):
-    return jax.tree.map(lambda leaf: leaf[index], history)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[index], history)
 
 
 def by_hand(problem, start, eta, steps, order="simultaneous"):
@@ -83,32 +86,35 @@ def by_optax(problem, start, optimiser, steps):
         updates, state = optimiser.update(jax.grad(problem.loss)(adapters), state, adapters)
         return optax.apply_updates(adapters, updates), state
 
-    adapters, state = start, optimiser.init(start)
+    adapters, state = start, optimiser.init(jax.tree.map(jnp.asarray, start))
     for _ in range(steps):
         adapters, state = advance(adapters, state)
     return adapters
 
 
 def assert_same(ours, theirs, rtol=1e-11):
-    ours, theirs = (np.asarray(ravel_pytree(tree)[0]) for tree in (ours, theirs))
+    ours, theirs = flat(ours), flat(theirs)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=rtol * np.abs(theirs).max())
 
 
 @functools.cache
 def flowed(name):
     """Where the flow has come at the end, by SciPy's DOP853."""
-    state, unflatten = ravel_pytree(adapters_for(PROBLEMS[name], 2))
+    start = adapters_for(PROBLEMS[name], 2)
+    unflatten = jax.jit(ravel_pytree(start)[1])
     options = {"method": "DOP853", "rtol": 1e-12, "atol": 1e-14}
 
     def field(t, y):
-        return -np.asarray(ravel_pytree(gradient(PROBLEMS[name], unflatten(y)))[0])
+        return -flat(gradient(PROBLEMS[name], unflatten(y)))
 
-    return solve_ivp(field, (0, ENDS[name]), np.asarray(state), **options).y[:, -1]
+    return solve_ivp(field, (0, ENDS[name]), flat(start), **options).y[:, -1]
 
 
 class TestTheFlowIsTheLimit:
-    @pytest.mark.parametrize("order", ORDERS)
-    @pytest.mark.parametrize("name", PROBLEMS)
+    @pytest.mark.parametrize(
+        ("name", "order"),
+        [*(("SingleLayer", order) for order in ORDERS), *(("Factorization", order) for order in ORDERS[:2])],
+    )
     def test_with_order_one_and_steps_as_written(self, name, order):
         """n steps of size T/n end at the flow's A(T), B(T) up to O(1/n), and the first five are those of a loop."""
         problem, end = PROBLEMS[name], ENDS[name]
@@ -117,7 +123,7 @@ class TestTheFlowIsTheLimit:
         for stop in (-3, -2, -1):
             seen = descended(problem, start, end / STOPS[stop], order)
             np.testing.assert_allclose(seen.times[stop], end, rtol=1e-12)
-            errors.append(np.linalg.norm(ravel_pytree(at(seen.history, stop))[0] - flow))
+            errors.append(np.linalg.norm(flat(at(seen.history, stop)) - flow))
         np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), 1.0, atol=0.02)
         assert errors[-1] > 1e-6 * np.linalg.norm(flow), "the start is the end: the test sees nothing"
         for steps in (1, 5):
@@ -217,7 +223,7 @@ class TestSteps:
 
         def difference(eta, stop):
             ours = at(descended(SINGLE, self.start, eta, flow=ShrinkA(rate)).history, stop)
-            return np.linalg.norm(ravel_pytree(ours)[0] - ravel_pytree(stable(STOPS[stop], eta, True))[0])
+            return np.linalg.norm(flat(ours) - flat(stable(STOPS[stop], eta, True)))
 
         coarse, fine = difference(0.01, 6), difference(0.005, 7)
         assert 0 < fine < 1e-2
@@ -237,11 +243,12 @@ OPTIMISERS = {
 class TestOptimisersOfOptax:
     start = adapters_for(SINGLE, 3)
 
-    def loop(self, optimiser, steps, order="simultaneous", problem=SINGLE):
+    def loop(self, optimisers, steps, order="simultaneous"):
         """As optax's own examples have it; in turns with an optimiser and its loss for each factor."""
-        if isinstance(optimiser, optax.MultiSteps):
-            optimiser = optimiser.gradient_transformation()
-        optimiser = optax.with_extra_args_support(optimiser)
+        optimisers = [
+            optax.with_extra_args_support(one.gradient_transformation() if isinstance(one, optax.MultiSteps) else one)
+            for one in optimisers
+        ]
         groups = {"simultaneous": [("a", "b")], "A first": [("a",), ("b",)]}[order]
 
         def with_factors(now, group, factors):
@@ -253,11 +260,11 @@ class TestOptimisersOfOptax:
         @jax.jit
         def advance(now, states):
             after = []
-            for group, state in zip(groups, states, strict=True):
+            for optimiser, group, state in zip(optimisers, groups, states, strict=True):
                 factors = chosen(now, group)
 
                 def loss(factors, now=now, group=group):
-                    return problem.loss(with_factors(now, group, factors))
+                    return SINGLE.loss(with_factors(now, group, factors))
 
                 value, grad = jax.value_and_grad(loss)(factors)
                 updates, state = optimiser.update(grad, state, factors, value=value, grad=grad, value_fn=loss)
@@ -265,7 +272,8 @@ class TestOptimisersOfOptax:
                 after.append(state)
             return now, after
 
-        now, states = self.start, [optimiser.init(chosen(self.start, group)) for group in groups]
+        now = jax.tree.map(jnp.asarray, self.start)
+        states = [one.init(chosen(now, group)) for one, group in zip(optimisers, groups, strict=True)]
         for _ in range(steps):
             now, states = advance(now, states)
         return now
@@ -273,33 +281,32 @@ class TestOptimisersOfOptax:
     @pytest.mark.parametrize("name", OPTIMISERS)
     def test_is_its_own_loop(self, name):
         seen = descend(SINGLE, self.start, steps=7, step=OPTIMISERS[name], saves=[0, 7])
-        assert_same(seen.adapters, self.loop(OPTIMISERS[name], 7), rtol=1e-13)
+        assert_same(seen.adapters, self.loop([OPTIMISERS[name]], 7), rtol=1e-13)
         assert seen.observables["loss"][-1] < seen.observables["loss"][0]
 
     def test_in_turns_a_line_search_sees_the_loss_of_its_factor(self):
         seen = descend(SINGLE, self.start, steps=4, step=OPTIMISERS["lbfgs"], saves=[0, 4], order="A first")
-        assert_same(seen.adapters, self.loop(OPTIMISERS["lbfgs"], 4, "A first"), rtol=1e-13)
+        assert_same(seen.adapters, self.loop([OPTIMISERS["lbfgs"]] * 2, 4, "A first"), rtol=1e-13)
 
     def test_a_schedule_is_that_of_sgd(self):
         schedule = optax.exponential_decay(0.1, 3, 0.7)
         ours = descend(SINGLE, self.start, steps=7, step=schedule, saves=8)
-        assert_same(ours.adapters, self.loop(optax.sgd(schedule), 7), rtol=1e-13)
+        assert_same(ours.adapters, self.loop([optax.sgd(schedule)], 7), rtol=1e-13)
         sizes = 0.1 * 0.7 ** (np.arange(8) / 3)  # which optax computes of its integer count, in single precision
         np.testing.assert_allclose(ours.observables["step_size"], sizes, rtol=1e-6)
         np.testing.assert_allclose(ours.times, np.cumsum([0, *sizes[:-1]]), rtol=1e-6)
 
-    @pytest.mark.parametrize("order", ["simultaneous", "A first"])
-    @pytest.mark.parametrize("flow", [LoRAPlus(16.0), Chain(Plain(), LoRAPlus(4.0), LoRAPlus(4.0))])
+    @pytest.mark.parametrize(
+        ("flow", "order"),
+        [(Chain(Plain(), LoRAPlus(4.0), LoRAPlus(4.0)), "simultaneous"), (LoRAPlus(16.0), "A first")],
+    )
     def test_lora_plus_is_two_learning_rates(self, flow, order):
         """As PEFT's `create_loraplus_optimizer` and the source have it: B's rate is that of A times the ratio."""
-        rates = optax.multi_transform(
-            {"a": optax.adam(0.01), "b": optax.adam(0.16)}, lambda factors: (Adapter("a", "b"),)
-        )
-        ours = descend(SINGLE, self.start, steps=7, step=optax.adam(0.01), saves=[0, 7], flow=flow, order=order)
-        if order == "simultaneous":
-            assert_same(ours.adapters, self.loop(rates, 7), rtol=1e-13)
-        plain = descend(SINGLE, self.start, steps=7, step=optax.adam(0.01), saves=[0, 7], order=order)
-        assert abs(np.log(ours.observables["loss"][-1] / plain.observables["loss"][-1])) > 0.1
+        slow, fast = optax.adam(0.01), optax.adam(0.16)
+        together = optax.multi_transform({"a": slow, "b": fast}, lambda factors: (Adapter("a", "b"),))
+        rates = {"simultaneous": [together], "A first": [slow, fast]}[order]
+        ours = descend(SINGLE, self.start, steps=7, step=slow, saves=[0, 7], flow=flow, order=order)
+        assert_same(ours.adapters, self.loop(rates, 7, order), rtol=1e-13)
         sgd = descend(SINGLE, self.start, steps=7, step=optax.sgd(0.01), saves=[0, 7], flow=flow, order=order)
         constant = descend(SINGLE, self.start, steps=7, step=0.01, saves=[0, 7], flow=flow, order=order)
         assert_same(sgd.adapters, constant.adapters, rtol=1e-13)
@@ -336,7 +343,7 @@ class TestScalingFactor:
     """The loss 1/2 ||shift - s B A||^2 from (A, B) is that with s = 1 from sqrt(s) (A, B)."""
 
     s = 3.0
-    start = (adapters_for(SINGLE, 4)[0]._replace(b=jnp.zeros((4, RANK))),)
+    start = (adapters_for(SINGLE, 4)[0]._replace(b=np.zeros((4, RANK))),)
 
     def losses(self, step, step_for_one):
         scaled = SingleLayer(SINGLE.shift, scaling=self.s)
@@ -380,9 +387,7 @@ def drawn(make, lanes):
 
     def one():
         sizes = 10 ** generator.uniform(-2, 0.7, size=(2, lanes, 1, 1))
-        return Adapter(
-            *(jnp.asarray(size * generator.normal(size=shape)) for size, shape in zip(sizes, shapes, strict=True))
-        )
+        return Adapter(*(size * generator.normal(size=shape) for size, shape in zip(sizes, shapes, strict=True)))
 
     return problems, one(), one()
 
@@ -431,7 +436,7 @@ class TestMuKlabjan:
             problem, now = at(problems, lane), (at(starts, lane),)
             for eta in np.asarray(seen.observables["step_size"])[lane, :5]:
                 now = by_hand(problem, now, eta, 1)
-            assert_same(jax.tree.map(lambda leaf, lane=lane: leaf[lane, 5], seen.history), now)
+            assert_same(at(seen.history, (lane, 5)), now)
 
     def test_the_loss_falls_by_a_quarter_of_the_step_times_the_squared_gradient(self, run):
         seen, loss, gradient, *_ = run
@@ -495,11 +500,11 @@ def test_reverse_mode_with_respect_to_step_adapters_and_problem():
         seen = descend(problem, start, steps=12, step=point[0], saves=[0, 5, 12], order="A first")
         return jnp.log(seen.observables["loss"][-1])
 
-    here, step = jnp.array([[0.02, 1.1, 0.2, 1.3]]), 1e-5
-    points = here + step * jnp.concatenate([jnp.zeros((1, 4)), jnp.eye(4), -jnp.eye(4)])
-    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(log_loss)))(points)
+    here, step = np.array([[0.02, 1.1, 0.2, 1.3]]), 1e-5
+    points = here + step * np.concatenate([np.zeros((1, 4)), np.eye(4), -np.eye(4)])
+    values, gradients = map(np.asarray, jax.jit(jax.vmap(jax.value_and_grad(log_loss)))(points))
     np.testing.assert_allclose(gradients[0], (values[1:5] - values[5:]) / (2 * step), rtol=1e-6)
-    assert jnp.all(gradients[0] != 0)
+    assert np.all(gradients[0] != 0)
 
 
 @pytest.mark.parametrize(
@@ -538,7 +543,7 @@ def test_reverse_mode_with_respect_to_step_adapters_and_problem():
 )
 def test_bad_arguments_get_one_line(arguments, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
-    half = (Adapter(jnp.zeros((RANK, 3)), random(12, 4, RANK)),)
+    half = (Adapter(np.zeros((RANK, 3)), random(12, 4, RANK)),)
     good = {"problem": SINGLE, "adapters": half, "steps": 10, "step": 0.1}
     with pytest.raises(InputError, match=f"^{message}") as caught:
         descend(**(good | arguments))

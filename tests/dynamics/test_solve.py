@@ -14,34 +14,39 @@ from lora_flow import (
     Factorization,
     InputError,
     PrecisionWarning,
+    SingleLayer,
     aligned_problem,
     descend,
     gaussian_init,
     oracles,
+    pad,
     save_times,
     solve,
     spectral_init,
     sweep,
     zero_adapters,
 )
-from lora_flow.dynamics.solve import KEPT_STATE
+from lora_flow.dynamics.flows import Plain
+from lora_flow.dynamics.solve import KEPT_STATE, conserved_by
 from lora_flow.runtime import compiling
 
 TIGHT = 1e-10
+WIDTH = 100  # of the problem of Figure 1: at its shapes, with rank 4 and 101 times, most tests share one program
 
 
 def random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+    return np.random.default_rng(seed).normal(size=shape)
 
 
 def one_layer(y):
-    """1/2 ||Y - B A||^2 as a Factorization: W2 = I, and a second adapter that stays at zero."""
+    """1/2 ||Y - B A||^2 as a Factorization: W2 = [I 0], and a second adapter that stays at zero."""
     m, n = y.shape
-    return Factorization(w1=jnp.zeros((m, n)), w2=jnp.eye(m), shift=y)
+    return Factorization(w1=np.zeros((WIDTH, n)), w2=np.eye(m, WIDTH), shift=y)
 
 
 def first_layer_only(problem, a, b):
-    return Adapter(a, b), zero_adapters(problem.layers, a.shape[0])[1]
+    rank, (n_out, n_in) = a.shape[0], problem.layers[1]
+    return Adapter(a, b), Adapter(np.zeros((rank, n_in)), np.zeros((n_out, rank)))
 
 
 class TestClosedForms:
@@ -49,19 +54,24 @@ class TestClosedForms:
 
     @pytest.mark.parametrize(
         ("m", "n", "rank"),
-        [(5, 5, 5), *(pytest.param(*one, marks=pytest.mark.long) for one in ((4, 7, 3), (7, 4, 2), (6, 6, 1)))],
+        [
+            (10, 10, 4),
+            *(pytest.param(*one, marks=pytest.mark.long) for one in ((5, 5, 5), (4, 7, 3), (7, 4, 2), (6, 6, 1))),
+        ],
     )
     def test_one_layer_from_orthonormal_rows_is_a_matrix_riccati_equation(self, m, n, rank):
         alpha = 0.3
         y = random(1, m, n)
-        rows = alpha * jnp.linalg.qr(random(2, n, rank))[0].T
+        rows = alpha * np.linalg.qr(random(2, n, rank))[0].T
         problem = one_layer(y)
-        start = first_layer_only(problem, rows, jnp.zeros((m, rank)))
-        trajectory = solve(problem, start, t1=6.0, saves=7, rtol=TIGHT)
+        start = first_layer_only(problem, rows, np.zeros((WIDTH, rank)))
+        trajectory = solve(problem, start, t1=6.0, rtol=TIGHT)
         expected = oracles.single_layer(y, rows, trajectory.times)
-        losses = 0.5 * jnp.sum((y[None] - expected.product) ** 2, axis=(1, 2))
+        losses = 0.5 * np.sum((y[None] - np.asarray(expected.product)) ** 2, axis=(1, 2))
         np.testing.assert_allclose(trajectory.observables["loss"], losses, rtol=0, atol=1e-7)
-        a, b = trajectory.adapters[0]
+        a, b = map(np.asarray, trajectory.adapters[0])
+        assert not b[m:].any()
+        b = b[:m]
         for got, products in zip((b @ a, a.T @ a, b @ b.T), expected, strict=True):
             np.testing.assert_allclose(got, products[-1], rtol=0, atol=1e-7)
 
@@ -69,19 +79,19 @@ class TestClosedForms:
     def test_rank_one_from_any_gaussian_row_is_a_matrix_riccati_equation(self):
         y, row = random(3, 6, 4), 0.1 * random(4, 1, 4)
         problem = one_layer(y)
-        trajectory = solve(problem, first_layer_only(problem, row, jnp.zeros((6, 1))), t1=5.0, rtol=TIGHT)
+        trajectory = solve(problem, first_layer_only(problem, row, np.zeros((WIDTH, 1))), t1=5.0, rtol=TIGHT)
         a, b = trajectory.adapters[0]
-        np.testing.assert_allclose(b @ a, oracles.single_layer(y, row, 5.0).product, rtol=0, atol=1e-7)
+        np.testing.assert_allclose(b[:6] @ a, oracles.single_layer(y, row, 5.0).product, rtol=0, atol=1e-7)
 
     @pytest.mark.long
     def test_a_frozen_isometric_w2_rescales_time(self):
         """W2 = s O with O^T O = I: the flow of O^T shift, at time s^2 t."""
         s, t1 = 1.7, 3.0
-        isometry = jnp.linalg.qr(random(5, 8, 4))[0]
+        isometry = np.linalg.qr(random(5, 8, 4))[0]
         y = random(6, 4, 5)
-        rows = 0.2 * jnp.linalg.qr(random(7, 5, 3))[0].T
-        problem = Factorization(w1=jnp.zeros((4, 5)), w2=s * isometry, shift=s * isometry @ y)
-        trajectory = solve(problem, first_layer_only(problem, rows, jnp.zeros((4, 3))), t1=t1, rtol=TIGHT)
+        rows = 0.2 * np.linalg.qr(random(7, 5, 3))[0].T
+        problem = Factorization(w1=np.zeros((4, 5)), w2=s * isometry, shift=s * isometry @ y)
+        trajectory = solve(problem, first_layer_only(problem, rows, np.zeros((4, 3))), t1=t1, rtol=TIGHT)
         a, b = trajectory.adapters[0]
         expected = oracles.first_layer(problem.shift, problem.w2, rows, t1).product
         np.testing.assert_allclose(b @ a, expected, rtol=0, atol=1e-7)
@@ -89,11 +99,11 @@ class TestClosedForms:
     def test_each_spectral_mode_follows_the_scalar_closed_form(self):
         """One layer behind a frozen W2: mode k is u' = (y - u v) v with y = sigma_k / s2 and time s2^2 t."""
         problem = aligned_problem(jax.random.key(3), component=[0, 2, 5], shift_scale=[5.0, 3.0, 2.0])
-        start = spectral_init(jax.random.key(4), problem, rank=3, alpha=0.05)[0]
+        start = spectral_init(jax.random.key(4), problem, rank=4, alpha=0.05)[0]
         trajectory = solve(problem, first_layer_only(problem, *start), t1=1.5, rtol=TIGHT)
         u, _, vt = np.linalg.svd(problem.shift)
         gains = np.linalg.norm(problem.w2.T @ u[:, :3], axis=0)
-        sizes = np.linalg.norm(start.a @ vt[:3].T, axis=0)
+        sizes = np.linalg.norm(np.asarray(start.a) @ vt[:3].T, axis=0)
         learned = u[:, :3].T @ np.asarray(problem.update(trajectory.adapters)) @ vt[:3].T
         expected = []
         for sigma, s2, size in zip([5.0, 3.0, 2.0], gains, sizes, strict=True):
@@ -111,7 +121,7 @@ class Unhashable:
         return 0.0
 
 
-class SingleLayer:
+class OnlyALoss:
     """A problem of one adapter that offers only a loss: its field, task and residual come by differentiation."""
 
     def __init__(self, y):
@@ -125,11 +135,13 @@ class SingleLayer:
 
 def test_a_problem_with_nothing_but_a_loss_is_solved_to_the_closed_form():
     y, row = random(8, 5, 6), 0.1 * random(9, 1, 6)
-    trajectory = solve(SingleLayer(y), (Adapter(row, jnp.zeros((5, 1))),), t1=4.0, rtol=TIGHT)
+    trajectory = solve(OnlyALoss(y), (Adapter(row, np.zeros((5, 1))),), t1=4.0, rtol=TIGHT)
     a, b = trajectory.adapters[0]
     np.testing.assert_allclose(b @ a, oracles.single_layer(y, row, 4.0).product, rtol=0, atol=1e-7)
     sizes = {"norm_z1", "norm_b1a1", "norm_along1", "norm_across1", "overlap_1"}
     assert set(trajectory.observables) == {"loss", "alignment_error", "drift"} | sizes
+    assert 0 < np.max(trajectory.observables["drift"]) < 1e-8
+    assert "drift of the conserved quantities" in str(trajectory)
 
 
 @pytest.mark.parametrize("side", ["A", "B"])
@@ -138,10 +150,10 @@ def test_the_conserved_quantities_drift_less_than_promised(figure1_problem, side
     for alpha in (1e-1, 1e-5):
         start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=alpha, side=side)
         drift = solve(figure1_problem, start, t1=5.0, rtol=rtol).observables["drift"]
-        assert 0 < jnp.max(drift) < bound
+        assert 0 < np.max(drift) < bound
 
 
-class OfFactors(SingleLayer):
+class OfFactors(OnlyALoss):
     """The same loss, and a part that depends on the factors beside their product."""
 
     def __init__(self, y, part):
@@ -152,61 +164,68 @@ class OfFactors(SingleLayer):
         return super().loss(adapters) + 0.1 * self.part(*adapters[0])
 
 
-PARTS = {
-    "decay": lambda a, b: jnp.sum(b**2),
-    "of both": lambda a, b: jnp.sum(a**4) + jnp.sum(b**2),
-    "between directions": lambda a, b: jnp.sum(jnp.tril(a @ a.T, -1) ** 2),
-}
+def decay(a, b):
+    return jnp.sum(b**2)
 
 
-@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_a_loss_by_which_the_imbalance_changes_has_no_drift(part):
-    """It had been told as an error of the integration, of .5 here."""
-    y, start = random(8, 5, 6), (Adapter(random(9, 2, 6), jnp.zeros((5, 2))),)
-    kept = solve(OfFactors(y, lambda a, b: jnp.sum((b @ a) ** 2)), start, t1=1.0)
-    changed = solve(OfFactors(y, part), start, t1=1.0)
-    assert 0 < jnp.max(kept.observables["drift"]) < 1e-2
-    assert "drift of the conserved quantities" in str(kept)
-    assert jnp.isnan(changed.observables["drift"]).all()
-    assert "drift" not in str(changed)
-    assert jnp.isfinite(changed.observables["loss"]).all()
-    assert jnp.isnan(descend(OfFactors(y, part), start, steps=3, step=1e-2).observables["drift"]).all()
-    assert np.isnan(sweep(OfFactors(y, part), alpha=0.1, rank=2, t1=1.0, progress=False)["drift"]).all()
+class TestALossByWhichTheImbalanceChanges:
+    """Its drift had been told as an error of the integration, of .5 here."""
+
+    @pytest.mark.parametrize(
+        ("part", "conserves"),
+        [
+            (lambda a, b: jnp.sum((b @ a) ** 2), 1.0),
+            (decay, np.nan),
+            (lambda a, b: jnp.sum(a**4) + jnp.sum(b**2), np.nan),
+            (lambda a, b: jnp.sum(jnp.tril(a @ a.T, -1) ** 2), np.nan),
+        ],
+        ids=["of the product", "decay", "of both", "between directions"],
+    )
+    def test_conserves_nothing(self, part, conserves):
+        problem = OfFactors(random(8, 5, 6), part)
+        np.testing.assert_array_equal(jax.jit(lambda: conserved_by(problem, Plain()))(), conserves)
+
+    def test_has_no_drift(self):
+        problem, start = OfFactors(random(8, 5, 6), decay), (Adapter(random(9, 2, 6), np.zeros((5, 2))),)
+        changed = solve(problem, start, t1=1.0, saves=5, solver="Tsit5")
+        assert np.isnan(changed.observables["drift"]).all()
+        assert "drift" not in str(changed)
+        assert np.isfinite(changed.observables["loss"]).all()
+        assert np.isnan(descend(problem, start, steps=3, step=1e-2).observables["drift"]).all()
+
+
+def swept(problem, **how):
+    """One lane of a sweep: of its time alone."""
+    return sweep(problem, alpha=0.1, rank=2, solver="Tsit5", progress=False, **how).squeeze()
 
 
 class TestTheStart:
     """What is measured from the start is measured from t = 0, whichever times are saved."""
 
-    problem = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
-    start = gaussian_init(jax.random.key(0), problem, rank=2, alpha=0.1)
-    times = ([0.0, 1.0, 1.5, 2.0], [1.0, 1.25, 1.5, 2.0])  # one shape, one program
+    problem = SingleLayer(random(8, 6, 6))
+    start = (Adapter(jnp.asarray(0.1 * random(9, 2, 6)), jnp.zeros((6, 2))),)
+    times = np.linspace(0.0, 2.0, 21), np.linspace(1.0, 2.0, 21)
 
     def test_of_a_flow(self):
         whole, late = (solve(self.problem, self.start, t1=2.0, saves=times, solver="Tsit5") for times in self.times)
-        begin, end = self.start[0].imbalance, late.adapters[0].imbalance
-        drifts = [
-            np.linalg.norm(x.imbalance - y.imbalance) / np.linalg.norm(x.stacked, 2) ** 2
-            for x, y in zip(late.adapters, self.start, strict=True)
-        ]
+        begin, end, size = self.start[0].imbalance, late.adapters[0].imbalance, late.adapters[0].stacked
         assert np.linalg.norm(end - begin) > 1e-10 * np.linalg.norm(begin), "no drift to tell of"
         for trajectory in (whole, late):
-            np.testing.assert_allclose(trajectory.observables["drift"][-1], max(drifts), rtol=1e-6)
+            drift = np.linalg.norm(end - begin) / np.linalg.norm(size, 2) ** 2
+            np.testing.assert_allclose(trajectory.observables["drift"][-1], drift, rtol=1e-6)
             assert trajectory.initial_loss == pytest.approx(float(self.problem.loss(self.start)), rel=1e-14)
             assert f"loss {float(self.problem.loss(self.start)):.4g} -> " in str(trajectory)
-        np.testing.assert_allclose(late.observables["drift"][0], whole.observables["drift"][1], rtol=1e-6)
+        np.testing.assert_allclose(late.observables["drift"][0], whole.observables["drift"][10], rtol=1e-6)
         assert whole.observables["drift"][0] == 0
 
     def test_of_a_sweep(self):
-        axes = {"alpha": 0.1, "rank": 2, "t1": 2.0, "solver": "Tsit5", "init": ("gaussian", "pissa"), "progress": False}
-        whole, late = (sweep(self.problem, saves=times, **axes) for times in self.times)
-        alone = solve(self.problem, self.start, t1=2.0, saves=self.times[0], solver="Tsit5")
+        whole, late = (swept(self.problem, t1=2.0, saves=times) for times in self.times)
+        start = gaussian_init(jax.random.key(0), self.problem, rank=2, alpha=0.1)
+        alone = solve(self.problem, start, t1=2.0, saves=self.times[0], solver="Tsit5")
         for dataset in (whole, late):
-            np.testing.assert_allclose(
-                dataset["initial_loss"].squeeze(), whole["loss"].isel(time=0).squeeze(), rtol=1e-14
-            )
-            drift = dataset["drift"].sel(init="gaussian").isel(time=-1).squeeze()
-            np.testing.assert_allclose(drift, alone.observables["drift"][-1], rtol=1e-3)
-        np.testing.assert_allclose(late["drift"].isel(time=0), whole["drift"].isel(time=1), rtol=1e-6)
+            np.testing.assert_allclose(dataset["initial_loss"], whole["loss"][0], rtol=1e-14)
+            np.testing.assert_allclose(dataset["drift"][-1], alone.observables["drift"][-1], rtol=1e-3)
+        np.testing.assert_allclose(late["drift"][0], whole["drift"][10], rtol=1e-6)
 
     def test_of_gradient_descent(self):
         whole, late = (descend(self.problem, self.start, steps=9, step=0.01, saves=saves) for saves in ([0, 9], [5, 9]))
@@ -216,14 +235,14 @@ class TestTheStart:
             assert descent.initial_loss == pytest.approx(float(self.problem.loss(self.start)), rel=1e-14)
             assert f"loss {float(self.problem.loss(self.start)):.4g} -> " in str(descent)
 
-    def test_of_a_state_so_large_that_it_is_looked_at_along_the_way(self, figure1_problem):
-        start = gaussian_init(jax.random.key(0), figure1_problem, rank=10, alpha=0.1)
-        assert sum(leaf.size for leaf in jax.tree.leaves(start)) > KEPT_STATE
+    def test_of_a_state_so_large_that_it_is_looked_at_along_the_way(self):
+        large = pad(self.start, 200)
+        assert sum(leaf.size for leaf in jax.tree.leaves(large)) > KEPT_STATE
         along, kept = (
-            solve(figure1_problem, start, t1=1.0, saves=[0.3, 1.0], solver="Tsit5", save_adapters=keep)
+            solve(self.problem, large, t1=2.0, saves=self.times[1], solver="Tsit5", save_adapters=keep)
             for keep in (False, True)
         )
-        assert along.initial_loss == pytest.approx(float(figure1_problem.loss(start)), rel=1e-13)
+        assert along.initial_loss == pytest.approx(float(self.problem.loss(self.start)), rel=1e-13)
         assert set(along.observables) == set(kept.observables)
         for name, values in kept.observables.items():
             np.testing.assert_allclose(along.observables[name], values, rtol=1e-9, atol=1e-15, err_msg=name)
@@ -231,16 +250,16 @@ class TestTheStart:
 
 def test_the_flow_commutes_with_rotations_of_its_coordinates(figure1_problem):
     """Orthogonal changes of basis in every space, the rank's included, change neither loss nor the steps taken."""
-    m, n, h, r = 10, 10, 100, 4
-    q = [jnp.linalg.qr(random(seed, size, size))[0] for seed, size in enumerate((m, n, h, r))]
-    p, start = figure1_problem, gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-2)
-    turned = Factorization(w1=q[2] @ p.w1 @ q[1].T, w2=q[0] @ p.w2 @ q[2].T, shift=q[0] @ p.shift @ q[1].T)
-    (a1, b1), (a2, b2) = start
+    q = [np.linalg.qr(random(seed, size, size))[0] for seed, size in enumerate((10, 10, WIDTH, 4))]
+    w1, w2, shift = map(np.asarray, (figure1_problem.w1, figure1_problem.w2, figure1_problem.shift))
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-2)
+    turned = Factorization(w1=q[2] @ w1 @ q[1].T, w2=q[0] @ w2 @ q[2].T, shift=q[0] @ shift @ q[1].T)
+    (a1, b1), (a2, b2) = jax.tree.map(np.asarray, start)
     turned_start = (
         Adapter(q[3] @ a1 @ q[1].T, q[2] @ b1 @ q[3].T),
         Adapter(q[3] @ a2 @ q[2].T, q[0] @ b2 @ q[3].T),
     )
-    ours, theirs = solve(p, start, t1=3.0), solve(turned, turned_start, t1=3.0)
+    ours, theirs = solve(figure1_problem, start, t1=3.0), solve(turned, turned_start, t1=3.0)
     steps = int(ours.stats["num_steps"]), int(theirs.stats["num_steps"])
     assert steps[0] == pytest.approx(steps[1], rel=0.01)  # rounding may decide on a step
     for name in ("loss", "alignment_error", "norm_z1", "norm_z2"):
@@ -311,32 +330,33 @@ class TestGradients:
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, float) else "",
 )
-def test_any_diffrax_solver_gives_the_same_trajectory(figure1_problem, solver, worst):
-    start = gaussian_init(jax.random.key(5), figure1_problem, rank=2, alpha=1e-2, side="B")
-    reference = solve(figure1_problem, start, t1=2.0, saves=21, solver=diffrax.Dopri8(), rtol=1e-12)
-    trajectory = solve(figure1_problem, start, t1=2.0, saves=21, solver=solver)
+def test_any_diffrax_solver_gives_the_same_trajectory(solver, worst):
+    """On one layer, to losses of 1e-12 of the first."""
+    rows, (left, right) = 1e-2 * np.linalg.qr(random(11, 6, 2))[0].T, (random(seed, 6)[:, None] for seed in (12, 13))
+    shift = 5 * left @ right.T / np.linalg.norm(left) / np.linalg.norm(right)
+    trajectory = solve(SingleLayer(shift), (Adapter(rows, np.zeros((6, 2))),), t1=4.0, saves=21, solver=solver)
     assert trajectory.status == 0
-    error = jnp.abs(jnp.log10(trajectory.observables["loss"] / reference.observables["loss"]))
-    assert jnp.max(error) < worst
+    residual = shift - np.asarray(oracles.single_layer(shift, rows, trajectory.times).product)
+    exact = 0.5 * np.sum(residual**2, axis=(1, 2))
+    assert exact[-1] < 1e-12 * exact[0]
+    assert np.max(np.abs(np.log10(trajectory.observables["loss"] / exact))) < worst
 
 
-def test_gradient_descent_is_the_euler_solver(figure1_problem):
-    start = gaussian_init(jax.random.key(5), figure1_problem, rank=2, alpha=1e-2)
+def test_gradient_descent_is_the_euler_solver():
+    y, (a, b) = random(8, 5, 6), (0.1 * random(9, 2, 6), np.zeros((5, 2)))
     eta, steps = 1e-3, 200
     trajectory = solve(
-        figure1_problem,
-        start,
+        SingleLayer(y),
+        (Adapter(a, b),),
         t1=eta * steps,
         saves=5,
         solver=diffrax.Euler(),
         stepsize_controller=diffrax.ConstantStepSize(),
         dt0=eta,
     )
-    gradient = jax.jit(jax.grad(figure1_problem.loss))
-    adapters = start
     for _ in range(steps):
-        adapters = jax.tree.map(lambda y, g: y - eta * g, adapters, gradient(adapters))
-    np.testing.assert_allclose(trajectory.observables["loss"][-1], figure1_problem.loss(adapters), rtol=1e-10)
+        a, b = a + eta * b.T @ (y - b @ a), b + eta * (y - b @ a) @ a.T
+    np.testing.assert_allclose(trajectory.observables["loss"][-1], 0.5 * np.sum((y - b @ a) ** 2), rtol=1e-10)
     assert trajectory.stats["num_steps"] == steps
 
 
@@ -354,24 +374,25 @@ def test_vmap_over_lanes_is_a_loop_over_solves(figure1_problem):
         np.testing.assert_allclose(together.observables["loss"][i], alone.observables["loss"], rtol=1e-9)
 
 
-def test_a_run_that_is_given_up_is_a_status_and_keeps_what_it_reached(figure1_problem):
-    start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3)
-    trajectory = solve(figure1_problem, start, t1=5.0, max_steps=20)
+def test_a_run_that_is_given_up_is_a_status_and_keeps_what_it_reached():
+    y, row = random(8, 5, 6), 1e-3 * random(9, 1, 6)
+    trajectory = solve(SingleLayer(y), (Adapter(row, np.zeros((5, 1))),), t1=5.0, max_steps=20)
     assert trajectory.status == 1
     assert trajectory.stats["num_steps"] == 20
     loss = trajectory.observables["loss"]
-    assert loss[0] == pytest.approx(12.5, rel=1e-4)
-    assert jnp.isnan(loss[-1])
+    assert loss[0] == pytest.approx(0.5 * np.sum(y**2), rel=1e-14)
+    assert np.isnan(loss[-1])
     assert "max_steps after 20 steps" in str(trajectory)
-    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trajectory.adapters))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(trajectory.adapters))
 
 
 def test_a_step_so_long_that_it_overflows_is_shortened():
     """From this start the loss falls while the step is still that of the slow growth, and its stages overflow."""
     problem = aligned_problem(jax.random.key(0), component="bottom")
     start = spectral_init(jax.random.key(5), problem, rank=4, alpha=1e-4)
-    trajectory = solve(problem, start, t1=12.0, saves=3, max_steps=1000)
+    trajectory = solve(problem, start, t1=12.0)
     assert trajectory.status == 0
+    assert trajectory.stats["num_steps"] <= 1000
     assert trajectory.stats["num_rejected_steps"] >= 1
     assert trajectory.observables["loss"][-1] < 1e-24
 
@@ -418,10 +439,14 @@ class TestSaveTimes:
         np.testing.assert_allclose(save_times(2.0, [0.5, 1.5]), [0.5, 1.5])
 
     def test_trajectories_are_saved_there(self, figure1_problem):
-        start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
-        dense = solve(figure1_problem, start, t1=1.0, saves=11)
-        few = solve(figure1_problem, start, t1=1.0, saves=[0.0, 0.3, 0.8])
-        np.testing.assert_allclose(few.observables["loss"], dense.observables["loss"][jnp.array([0, 3, 8])], rtol=1e-9)
+        start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-2)
+        equal = solve(figure1_problem, start, t1=1.0)
+        shared = np.array([0, *range(30, 81), 100])
+        times = np.sort([*equal.times[shared], *np.linspace(0.302, 0.768, 48)])
+        listed = solve(figure1_problem, start, t1=1.0, saves=times)
+        np.testing.assert_array_equal(listed.times, times)
+        again = np.isin(times, equal.times[shared])
+        np.testing.assert_allclose(listed.observables["loss"][again], equal.observables["loss"][shared], rtol=1e-9)
 
     @pytest.mark.parametrize(
         ("t1", "saves", "message"),
@@ -453,17 +478,15 @@ class TestSaveTimes:
         with pytest.raises(InputError, match=f"^{exactly}$"):
             save_times(t1, saves)
 
-    def test_a_last_time_that_rounding_puts_beyond_the_end_is_the_end(self, figure1_problem):
-        saves = np.arange(0, 0.35, 0.1)
-        assert saves[-1] > 0.3, "one unit of rounding beyond"
-        np.testing.assert_array_equal(save_times(0.3, saves), [*saves[:3], 0.3])
-        start = gaussian_init(jax.random.key(0), figure1_problem, rank=1, alpha=1e-2)
-        seen = solve(figure1_problem, start, t1=0.3, saves=saves)
+    def test_a_last_time_that_rounding_puts_beyond_the_end_is_the_end(self):
+        problem, start, saves = TestTheStart.problem, TestTheStart.start, np.arange(0, 0.43, 0.021)
+        assert saves[-1] > 0.42, "one unit of rounding beyond"
+        np.testing.assert_array_equal(save_times(0.42, saves), [*saves[:-1], 0.42])
+        seen = solve(problem, start, t1=0.42, saves=saves, solver="Tsit5")
         assert seen.status == 0
-        assert float(seen.times[-1]) == 0.3
+        assert float(seen.times[-1]) == 0.42
         assert np.all(np.isfinite(seen.observables["loss"]))
-        swept = sweep(figure1_problem, alpha=1e-2, rank=1, t1=0.3, saves=saves, progress=False)
-        np.testing.assert_array_equal(swept["time"], seen.times)
+        np.testing.assert_array_equal(swept(problem, t1=0.42, saves=saves)["time"], seen.times)
         with jax.enable_x64(False):
             end, beyond = jnp.asarray(0.3), float(np.nextafter(np.float32(0.3), np.float32(1)))
             assert save_times(end, [0.0, beyond])[-1] == end < beyond
@@ -543,7 +566,7 @@ def test_single_precision_warns_only_where_it_cannot_carry_the_tolerance():
 
 
 def test_new_values_do_not_recompile(figure1_problem):
-    start = gaussian_init(jax.random.key(0), figure1_problem, rank=3, alpha=1e-3)
+    start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3)
     other = aligned_problem(jax.random.key(9))
     solve(figure1_problem, start, t1=1.0, rtol=1e-3)
     before = set(compiling._programs)

@@ -13,19 +13,19 @@ from lora_flow import Adapter, InputError, SingleLayer, aligned_problem, descend
 from lora_flow.dynamics.solve import KEPT_STATE, RTOL
 from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
 
-SHIFT = jnp.array([[1.5, 0.3], [-0.2, 0.8]])
-ROW = jnp.array([[0.3, -0.1]])
+SHIFT = np.array([[1.5, 0.3], [-0.2, 0.8]])
+ROW = np.array([[0.3, -0.1]])
 DIRECT, FORWARD = diffrax.DirectAdjoint(), diffrax.ForwardMode()
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # for programs that run once
 
 
 def start_of(scale):
-    return (Adapter(scale * ROW, jnp.zeros((2, 1))),)
+    return (Adapter(scale * ROW, np.zeros((2, 1))),)
 
 
 def flowed(point, **how):
     """log L at t = 1 on one layer of 2 x 2, from a row of the size point[0], for a shift of the size point[1]."""
-    how = {"saves": jnp.array([0.5, 1.0]), "max_steps": 256} | how
+    how = {"saves": np.array([0.5, 1.0]), "max_steps": 256} | how
     return jnp.log(solve(SingleLayer(point[1] * SHIFT), start_of(point[0]), t1=1.0, **how).observables["loss"][-1])
 
 
@@ -47,7 +47,7 @@ def by_hand(point):
     return jnp.log(0.5 * jnp.sum((shift - b @ a) ** 2))
 
 
-POINT = jnp.array([1.2, 0.9])
+POINT = np.array([1.2, 0.9])
 
 
 def second_in_reverse(function):
@@ -60,8 +60,7 @@ FORWARD_ONLY = (
 )
 
 
-@pytest.mark.parametrize("run", [flowed, stepped], ids=["solve", "descend"])
-@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jitted"])
+@pytest.mark.parametrize(("run", "jitted"), [(flowed, False), (stepped, True)], ids=["solve", "jitted descend"])
 @pytest.mark.parametrize(
     ("transform", "adjoint", "message"),
     [
@@ -111,7 +110,7 @@ def test_a_gradient_that_is_held_fixed_is_no_second_derivative():
 
 
 def test_gradients_of_many_runs_together_are_those_of_each():
-    points = jnp.stack([POINT, POINT + 0.1])
+    points = np.stack([POINT, POINT + 0.1])
     each = jit(jax.vmap(jax.grad(stepped)))(points)
     together = jit(jax.grad(lambda x: jnp.sum(jax.vmap(stepped)(x))))(points)
     np.testing.assert_allclose(together, each, rtol=1e-12)
@@ -124,13 +123,12 @@ def test_gradients_of_many_runs_together_are_those_of_each():
 )
 def test_second_derivatives_of_a_flow_are_those_of_the_closed_form(solver):
     second = jit(jax.hessian(lambda x: flowed(x, solver=solver, rtol=1e-6, adjoint=DIRECT)))(POINT)
-    np.testing.assert_allclose(second, jax.hessian(closed)(POINT), rtol=1e-3)
+    np.testing.assert_allclose(second, jit(jax.hessian(closed))(POINT), rtol=1e-3)
 
 
-def test_first_derivatives_of_a_flow_in_both_modes_are_those_of_the_closed_form():
-    expected = jax.grad(closed)(POINT)
-    for first in (jax.grad(flowed), jax.jacfwd(lambda x: flowed(x, adjoint=FORWARD))):
-        np.testing.assert_allclose(jit(first)(POINT), expected, rtol=1e-4)
+def test_first_derivatives_of_a_flow_in_reverse_are_those_of_the_closed_form():
+    """In forward mode they are tried below, along the way."""
+    np.testing.assert_allclose(jit(jax.grad(flowed))(POINT), jit(jax.grad(closed))(POINT), rtol=1e-4)
 
 
 def test_derivatives_of_gradient_descent_are_those_of_the_loop_written_out():
@@ -162,7 +160,7 @@ def test_derivatives_of_observables_are_those_of_their_values():
     def seen(scale):
         task = problem.__class__(problem.w1, problem.w2, scale * problem.shift)
         begin = jax.tree.map(lambda leaf: scale * leaf, start)
-        how = {"t1": 0.6, "saves": jnp.array([0.2, 0.6]), "solver": "Tsit5", "rtol": 1e-9, "adjoint": FORWARD}
+        how = {"t1": 0.6, "saves": np.array([0.2, 0.6]), "solver": "Tsit5", "rtol": 1e-9, "adjoint": FORWARD}
         return solve(task, begin, **how).observables
 
     both = jit(lambda scale: jax.jvp(seen, (scale,), (1.0,)))
@@ -177,12 +175,12 @@ def test_derivatives_of_observables_are_those_of_their_values():
 
 def test_derivatives_of_a_state_so_large_that_it_is_looked_at_along_the_way():
     rng = np.random.default_rng(0)
-    shift, row = jnp.asarray(rng.standard_normal((40, 30))) / 8, jnp.asarray(rng.standard_normal((30, 30))) / 20
+    shift, row = rng.standard_normal((40, 30)) / 8, rng.standard_normal((30, 30)) / 20
     assert KEPT_STATE < 30 * (40 + 30)
 
     def seen(scale, keep):
-        start = (Adapter(scale * row, jnp.zeros((40, 30))),)
-        how = {"t1": 1.0, "saves": jnp.array([0.4, 1.0]), "solver": "Tsit5", "adjoint": FORWARD}
+        start = (Adapter(scale * row, np.zeros((40, 30))),)
+        how = {"t1": 1.0, "saves": np.array([0.4, 1.0]), "solver": "Tsit5", "adjoint": FORWARD}
         return solve(SingleLayer(shift), start, **how, save_adapters=keep).observables
 
     along, kept = (
