@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,7 +14,7 @@ from lora_flow.cli import main
 from lora_flow.dynamics.solve import SOLVERS
 from lora_flow.settings import Settings, from_table, to_table
 
-QUICK = ["--rank", "1", "--m", "4", "--n", "4", "--h", "5", "--t1", "0.5", "--saves", "3"]
+QUICK = ["--rank", "1", "--m", "4", "--n", "5", "--h", "6", "--t1", "0.5", "--saves", "3", "--batch-size", "2"]
 
 
 @pytest.mark.parametrize("command", [[], ["sweep"], ["plot"], ["figure"]])
@@ -93,27 +94,28 @@ def test_bad_input_gets_one_line_and_status_2_and_writes_nothing(flags, message,
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_single_precision_with_a_tolerance_it_cannot_carry(tmp_path):
-    """In a process of its own: precision is JAX's global switch."""
-    flags = ["sweep", "--out", str(tmp_path / "run"), "--precision", "single", *QUICK]
-    run = [sys.executable, "-c", "from lora_flow.cli import main; raise SystemExit(main())", *flags]
-    refused = subprocess.run([*run, "--rtol", "1e-6"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 2
-    assert "rtol must be at least 1e-05 for float32 to carry it, got 1e-06" in refused.stderr
-    assert not (tmp_path / "run").exists()
-    subprocess.run(run, capture_output=True, check=True)
+def test_single_precision_with_a_tolerance_it_cannot_carry(tmp_path, capsys):
+    run = ["sweep", "--out", str(tmp_path / "run"), "--precision", "single", *QUICK]
+    try:
+        assert main([*run, "--rtol", "1e-6"]) == 2
+        assert "rtol must be at least 1e-05 for float32 to carry it, got 1e-06" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+        assert main(run) == 0
+    finally:
+        jax.config.update("jax_enable_x64", True)  # JAX's global switch
     assert load_run(tmp_path / "run").attrs["dtype"] == "float32"
 
 
 def test_flags_override_the_config_file_which_overrides_the_defaults(tmp_path, capsys):
     config = tmp_path / "config.toml"
-    config.write_text('alpha = [1e-1, 1e-2]\nside = "B"\nrank = 1\nt1 = 1\nsaves = 3\nm = 4\nn = 4\nh = 5\n')
+    sizes = "rank = 1\nsaves = 3\nm = 4\nn = 5\nh = 6\nbatch_size = 2\nseeds = 4\n"
+    config.write_text(f'alpha = [1e-1, 1e-2]\nside = "B"\nt1 = 1\n{sizes}')
     assert (
         main(["sweep", "--out", str(tmp_path / "run"), "--config", str(config), "--t1", "0.5", "--alpha", "1e-3"]) == 0
     )
     capsys.readouterr()
     settings = tomllib.loads((tmp_path / "run" / "settings.toml").read_text())
-    assert (settings["alpha"], settings["side"], settings["t1"], settings["seeds"]) == ([1e-3], ["B"], 0.5, 1)
+    assert (settings["alpha"], settings["side"], settings["t1"], settings["init"]) == ([1e-3], ["B"], 0.5, ["gaussian"])
     # the resolved settings are themselves a config file
     assert main(["sweep", "--out", str(tmp_path / "again"), "--config", str(tmp_path / "run" / "settings.toml")]) == 0
     first, second = load_run(tmp_path / "run"), load_run(tmp_path / "again")

@@ -169,18 +169,22 @@ def is_right(path):
 
 
 def test_damaged_bytes_and_files_never_read_as_other_numbers(whole, tmp_path):
+    """In every way; the further chunks of an array, which are read as its first is, in one of the ways each."""
     path = tmp_path / "results.zarr"
     shutil.copytree(whole, path)
     seen = {}
-    for name in files(path):
+    for number, name in enumerate(files(path)):
         content = (path / name).read_bytes()
-        for how, damaged in damages(content):
+        ways = [*damages(content)]
+        if re.search(r"/[0-9.]*[1-9][0-9.]*$", name):
+            ways = [ways[number % len(ways)]]
+        for how, damaged in ways:
             (path / name).unlink()
             if damaged is not None:
                 (path / name).write_bytes(damaged)
             seen[name, how] = is_right(path)
             (path / name).write_bytes(content)
-    assert len(seen) > 246
+    assert len(seen) > 170
     assert set(seen.values()) == {"refused", "lanes"}
     assert is_right(path) == "as it was"
 

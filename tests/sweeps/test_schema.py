@@ -27,7 +27,7 @@ from lora_flow.sweeps.schema import layers_of
 SMALL = aligned_problem(jax.random.key(0), m=4, n=5, h=6)
 OTHER = aligned_problem(jax.random.key(1), m=4, n=5, h=6, delta_w=0.25)
 SHORT = 70  # letters that fit beside an axis
-ASKED = {"rank": 1, "t1": 0.5, "saves": 3, "progress": False}
+ASKED = {"rank": 1, "t1": 0.5, "saves": 3, "progress": False, "batch_size": 2}
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,7 @@ def test_other_labels_are_refused_in_one_line(labels):
 
 
 def test_one_layer_goes_through_netcdf(tmp_path):
-    swept = sweep(SingleLayer(np.eye(4, 5)), alpha=1e-2, **ASKED)
-    swept.to_netcdf(tmp_path / "run.nc", engine="scipy")
+    planned(PROBLEMS["one layer"]).to_netcdf(tmp_path / "run.nc", engine="scipy")
     assert layers_of(xr.load_dataset(tmp_path / "run.nc", engine="scipy")) == ((4, 5),)
 
 

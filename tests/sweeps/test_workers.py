@@ -21,7 +21,7 @@ from lora_flow.sweeps.plan import plan_sweep
 from lora_flow.sweeps.workers import WorkersLost, order_of, solve_box
 
 HOW = {"alpha": (1e-1, 1e-2), "rank": 1, "seeds": 7, "t1": 0.5, "saves": 3, "batch_size": 2}
-PLAN = {"init": "gaussian", "side": "A", "solver": "auto", "rtol": 5e-4, "max_steps": 1000}
+PLAN = {"init": "gaussian", "side": "A", "solver": "auto", "rtol": 5e-4, "max_steps": 100_000}
 
 
 @pytest.fixture(scope="module")
