@@ -42,13 +42,15 @@ TABLES = (ENTERED, EXPERIMENTS, KINDS, OBSERVABLES.entries, DETAILS.entries)
 
 @pytest.fixture
 def tables():
-    """The tables by name as they are, whatever a page adds to them."""
+    """The tables by name as they are, whatever a page adds to them; other pages share their programs."""
     held = [(table, dict(table)) for table in TABLES]
     yield
-    for table, entries in held:
+    changed = [(table, entries) for table, entries in held if table != entries]
+    for table, entries in changed:
         table.clear()
         table.update(entries)
-    forget()  # programs with observables of a page
+    if changed:
+        forget()  # programs with observables of a page
 
 
 @pytest.mark.parametrize("page", PAGES)
