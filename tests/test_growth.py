@@ -1,6 +1,7 @@
 """Which settings of a run may change and how, and `extend`."""
 
 import dataclasses
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +35,7 @@ THEN = Settings(m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(1,), seeds=3, t1=0.5, s
 )
 def test_what_there_is_comes_first(then, asked, now):
     then = dataclasses.replace(THEN, **then)
-    assert united("runs/x", then, dataclasses.replace(then, **asked)) == dataclasses.replace(then, **now)
+    assert united(Path("runs/x"), then, dataclasses.replace(then, **asked)) == dataclasses.replace(then, **now)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_what_there_is_comes_first(then, asked, now):
 )
 def test_what_may_not_change(asked, told):
     with pytest.raises(InputError, match=told):
-        united("runs/x", THEN, dataclasses.replace(THEN, **asked))
+        united(Path("runs/x"), THEN, dataclasses.replace(THEN, **asked))
 
 
 @pytest.fixture(scope="module")
