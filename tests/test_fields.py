@@ -188,13 +188,14 @@ def test_such_a_problem_runs_with_its_own_loss():
     """The flow of 0.01 ||A||^2 + 0.01 ||B||^2 beside the shift's: the loss is that of the definition, at every time."""
     problem = Decayed(W1, W2, SHIFT, decay=0.01)
     start = gaussian_init(jax.random.key(0), problem, rank=2, alpha=0.1)
-    trajectory = solve(problem, start, t1=1.0, saves=5, save_adapters=True)
+    how = {"t1": 1.0, "saves": 5, "solver": "Tsit5"}
+    trajectory = solve(problem, start, save_adapters=True, **how)
     for i, loss in enumerate(trajectory.observables["loss"]):
-        (a1, b1), (a2, b2) = (jax.tree.map(lambda leaf, i=i: leaf[i], one) for one in trajectory.history)
+        (a1, b1), (a2, b2) = (jax.tree.map(lambda leaf, i=i: np.asarray(leaf)[i], one) for one in trajectory.history)
         missing = SHIFT - ((W2 + b2 @ a2) @ (W1 + b1 @ a1) - W2 @ W1)
-        decay = sum(np.sum(np.asarray(leaf) ** 2) for leaf in (a1, b1, a2, b2))
-        assert float(loss) == pytest.approx(0.5 * np.sum(np.asarray(missing) ** 2) + 0.01 * decay, rel=1e-12)
-    swept = sweep(problem, alpha=0.1, rank=2, t1=1.0, saves=5, progress=False)
+        decay = sum(np.sum(leaf**2) for leaf in (a1, b1, a2, b2))
+        assert float(loss) == pytest.approx(0.5 * np.sum(missing**2) + 0.01 * decay, rel=1e-12)
+    swept = sweep(problem, alpha=0.1, rank=2, progress=False, **how)
     np.testing.assert_allclose(swept["loss"].squeeze(), trajectory.observables["loss"], rtol=1e-3)
     with pytest.raises(InputError, match="what differs between them in arrays, to be swept together, got Decayed of 2"):
         sweep({d: Decayed(W1, W2, SHIFT, decay=d) for d in (0.1, 0.2)}, t1=1.0)
