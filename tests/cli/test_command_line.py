@@ -213,7 +213,7 @@ CLOSED = [
     ("plot RUN", "RUN"),
     ("plot CLOSED", "CLOSED"),
     ("status RUN", "RUN"),
-    ("status CLOSED", "CLOSED/settings.toml"),
+    ("status CLOSED", "CLOSED"),
     ("figure 1 --out RUN", "RUN"),
     ("figure 1 --out CLOSED", "CLOSED"),
     ("figure 1 --out RUN --resume", "RUN"),
