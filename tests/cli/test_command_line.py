@@ -172,10 +172,12 @@ def test_a_folder_at_home_is_found(tmp_path, monkeypatch, command, resume):
 
 def test_a_folder_that_may_not_be_searched_is_named(capsys, tmp_path, monkeypatch):
     """Permissions do not bind root, so the system's refusal is put in the place of each command's first look."""
-    out = str(tmp_path / "closed" / "run")
+    out, look = str(tmp_path / "closed" / "run"), os.stat
 
-    def closed(*arguments, **options):
-        raise PermissionError(13, "Permission denied", out)
+    def closed(path, *arguments, **options):
+        if str(path).startswith(out):
+            raise PermissionError(13, "Permission denied", out)
+        return look(path, *arguments, **options)
 
     monkeypatch.setattr("os.stat", closed)
     for words in (["sweep", "--out", out], ["plot", out], ["figure", "1", "--out", out], ["theory", "--out", out]):
