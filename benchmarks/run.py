@@ -19,6 +19,7 @@ JOBS = {
     "e": "cold start",
     "f": "gradients of the final loss",
     "g": "a Vision Transformer with LoRA",
+    "h": "many lanes",
 }
 GPU_JOBS = "abcd"
 RESULTS = Path(__file__).parent / "results"
@@ -56,11 +57,11 @@ def measure(jobs: tuple[str, ...], quick: bool, out: Path) -> None:
 
 
 def _job(name: str) -> Callable[[bool], dict[str, Any]]:
-    from benchmarks import cold, gradients, races, size, training, unequal
+    from benchmarks import cold, gradients, many, races, size, training, unequal
 
     if name in races.RACES:
         return lambda quick: races.run(name, quick)
-    return {"c": unequal.run, "d": size.run, "e": cold.run, "f": gradients.run, "g": training.run}[name]
+    return {"c": unequal.run, "d": size.run, "e": cold.run, "f": gradients.run, "g": training.run, "h": many.run}[name]
 
 
 def _on_gpu() -> bool:

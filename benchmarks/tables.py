@@ -90,7 +90,20 @@ def training(job: dict[str, Any]) -> str:
     return table(("model and library", "images/s", "seconds a step", "times ours", "first call, s"), rows)
 
 
-TABLES = {"a": race, "b": race, "c": unequal, "d": size, "e": cold, "f": gradients, "g": training}
+def many(job: dict[str, Any]) -> str:
+    header = ("how", "lanes/s", "share of storing", "memory, MB", "boxes", "files", "first boxes, s")
+    rows = []
+    for name, row in job["rows"].items():
+        if "seconds" not in row:
+            rows.append([name, row["missing"], *[""] * (len(header) - 2)])
+            continue
+        storing = f"{100 * row['stored_s'] / row['seconds']:.1f} %" if "stored_s" in row else ""
+        cells = [f"{row['lanes'] / row['seconds']:.0f}", storing, f"{row['peak_mb']:.0f}"]
+        rows.append([name, *cells, f"{row['boxes']}", f"{row['files']}", _s(row["first_s"])])
+    return table(header, rows)
+
+
+TABLES = {"a": race, "b": race, "c": unequal, "d": size, "e": cold, "f": gradients, "g": training, "h": many}
 
 
 def _s(seconds: float) -> str:
