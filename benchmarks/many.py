@@ -14,9 +14,9 @@ from benchmarks.children import Failed, in_child
 from benchmarks.timing import peak_bytes, seconds
 
 ALPHAS = (1e-3, 1e-4, 1e-5)
-FIRST = 2  # boxes, one for each worker
+WORKERS = 2
+FIRST = WORKERS  # boxes, one for each worker
 SEEDS, QUICK_SEEDS = (334, 3_334, 33_334), (34, 334)
-WORKERS = FIRST
 WAYS = {"in process": "benchmarks.many:in_process", f"local:{WORKERS}": "benchmarks.many:on_dask"}
 
 

@@ -83,13 +83,14 @@ def _counts(path: RunPath, lanes: xr.DataArray, boxes: Boxes, kind: str) -> str:
 
 def _pace(path: RunPath, wait: np.ndarray, boxes: Boxes) -> str:
     """The pace at which those who are at work have stored their last boxes, and the time left; "" if nothing tells."""
-    if not wait.any() or not holder(path):
+    began = _changed(path / LOCK)  # not known of a lease
+    if not wait.any() or not began or not holder(path):
         return ""
-    ended, began = set(range(boxes.count)) - set(boxes.where(wait)), _changed(path / LOCK)
+    ended = set(range(boxes.count)) - set(boxes.where(wait))
     files = {number: checksums.chunk(wait, boxes.place(number)) for number in ended}
     stored = [(_changed(path / RESULTS / "status" / name), boxes.size(number)) for number, name in files.items()]
     stored = sorted(one for one in stored if one[0] > began)[-_LATELY:]
-    if not began or len(stored) < 2 or stored[0][0] == stored[-1][0]:
+    if len(stored) < 2 or stored[0][0] == stored[-1][0]:
         return ""
     rate = sum(lanes for _, lanes in stored[1:]) / (stored[-1][0] - stored[0][0])
     return f"; {rate:.3g} lanes/s, {span(wait.sum() / rate)} left"

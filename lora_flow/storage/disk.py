@@ -11,7 +11,9 @@ from lora_flow.storage.remote import RemotePath, RunPath
 
 
 def used(path: RunPath) -> int:
-    """The bytes of the files in a folder, 0 where there is none."""
+    """The bytes on the disk of the files in a folder; 0 where there is none, and for one in an object store."""
+    if isinstance(path, RemotePath):
+        return 0
     total = 0
     for file in path.rglob("*"):
         with contextlib.suppress(OSError):  # replaced meanwhile

@@ -2,7 +2,6 @@
 
 import itertools
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
+from loss_only import LossOnly, tasks
 from scipy.integrate import solve_ivp
 
 from lora_flow import (
@@ -19,7 +19,6 @@ from lora_flow import (
     InputError,
     eva_init,
     gaussian_init,
-    linearised_task,
     solve,
     zero_adapters,
 )
@@ -77,20 +76,6 @@ def test_a_small_update_keeps_all_its_digits(seed, size):
     terms = [w3 @ w2 @ c1, w3 @ c2 @ w1, c3 @ w2 @ w1, w3 @ c2 @ c1, c3 @ w2 @ c1, c3 @ c2 @ w1, c3 @ c2 @ c1]
     size_of_terms = sum(map(np.linalg.norm, terms))
     assert np.linalg.norm(problem.update(adapters) - sum(terms)) < 1e-14 * size_of_terms
-
-
-class LossOnly(eqx.Module):
-    problem: DeepLinear
-
-    @property
-    def layers(self):
-        return self.problem.layers
-
-    def loss(self, adapters):
-        return self.problem.loss(adapters)
-
-
-tasks = jax.jit(linearised_task)
 
 
 @settings(max_examples=5, deadline=None)

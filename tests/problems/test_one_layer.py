@@ -1,22 +1,20 @@
 """One adapted layer: a matrix, a regression, a classification, against their definitions in NumPy."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loss_only import LossOnly, tasks
 
 from lora_flow import (
-    AbstractProblem,
     Adapter,
     InputError,
     Regression,
     SingleLayer,
     SoftmaxRegression,
     gaussian_init,
-    linearised_task,
     lora_ga_init,
     solve,
 )
@@ -48,22 +46,6 @@ def draw(kind, seed, samples):
     if kind == "softmax":
         return SoftmaxRegression(inputs, labels, weight, SCALING), adapters, cross_entropy
     return Regression(inputs, shift, weight, kind, SCALING), adapters, regression
-
-
-class LossOnly(eqx.Module):
-    """The same problem without any formula of its own."""
-
-    problem: AbstractProblem
-
-    @property
-    def layers(self):
-        return self.problem.layers
-
-    def loss(self, adapters):
-        return self.problem.loss(adapters)
-
-
-tasks = jax.jit(linearised_task)
 
 
 @jax.jit

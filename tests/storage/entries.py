@@ -3,7 +3,11 @@
 import contextlib
 import os
 import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,3 +61,13 @@ def touching(act):
 
     patch.setattr(Path, "open", opening)
     return stack
+
+
+def told_by(script: str) -> Any:
+    """The value that a script prints, run in a process of its own, without JAX and pytest's plugins."""
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return eval(done.stdout)

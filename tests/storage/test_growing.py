@@ -4,16 +4,13 @@ import errno
 import itertools
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from entries import touching
+from entries import told_by, touching
 
 from lora_flow import InputError
 from lora_flow.storage import checksums
@@ -211,12 +208,7 @@ def test_killed_at_any_step_it_leaves_the_old_or_the_new(tmp_path):
                 break
         print(seen)
     """
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    states = [size for _, size in eval(done.stdout)]
+    states = [size for _, size in told_by(script)]
     assert len(states) > 8
     assert states == sorted(states)
     assert set(states) == {OLD, NEW}

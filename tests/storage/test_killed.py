@@ -1,10 +1,8 @@
 """Processes that are killed while they write a run, and what whoever goes on with the run finds."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
+
+from entries import told_by
 
 
 def test_killed_at_any_step_of_writing_it_is_resumed_to_the_same_values(tmp_path):
@@ -39,12 +37,7 @@ def test_killed_at_any_step_of_writing_it_is_resumed_to_the_same_values(tmp_path
                 break
         print(seen)
     """
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    seen = eval(done.stdout)
+    seen = told_by(script)
     assert all(killed for killed, _ in seen[:-1])
     lanes = [lanes for _, lanes in seen]
     assert lanes == sorted(lanes)

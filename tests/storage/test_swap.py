@@ -5,13 +5,10 @@ import errno
 import itertools
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
-from entries import FOREIGN, HEX, NEW, OLD, fill, found, replace, touching
+from entries import FOREIGN, HEX, NEW, OLD, fill, found, replace, told_by, touching
 
 from lora_flow import InputError
 from lora_flow.storage.locks import locked, mend
@@ -83,12 +80,7 @@ def test_killed_at_any_step_it_leaves_the_old_or_the_new(tmp_path):
             seen.append((killed, states.index(found(folder))))
         print(seen)
     """
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    seen = eval(done.stdout)
+    seen = told_by(script)
     kills = sum(killed for killed, _ in seen)
     assert 15 < kills < STEPS
     assert [killed for killed, _ in seen] == [True] * kills + [False] * (STEPS - kills)
