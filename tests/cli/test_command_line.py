@@ -80,7 +80,7 @@ def test_help_is_a_line_a_command(capsys):
 @pytest.mark.parametrize(
     ("words", "flag"),
     [
-        (["--seeds", "10", "--saves", "10000000"], "saves"),
+        (["--seeds", "10", "--saves", "1000000"], "saves"),
         (["--h", "10000000"], "h"),
         (["--details", "--h", "1000", "--saves", "20000"], "details"),
         (["--problem", "regression", "--n", "20000"], "n"),
