@@ -13,6 +13,7 @@ from lora_flow.settings import Settings, build_plan, from_table, to_table
 from lora_flow.sizes import check_sizes
 from lora_flow.storage.disk import used
 from lora_flow.storage.remote import RunPath, as_file, run_path
+from lora_flow.sweeps.axes import counted, listed, union
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,8 +63,8 @@ def extend(
 
     require_flag("progress", progress)
     folder = run_path("the run folder", path)
-    stored, must = read_settings(folder), "be a run that a command has started, to be extended"
-    require(not is_from_python(stored), f"'{folder}'", must, "one that Python's sweep has started")
+    stored, must = read_settings(folder), "be extended by the call of sweep that has started it, with extend=True"
+    require(not is_from_python(stored), f"'{folder}'", must, "this function")
     then = dataclasses.replace(from_table(stored, f"{folder}/settings.toml"), devices=0)
     given = {"init": init, "alpha": alpha, "rank": rank, "seeds": seeds}
     given = {name: _plain(value) for name, value in given.items() if value is not None}
@@ -83,14 +84,12 @@ def united(path: RunPath, then: Settings, asked: Settings) -> Settings:
         same = getattr(then, name) == getattr(asked, name)
         require(same, name, f"be {getattr(then, name)}, as '{path}' was started, to extend it", getattr(asked, name))
     axes: dict[str, Any] = {
-        name: _union(getattr(then, name), getattr(asked, name)) for name in ("init", "alpha", "rank")
+        name: union(getattr(then, name), getattr(asked, name)) for name in ("init", "alpha", "rank")
     }
-    listed = [seeds if isinstance(seeds, tuple) else tuple(range(seeds)) for seeds in (then.seeds, asked.seeds)]
-    seeds = _union(*listed)
-    fewer = seeds == listed[0] and asked.seeds != then.seeds and not isinstance(asked.seeds, tuple)
+    seeds = union(listed(then.seeds), listed(asked.seeds))
+    fewer = isinstance(asked.seeds, int) and asked.seeds < len(seeds) == len(listed(then.seeds))
     require(not fewer, "seeds", f"be at least {len(seeds)}, as many as '{path}' has, or further seeds", asked.seeds)
-    number = seeds if seeds != tuple(range(len(seeds))) else len(seeds)
-    now = dataclasses.replace(asked, **axes, seeds=number)
+    now = dataclasses.replace(asked, **axes, seeds=counted(seeds))
     check_sizes(now, max(now.devices, 1), path, used(path))
     return now
 
@@ -114,11 +113,6 @@ def growing(
     plan = build_plan(now, old.noted_layout, old.problems)
     with open_larger(path, (to_table(then), old), (to_table(now), plan)) as folder:
         yield folder, plan
-
-
-def _union(old: tuple[Any, ...], new: tuple[Any, ...]) -> tuple[Any, ...]:
-    held = set(old)
-    return (*old, *(value for value in new if value not in held))
 
 
 def _plain(value: Any) -> Any:

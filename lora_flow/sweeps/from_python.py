@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lora_flow.checks import require
 from lora_flow.storage.folder import is_started, read_settings
 from lora_flow.storage.remote import RunPath
+from lora_flow.sweeps.axes import counted, listed, union
 
 if TYPE_CHECKING:
     from lora_flow.sweeps.plan import Plan
@@ -55,3 +56,25 @@ def told(plan: Plan) -> dict[str, Any]:
         "batch_size": plan.layout.width,
         "precision": "double" if plan.times.dtype == "float64" else "single",
     }
+
+
+def grown(path: RunPath, asked: Plan, planned: Callable[..., Plan]) -> tuple[Plan, Plan]:
+    """A stored run as it was, and as it is with what is `asked` for; its own values come first on every axis.
+
+    `planned` makes the plan of given `init`, `alpha`, `rank` and `seeds`, with all else as it is asked for.
+
+    **Raises:** `InputError` where a command has started the run, and where a value that it has is not asked for.
+    """
+    stored, grid = read_settings(path), asked.grid
+    require(is_from_python(stored), f"'{path}'", "be extended by lora_flow.extend, as a command's run", "sweep")
+    had = {name: stored[name] for name in ("init", "alpha", "rank")} | {"seeds": listed(stored["seeds"])}
+    asks = {"init": grid.init, "alpha": grid.alpha, "rank": grid.rank, "seeds": grid.seed}
+    for name, values in had.items():
+        missing = sorted(set(values) - set(asks[name]))
+        require(not missing, name, f"hold all that '{path}' has, to extend it", f"none of {missing}")
+
+    def plan(axes: Mapping[str, Any]) -> Plan:
+        seeds, schemes = counted(tuple(axes["seeds"])), [grid.schemes[label] for label in axes["init"]]
+        return planned(**dict(axes) | {"init": schemes, "seeds": seeds})
+
+    return plan(had), plan({name: union(values, asks[name]) for name, values in had.items()})

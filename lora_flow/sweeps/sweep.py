@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
@@ -18,13 +19,15 @@ from lora_flow.dynamics.solve import MAX_STEPS, RTOL
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem
 from lora_flow.runtime.memory import require_memory
-from lora_flow.storage.remote import RunPath, run_path
+from lora_flow.storage.folder import Folder, is_started
+from lora_flow.storage.remote import run_path
 from lora_flow.sweeps import from_python
 from lora_flow.sweeps.executors import Executor, InProcess, OnExecutor, solved
+from lora_flow.sweeps.extend import open_larger
 from lora_flow.sweeps.grid import Problems
 from lora_flow.sweeps.limits import COPIES
 from lora_flow.sweeps.plan import BATCH_SIZE, Plan, plan_sweep
-from lora_flow.sweeps.run import load_run, open_runs, run
+from lora_flow.sweeps.run import load_run, open_runs, run, stored_layout
 from lora_flow.sweeps.schema import failed
 from lora_flow.sweeps.workers import WorkersLost
 
@@ -49,6 +52,7 @@ def sweep(
     progress: bool = True,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    extend: bool = False,
     client: Any = None,
     executor: Any = None,
 ) -> xr.Dataset:
@@ -67,7 +71,7 @@ def sweep(
     - `alpha`, `rank`: one positive scale or several, and one rank or several.
     - `seeds`: a number of seeds, from 0, or the seeds themselves.
     - `t1`, `saves`, `flow`, `solver`, `rtol`, `max_steps`: as for `solve`.
-    - `batch_size`: the largest number of lanes that one device steps together.
+    - `batch_size`: the largest number of lanes that one device steps together; a stored run keeps its own.
     - `devices`: the number of JAX's devices that batches are spread over; 0 for all.
     - `details`: also store what `analyse` computes from the adapters at every saved time: singular values of the
       update, its terms, growth rates and more. These adapters take memory, one batch at a time.
@@ -76,6 +80,8 @@ def sweep(
     - `out`: a run folder to store the results in, box by box as they are solved, or the URL of one in an object store
       (s3://bucket/runs/x). The same call goes on with a run that was interrupted, and returns one that is finished.
     - `overwrite`: replace the run in `out`, whatever was asked for then.
+    - `extend`: give the run in `out`, which this function has started, what `init`, `alpha`, `rank` and `seeds` hold
+      beyond its own values. Only what is new is solved, and its own values come first. See `lora_flow.extend`.
     - `client`: a `dask.distributed.Client`, whose workers solve the boxes, and store them where there is an `out`.
     - `executor`: the same with anything that has `submit(function, *arguments)` as in `concurrent.futures`.
 
@@ -92,15 +98,17 @@ def sweep(
     """
     require_flag("progress", progress)
     require_flag("overwrite", overwrite)
+    require_flag("extend", extend)
     require(out is not None or not overwrite, "overwrite", "be left out without out", overwrite)
+    require(out is not None or not extend, "extend", "be left out without out", extend)
+    require(not (overwrite and extend), "overwrite and extend", "not be given together", "both")
     solvers = _executor(client, executor)
-    plan = plan_sweep(
+    folder = None if out is None else run_path("out", out)
+    started = folder if folder is not None and not overwrite and is_started(folder) else None
+    planned = functools.partial(
+        plan_sweep,
         problem,
-        init=init,
         side=side,
-        alpha=alpha,
-        rank=rank,
-        seeds=seeds,
         t1=t1,
         saves=saves,
         flow=flow,
@@ -110,11 +118,18 @@ def sweep(
         batch_size=batch_size,
         devices=devices,
         details=details,
+        layout=None if started is None else stored_layout(started),
     )
-    if out is None:
+    plan = planned(init=init, alpha=alpha, rank=rank, seeds=seeds)
+    if folder is None:
         dataset = _in_memory(plan, solvers, progress)
+    elif started is not None and extend:
+        then, now = from_python.grown(started, plan, planned)
+        with open_larger(started, (from_python.told(then), then), (from_python.told(now), now)) as opened:
+            plan, dataset = now, _solved_in(opened, now, solvers, progress)
     else:
-        dataset = _in_folder(run_path("out", out), plan, solvers, overwrite, progress)
+        with open_runs(folder, {"": (from_python.told(plan), plan)}, resume=not overwrite, overwrite=overwrite) as runs:
+            dataset = _solved_in(runs[""], plan, solvers, progress)
     if progress:
         for status, count in failed([dataset]).items():
             print(f"{count} of {plan.grid.size} runs ended with status {status}", file=sys.stderr or io.StringIO())
@@ -149,12 +164,11 @@ def _on_dask(client: Any) -> Executor:
     return OnDask(client)
 
 
-def _in_folder(out: RunPath, plan: Plan, solvers: Executor, overwrite: bool, progress: bool) -> xr.Dataset:
+def _solved_in(folder: Folder, plan: Plan, solvers: Executor, progress: bool) -> xr.Dataset:
     """The results of a run folder, once all boxes are solved that are not stored there."""
-    asked = from_python.told(plan), plan
-    with open_runs(out, {"": asked}, resume=not overwrite, overwrite=overwrite) as folders:
-        try:
-            run(folders[""], plan, solvers, progress)
-        except WorkersLost as error:
-            raise WorkersLost(f"{error}; solved boxes are stored, continue with: {from_python.go_on(out)}") from error
-    return load_run(out)
+    try:
+        run(folder, plan, solvers, progress)
+    except WorkersLost as error:
+        go_on = from_python.go_on(folder.path)
+        raise WorkersLost(f"{error}; solved boxes are stored, continue with: {go_on}") from error
+    return load_run(folder.path)

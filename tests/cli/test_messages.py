@@ -363,6 +363,7 @@ TABLE: dict[str, dict[str, Argument]] = {
         "progress": of(False, "flag"),
         "out": of(None, "new path"),
         "overwrite": of(False, "flag"),
+        "extend": of(False, "flag"),
         "client": of(None, "callable"),
         "executor": of(None, "callable"),
     },

@@ -7,6 +7,7 @@ import xarray as xr
 
 from lora_flow import InputError, SingleLayer, aligned_problem, extend, load_run, sweep
 from lora_flow.cli import main
+from lora_flow.settings import Settings, build_plan, to_table
 from lora_flow.storage.folder import read_settings
 from lora_flow.sweeps import run
 
@@ -66,11 +67,45 @@ def test_another_run_is_refused_and_replaced_where_that_is_asked_for(problem, wh
         sweep(problem, **HOW, out=tmp_path / "file", overwrite=True)
 
 
+def test_the_call_with_further_values_extends(problem, unfinished):
+    """What was stored keeps its bits; the same call, and one in the run's own order, then return the larger run."""
+    before = load_run(unfinished, partial=True)
+    larger = HOW | {"alpha": (1e-3, 1e-1, 1e-2), "seeds": 9, "init": ("spectral", "gaussian")}
+    grown = sweep(problem, **larger, out=unfinished, extend=True)
+    assert list(grown.alpha.values) == [1e-1, 1e-2, 1e-3]
+    assert list(grown.init.values) == ["gaussian", "spectral"]
+    assert grown.sizes["seed"] == 9
+    assert (grown["status"] == 0).all()
+    held = before["status"] == 0
+    assert (
+        (grown["loss"].sel(init=["gaussian"], alpha=before.alpha, seed=before.seed) == before["loss"])
+        .where(held, True)
+        .all()
+    )
+    alone = sweep(problem, **larger)
+    xr.testing.assert_allclose(grown, alone.sel(init=grown.init, alpha=grown.alpha), rtol=1e-6)
+    same = larger | {"alpha": tuple(grown.alpha.values), "init": tuple(grown.init.values)}
+    xr.testing.assert_identical(sweep(problem, **same, out=unfinished), grown)
+    xr.testing.assert_identical(sweep(problem, **larger, out=unfinished, extend=True), grown)
+
+
+def test_what_cannot_be_extended(problem, unfinished, tmp_path):
+    with pytest.raises(InputError, match=r"^seeds must hold all that '.*run' has, to extend it, got none of \[6\]"):
+        sweep(problem, **HOW | {"seeds": 6}, out=unfinished, extend=True)
+    with pytest.raises(InputError, match=r"^t1 must be 0\.5, as '.*run' was started"):
+        sweep(problem, **HOW | {"seeds": 8, "t1": 0.6}, out=unfinished, extend=True)
+    asked = Settings(m=4, n=5, h=6, rank=(1,), alpha=(0.1,), seeds=1, t1=0.5, saves=3, batch_size=2)
+    with run.open_runs(tmp_path / "other", {"": (to_table(asked), build_plan(asked))}):
+        pass
+    with pytest.raises(InputError, match=r"^'.*other' must be extended by lora_flow\.extend, as a command's run"):
+        sweep(problem, **HOW, out=tmp_path / "other", extend=True)
+
+
 def test_a_command_says_that_python_goes_on(unfinished, capsys):
     assert main(["sweep", "--out", str(unfinished), "--resume"]) == 2
     must = f"'{unfinished}' must be continued from Python, by the call of sweep that has started it"
     assert capsys.readouterr().err == f"lora-flow: {must}, got a command\n"
-    with pytest.raises(InputError, match="must be a run that a command has started, to be extended, got one that Pyth"):
+    with pytest.raises(InputError, match="must be extended by the call of sweep that has started it, with extend=True"):
         extend(unfinished, seeds=9)
     with pytest.raises(InputError, match=r"finish it with: sweep\(\.\.\., out='.*run'\) in Python$"):
         load_run(unfinished)
@@ -91,6 +126,10 @@ def test_the_folder_is_drawn_and_reported(problem, tmp_path, capsys):
 def test_words_that_do_not_go_together(problem):
     with pytest.raises(InputError, match=r"^overwrite must be left out without out, got True"):
         sweep(problem, **HOW, overwrite=True)
+    with pytest.raises(InputError, match=r"^extend must be left out without out, got True"):
+        sweep(problem, **HOW, extend=True)
+    with pytest.raises(InputError, match=r"^overwrite and extend must not be given together, got both"):
+        sweep(problem, **HOW, out="run", overwrite=True, extend=True)
     with pytest.raises(InputError, match=r"^client and executor must not be given together, got both"):
         sweep(problem, **HOW, client=1, executor=2)
     with pytest.raises(InputError, match=r"^client must be a dask\.distributed\.Client, got 3"):
