@@ -19,7 +19,7 @@ distributed, config = pytest.importorskip("distributed"), pytest.importorskip("d
 
 HOW = {"alpha": (1e-1, 1e-2), "rank": 1, "seeds": 7, "t1": 0.5, "saves": 3, "batch_size": 2}
 PLAN = {"init": "gaussian", "side": "A", "solver": "auto", "rtol": 5e-4, "max_steps": 100_000}
-CLUSTER = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": None, "silence_logs": logging.CRITICAL}
+CLUSTER = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0", "silence_logs": logging.CRITICAL}
 
 
 @pytest.fixture(scope="module")
