@@ -1,8 +1,8 @@
 """64-bit on, silent rank promotion an error, and two CPU devices so that sweeps are spread over several.
 
 Most of the time of a quick test is compilation. With the flags below a program of `solve` compiles in a quarter of the
-time, and runs three times slower. What is compiled computes the same to rounding. Tests marked `long` have programs as
-users have them.
+time, and runs three times slower. What is compiled computes the same to rounding. Where tests marked `long` or
+`package` are asked for, programs are as users have them.
 """
 
 import gc
@@ -20,6 +20,7 @@ os.environ["MPLBACKEND"] = "Agg"
 import jax  # noqa: E402
 import jaxlib  # noqa: E402
 import pytest  # noqa: E402
+from _pytest.mark.expression import Expression  # noqa: E402
 
 QUICK = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 if jaxlib.version.__version_info__ < (0, 11):  # newer ones have no other way, and end at a flag that they do not know
@@ -34,7 +35,8 @@ MAPS = 16_000  # a quarter of the memory maps that Linux grants a process; a mod
 
 
 def pytest_configure(config):
-    if "not long" in config.option.markexpr:
+    selects = Expression.compile(config.option.markexpr or "not none").evaluate
+    if not any(selects(lambda name, mark=mark, **_: name == mark) for mark in ("long", "package")):
         os.environ["XLA_FLAGS"] = " ".join([os.environ["XLA_FLAGS"], *QUICK])  # JAX reads it at its first computation
 
 

@@ -50,6 +50,14 @@ def test_a_lora_alpha_that_was_changed_after_the_export_counts(tmp_path):
     assert import_peft(tmp_path)[1] == {"head": 3.0}
 
 
+def test_the_first_pattern_of_peft_that_matches_counts(tmp_path):
+    export_peft(tmp_path, drawn(["head"]), 0.7)
+    patterns = {"query": 1, "class.*": 5, "classifier": 9}
+    settings = json.loads((tmp_path / CONFIG).read_text()) | {"alpha_pattern": patterns}
+    (tmp_path / CONFIG).write_text(json.dumps(settings))
+    assert import_peft(tmp_path)[1] == {"head": 5.0}
+
+
 A, B = np.zeros((2, 6), np.float32), np.zeros((4, 2), np.float32)
 
 
