@@ -19,5 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with interrupts.watched() if arguments is None else contextlib.nullcontext():
         os.environ.setdefault("EQX_ON_ERROR", "nan")  # a compiled program that can raise Python's errors cannot be kept
         from lora_flow.cli.answer import answer
+        from lora_flow.runtime.start import own_process
 
+        if arguments is None:
+            own_process()
         return answer(words)

@@ -18,13 +18,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
+from lora_flow.runtime import kept
+
 FEWEST, MOST = 16, 256  # programs that are kept however many maps there are, and at most
 SHARE = 0.5  # of the maps that a process may have, beyond which programs are forgotten
 
 
 class _Program(NamedTuple):
     run: Callable[[list[Any]], Any]
-    traced: list[bool]  # holds something where it was traced, and so compiled, since it was last looked at
+    traced: list[bool]  # holds something where it was traced or read, and so compiled, since it was last looked at
 
 
 _programs: OrderedDict[Hashable, _Program] = OrderedDict()  # the one last used at the end
@@ -49,16 +51,18 @@ def compiled(*, quickly: bool = False, **options: Any) -> Callable[[Callable[...
             if is_traced and (quickly or options):
                 return function(*arguments)
             arrays, rest = eqx.partition(leaves, eqx.is_array)
+            is_kept = kept.is_on() and not is_traced  # what is kept has no derivatives
             kinds = map(_kind, arrays, rest)
-            program = _find((call, structure, *kinds), made, structure, rest)
+            program = _find((call, is_kept, structure, *kinds), made, is_kept, structure, arrays, rest)
             results = program.run(arrays)
             if program.traced:
                 program.traced.clear()
                 _make_room()
             return results if is_traced else jax.block_until_ready(results)  # errors come from here, and no later
 
-        def made(structure: Any, rest: list[Any]) -> _Program:
+        def made(is_kept: bool, structure: Any, arrays: list[Any], rest: list[Any]) -> _Program:
             traced: list[bool] = []
+            file = kept.place(function, structure, arrays, rest) if is_kept else None
 
             def program(arrays: list[Any]) -> Any:
                 traced.append(True)
@@ -66,7 +70,11 @@ def compiled(*, quickly: bool = False, **options: Any) -> Callable[[Callable[...
 
             program.__name__ = function.__name__  # by which JAX's logs and profiles call it
             cheap = {"xla_backend_optimization_level": 1} if quickly and jax.default_backend() == "cpu" else {}
-            return _Program(jax.jit(program, compiler_options=cheap | options or None), traced)
+            how: dict[str, Any] = {"compiler_options": cheap | options or None}
+            if file is None:
+                return _Program(jax.jit(program, **how), traced)
+            traced.append(True)  # or read, at its first run
+            return _Program(kept.Program(file, program, how), traced)
 
         return call
 
@@ -86,7 +94,8 @@ def _find(key: Hashable, made: Callable[..., _Program], *how: Any) -> _Program:
 
 
 def forget() -> None:
-    """Forgets every program: what they compute is another now."""
+    """Forgets every program, and keeps no more: what they compute is another now."""
+    kept.stop()
     with _lock:
         _programs.clear()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 from lora_flow.checks import require_choice
@@ -14,11 +15,20 @@ IN_WORKERS = {"NPROC": "1", "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "EQX_ON_ER
 """Variables that XLA and equinox read when they start."""
 
 
+_own: list[bool] = []  # holds something in a process of ours
+
+
+def own_process() -> None:
+    """Says that this process runs this package's commands alone, so that its programs are what the source says."""
+    _own.append(True)
+
+
 def start_jax(precision: str = "double", devices: int = 0) -> None:
     """Sets one CPU device a core (or `devices`), the precision, and where compiled programs are kept.
 
     Programs are kept from one command to the next in the user's cache folder, or where JAX's own variable
-    `JAX_COMPILATION_CACHE_DIR` says; nowhere, if the user's may not be written.
+    `JAX_COMPILATION_CACHE_DIR` says; nowhere, if the user's may not be written. A process of ours (`own_process`) keeps
+    them as they are before they are compiled, too.
     """
     require_choice("precision", precision, PRECISIONS)
     if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
@@ -34,6 +44,11 @@ def start_jax(precision: str = "double", devices: int = 0) -> None:
         if _is_writable(cache):  # or else JAX warns of every program
             jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    programs = jax.config.values["jax_compilation_cache_dir"]
+    if _own and programs and "://" not in programs:
+        from lora_flow.runtime import kept
+
+        kept.start(Path(programs, "lowered"))
 
 
 def start_worker(precision: str) -> None:
@@ -41,6 +56,8 @@ def start_worker(precision: str) -> None:
 
     Where JAX has started, only the precision changes.
     """
+    if "jax" not in sys.modules:
+        own_process()
     for name, value in IN_WORKERS.items():
         os.environ.setdefault(name, value)
     others = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(_DEVICES)]
