@@ -53,7 +53,7 @@ def real_array(name: str, value: Any, what: str = "hold real numbers") -> Array:
         converted = array.astype(dtype)
     beyond = int(np.sum(np.isinf(converted)) - np.sum(np.isinf(array)))
     require(beyond == 0, name, f"be finite in {dtype}", f"{beyond} entries beyond {float(jnp.finfo(dtype).max):.2g}")
-    return jnp.asarray(converted)
+    return jax.device_put(converted)  # by jnp.asarray, a program would be compiled for each shape
 
 
 def as_labels(labels: AnyArray, classes: int) -> Int[Array, " count"]:

@@ -213,7 +213,7 @@ def save_times(
         return jnp.asarray(saves, float)
     known = np.where((known > end) & (known <= end * (1 + ROUNDED * np.finfo(known.dtype).eps)), end, known)
     require_increasing("saves", known, end, "t1")
-    return jnp.asarray(known)
+    return jax.device_put(known)
 
 
 class Integrator(eqx.Module):

@@ -81,7 +81,7 @@ def aligned_problem(
     require(scales.size in (1, len(indices)), "shift_scale", must, f"{scales.size}")
     require(bool(np.all(np.isfinite(scales) & (scales > 0))), "shift_scale", "be positive", shift_scale)
 
-    chosen, c = jnp.asarray(indices), delta_w**-0.5
+    chosen, c = np.asarray(indices), real_array("delta_w", delta_w**-0.5)
     if max(m, n, h) > WRITTEN_OUT:
         sigma = _gaussian_spectrum(key, m, n)
         sigma = sigma if spectrum is None else _rescale(sigma, largest, smallest)
@@ -90,7 +90,7 @@ def aligned_problem(
         return Factorization(Diagonal(root / c, (h, n)), Diagonal(c * root, (m, h)), shift)
 
     ends = None if spectrum is None else (largest, smallest)
-    return Factorization(*_aligned_weights(key, (int(m), int(n), int(h)), jnp.asarray(c), scales, chosen, ends))
+    return Factorization(*_aligned_weights(key, (int(m), int(n), int(h)), c, scales, chosen, ends))
 
 
 @compiled(quickly=True)  # one compilation in place of one for every operation
@@ -99,7 +99,7 @@ def _aligned_weights(
     sizes: tuple[int, int, int],
     c: Any,
     scales: Any,
-    chosen: Array,
+    chosen: Any,
     spectrum: tuple[Any, Any] | None,
 ) -> tuple[Array, Array, Array]:
     """W1, W2 and the shift of `aligned_problem`."""

@@ -292,5 +292,7 @@ def turned(problem: Factorization, asked: Flags, key: Array) -> Factorization:
 
     from lora_flow.recipes.turned import misaligned, noisy
 
+    if not (asked.angle[0] or asked.noise[0]):
+        return problem
     away = misaligned(problem, jax.random.fold_in(key, 1), angle=asked.angle[0])
     return noisy(away, jax.random.fold_in(key, 2), noise=asked.noise[0])

@@ -197,8 +197,7 @@ class Plan:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape over (time, mode) of every observable."""
         problem, times, rank = self.problems.members[0], len(self.times), max(self.grid.rank)
-        rest = zero_adapters(problem.layers, rank)
-        own = jax.eval_shape(lambda rest: own_observables(problem, rest), rest)
+        own = jax.eval_shape(lambda: own_observables(problem, zero_adapters(problem.layers, rank)))
         names = ["loss", *sorted(OBSERVABLES.meanings(len(problem.layers))), *own]
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (times,))
         if self.integrator.save_adapters:
