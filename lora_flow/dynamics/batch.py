@@ -29,12 +29,13 @@ def lane_sharding(devices: tuple[Any, ...]) -> NamedSharding:
 
 
 @functools.cache
-def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[..., Trajectory]:
+def round_solver(devices: tuple[Any, ...], threads: bool = True, quickly: bool = False) -> Callable[..., Trajectory]:
     """A function that solves one batch on each device; each device runs its own loop and waits for no other.
 
     `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
     `shifted` says which lanes have their weights offset by their start; None where no lane has.
-    `threads` says whether CPU devices may share out one product to several; it changes the rounding.
+    `threads` says whether CPU devices may share out one product to several. `quickly` says whether the program is to be
+    ready sooner, and then to take longer. Both change the rounding.
     """
     mesh, lanes = lane_sharding(devices).mesh, PartitionSpec("lanes")
 
@@ -64,7 +65,7 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True) -> Callable[...
         return batched(arrays, which, shifted, start)
 
     options = {"xla_cpu_multi_thread_eigen": threads} if devices[0].platform == "cpu" else {}
-    return compiled(**options)(solve_round)
+    return compiled(quickly=quickly, **options)(solve_round)
 
 
 @compiled(quickly=True)

@@ -39,8 +39,8 @@ def compiled(*, quickly: bool = False, **options: Any) -> Callable[[Callable[...
     Programs of all functions together are at most `MOST`; and no more than `FEWEST` once the process has more than
     `SHARE` of the memory maps that it may have. One that is called again later is compiled again.
 
-    `quickly`: for a program that runs once or twice, on CPU with little optimisation, in a third of the time. `options`
-    are XLA's. What has any of these becomes a part of a program that it is traced for, which has its own.
+    `quickly`: for a program that has little to do, on CPU not optimised, and compiled in half the time. `options` are
+    XLA's. What has any of these becomes a part of a program that it is traced for, which has its own.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,26 +51,26 @@ def compiled(*, quickly: bool = False, **options: Any) -> Callable[[Callable[...
             if is_traced and (quickly or options):
                 return function(*arguments)
             arrays, rest = eqx.partition(leaves, eqx.is_array)
-            is_kept = kept.is_on() and not is_traced  # what is kept has no derivatives
             kinds = map(_kind, arrays, rest)
-            program = _find((call, is_kept, structure, *kinds), made, is_kept, structure, arrays, rest)
+            program = _find((call, is_traced, structure, *kinds), made, is_traced, structure, arrays, rest)
             results = program.run(arrays)
             if program.traced:
                 program.traced.clear()
                 _make_room()
             return results if is_traced else jax.block_until_ready(results)  # errors come from here, and no later
 
-        def made(is_kept: bool, structure: Any, arrays: list[Any], rest: list[Any]) -> _Program:
+        def made(is_traced: bool, structure: Any, arrays: list[Any], rest: list[Any]) -> _Program:
             traced: list[bool] = []
-            file = kept.place(function, structure, arrays, rest) if is_kept else None
 
             def program(arrays: list[Any]) -> Any:
                 traced.append(True)
                 return function(*jax.tree.unflatten(structure, eqx.combine(arrays, rest)))
 
             program.__name__ = function.__name__  # by which JAX's logs and profiles call it
-            cheap = {"xla_backend_optimization_level": 1} if quickly and jax.default_backend() == "cpu" else {}
-            how: dict[str, Any] = {"compiler_options": cheap | options or None}
+            if is_traced:  # a part of another program takes no options, and what is kept has no derivatives
+                return _Program(jax.jit(program), traced)
+            how: dict[str, Any] = {"compiler_options": _cheap(quickly) | options}
+            file = kept.place(function, structure, arrays, rest)
             if file is None:
                 return _Program(jax.jit(program, **how), traced)
             traced.append(True)  # or read, at its first run
@@ -79,6 +79,24 @@ def compiled(*, quickly: bool = False, **options: Any) -> Callable[[Callable[...
         return call
 
     return decorate
+
+
+def _cheap(quickly: bool) -> dict[str, Any]:
+    """XLA's options by which programs of many small operations compile faster on a CPU."""
+    if jax.default_backend() != "cpu":
+        return {}
+    return _without_emitters() | ({"xla_backend_optimization_level": 0} if quickly else {})
+
+
+@functools.cache
+def _without_emitters() -> dict[str, Any]:
+    """XLA's older way to write fused operations, where this XLA has two: as fast to run, and faster to compile."""
+    option = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda: 0, compiler_options=option).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return option
 
 
 def _kind(array: Any, rest: Any) -> Hashable:

@@ -42,6 +42,7 @@ from lora_flow.version import __version__
 
 BATCH_SIZE = 64
 THREADED = 256  # the dimension above which a product is worth the threads of a CPU
+FEW = 2048  # numbers in the adapters of all lanes together, up to which they are solved sooner than code is optimised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +109,9 @@ class Plan:
         batches = ((box, lanes) for box in boxes for lanes in self.layout.batches(box))
         many = min(self.devices, math.ceil(self.grid.size / self.layout.width))
         devices = tuple(jax.local_devices()[:many])
-        # a product of small matrices on a CPU is not worth its threads
-        solve_round = round_solver(devices, max(map(max, self.problems.members[0].layers)) > THREADED)
+        layers = self.problems.members[0].layers
+        numbers = self.grid.size * max(self.grid.rank) * sum(map(sum, layers))
+        solve_round = round_solver(devices, threads=max(map(max, layers)) > THREADED, quickly=numbers <= FEW)
         problem = self._stacked.problem
         settings = problem, directions_of(problem, bool(self.problems.axes))
         dtype = jnp.result_type(float)

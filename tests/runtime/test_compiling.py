@@ -83,6 +83,22 @@ class TestCompiled:
             jax.grad(lambda x: double(x).sum())(jnp.ones(3))
         assert len(traced) == 1
 
+    @pytest.mark.parametrize("accepted", [True, False])
+    def test_an_option_that_this_xla_lacks_is_left_out(self, accepted, monkeypatch):
+        asked, jit = [], jax.jit
+
+        def asking(function, *, compiler_options=None, **how):
+            asked.append(compiler_options)
+            if compiler_options and not accepted:
+                compiler_options = {"xla_has_no_such_option": True}
+            return jit(function, compiler_options=compiler_options, **how)
+
+        monkeypatch.setattr(jax, "jit", asking)
+        compiling._without_emitters.cache_clear()
+        assert compiling._without_emitters() == ({"xla_cpu_use_fusion_emitters": False} if accepted else {})
+        assert asked == [{"xla_cpu_use_fusion_emitters": False}]
+        compiling._without_emitters.cache_clear()
+
 
 class TestRoom:
     @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import pytest
 from lora_flow import InputError, LinearNetwork, aligned_problem, analyse, solve, sweep
 from lora_flow.adapter import Adapter, pad
 from lora_flow.initialization import initialize
+from lora_flow.sweeps import plan
 from lora_flow.sweeps.grid import LANE_DIMS, Problems
 from lora_flow.sweeps.plan import digest, plan_sweep
 
@@ -54,7 +55,10 @@ def test_every_lane_is_the_solve_of_its_labels(dataset):
                 np.testing.assert_allclose(lane[name], values, rtol=1e-5, atol=1e-11, err_msg=name)
 
 
-def test_batch_size_changes_nothing_but_rounding(dataset):
+@pytest.mark.parametrize("few", [True, False])
+def test_batch_size_and_optimised_code_change_nothing_but_rounding(few, dataset, monkeypatch):
+    assert 48 * 2 * sum(map(sum, SMALL.layers)) <= plan.FEW
+    monkeypatch.setattr(plan, "FEW", plan.FEW if few else 0)
     again = sweep(SMALL, **AXES, t1=1.0, saves=5, batch_size=64, progress=False)
     np.testing.assert_allclose(again["steps"], dataset["steps"], rtol=0, atol=1)  # rounding may decide on a step
     floor = np.sqrt(dataset["rounding_floor"].values[..., None])  # of the norm, which is what rounding moves
