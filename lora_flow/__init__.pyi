@@ -53,6 +53,7 @@ from .initialization import orthogonal_init as orthogonal_init
 from .initialization import pissa_init as pissa_init
 from .initialization import spectral_both_init as spectral_both_init
 from .initialization import spectral_init as spectral_init
+from .initialization import tied_init as tied_init
 from .problems.base import AbstractProblem as AbstractProblem
 from .problems.base import Problem as Problem
 from .problems.base import as_problem as as_problem
@@ -65,12 +66,14 @@ from .problems.one_layer import Regression as Regression
 from .problems.one_layer import SingleLayer as SingleLayer
 from .problems.one_layer import SoftmaxRegression as SoftmaxRegression
 from .problems.rounding import rounding_floor as rounding_floor
+from .problems.symmetric import SymmetricFactorization as SymmetricFactorization
 from .recipes.aligned import aligned_problem as aligned_problem
 from .recipes.files import digits_problem as digits_problem
 from .recipes.files import load_problem as load_problem
 from .recipes.network import network_problem as network_problem
 from .recipes.network import pretrained_problem as pretrained_problem
 from .recipes.one_layer import regression_problem as regression_problem
+from .recipes.symmetric import symmetric_problem as symmetric_problem
 from .recipes.turned import misaligned as misaligned
 from .recipes.turned import noisy as noisy
 from .results.phases import phases as phases

@@ -20,14 +20,14 @@ class Runs:
     """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors),
     lora-one (balanced factors of one gradient step), orthogonal, lora-one-theory, lora-ga, lora-ga-peft, gora, pissa,
     milora, olora, loram, eva. For networks, but allowed for any problem: gaussian-both[:RATIO], gaussian-wide[:P],
-    balanced, spectral-both[:RATIO], invariant. `lora-flow inits` has the formulas and the needs of each."""
+    balanced, tied, spectral-both[:RATIO], invariant. `lora-flow inits` has the formulas and the needs of each."""
     side: tuple[str, ...] = ("A",)
     """The factor that gaussian draws: A (LoRA's convention, B = 0) or B (the paper's figures, A = 0)."""
     alpha: tuple[float, ...] = (1e-3,)
     """Initialisation scales: for gaussian the standard deviation of the entries, for the others a multiplier of both
     factors (at 1 they have their source's size)."""
     rank: tuple[int, ...] = (4,)
-    """LoRA ranks, from 1 to the smallest layer dimension; for networks: any hidden width."""
+    """LoRA ranks, from 1 to the smallest layer dimension; for networks and symmetric: any."""
     seeds: int | tuple[int, ...] = 1
     """Number of random initialisations, seeds 0, 1, ...; several values or a range (0 3 7, 10:20) are the seeds
     themselves. All combinations share the seeds."""

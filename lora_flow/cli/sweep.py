@@ -49,6 +49,10 @@ class Sweep:
 
     lora-flow sweep --problem network --init gaussian-both:25 balanced --alpha 0.1 --rank 50 200 --t1 20 --out runs/net
 
+    A symmetric matrix of one factor, with fewer, as many and more columns than it needs:
+
+    lora-flow sweep --problem symmetric --eigenvalues 2 1 --init tied --alpha 0.1 --rank 1 2 4 --t1 50 --out runs/sym
+
     LoRA on weights that are trained first:
 
     lora-flow sweep --problem pretrained --pretraining gaussian-both:0.1 gaussian-both:10 --alpha 1e-4 --out runs/pre
@@ -93,6 +97,7 @@ class Sweep:
     pretrained: kinds.Pretrained = dataclasses.field(default_factory=kinds.Pretrained)
     regression: kinds.Regression = dataclasses.field(default_factory=kinds.Regression)
     network: kinds.Network = dataclasses.field(default_factory=kinds.Network)
+    symmetric: kinds.Symmetric = dataclasses.field(default_factory=kinds.Symmetric)
     solver: flags.Solving = dataclasses.field(default_factory=flags.Solving)
 
     @property

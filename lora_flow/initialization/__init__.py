@@ -20,6 +20,7 @@ from lora_flow.initialization.of_networks import gaussian_both_init as gaussian_
 from lora_flow.initialization.of_networks import gaussian_wide_init as gaussian_wide_init
 from lora_flow.initialization.of_networks import invariant_init as invariant_init
 from lora_flow.initialization.of_networks import spectral_both_init as spectral_both_init
+from lora_flow.initialization.of_networks import tied_init as tied_init
 from lora_flow.initialization.random import SIDES as SIDES
 from lora_flow.initialization.random import gaussian_init as gaussian_init
 from lora_flow.initialization.random import orthogonal_init as orthogonal_init

@@ -81,6 +81,26 @@ def balanced_init(key: Array, problem: Problem, *, rank: int, alpha: float | Arr
     return tuple(map(split, keys, drawn))
 
 
+def tied_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -> Adapters:
+    r"""Factors of one draw, B = A^T on a square layer, with entries N(0, alpha^2).
+
+    The start of a symmetric factorisation: of a `SymmetricFactorization`, whose X is then sqrt(2) B, and of a
+    `SingleLayer` with a symmetric shift. On a layer that is not square A^T and B are the first rows of one draw.
+
+    **Returns:** an `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
+
+    **Raises:** `InputError` for a bad rank (that of a `LinearNetwork` or `SymmetricFactorization` may be any) or alpha.
+    """
+    check(key, problem, rank, alpha, any_width=True)
+
+    def draw(layer_key: Array, n_out: int, n_in: int) -> Adapter:
+        rows = alpha * jax.random.normal(layer_key, (rank, max(n_out, n_in)))
+        return Adapter(rows[:, :n_in], rows[:, :n_out].T)
+
+    keys = jax.random.split(key, len(problem.layers))
+    return tuple(draw(k, *shape) for k, shape in zip(keys, problem.layers, strict=True))
+
+
 def spectral_both_init(
     key: Array, problem: Problem, *, rank: int, alpha: float | Array, ratio: float | Array = 1.0
 ) -> Adapters:

@@ -29,6 +29,7 @@ from lora_flow.initialization.of_networks import (
     gaussian_wide_init,
     invariant_init,
     spectral_both_init,
+    tied_init,
 )
 from lora_flow.initialization.random import SIDES, gaussian_init, orthogonal_init
 from lora_flow.problems.base import Problem
@@ -84,6 +85,7 @@ _TABLE = {
     ),
     "gaussian-wide": Scheme(gaussian_wide_init, "both N(0, alpha^2 r^(-2p)), p = 1/2", parameter="p", network=True),
     "balanced": Scheme(balanced_init, "the product of gaussian-both, with A A^T = B^T B", network=True),
+    "tied": Scheme(tied_init, "A = B^T ~ N(0, alpha^2), on square layers", network=True),
     "spectral-both": Scheme(
         spectral_both_init,
         "A = alpha ratio^(1/2) R V^T, B = alpha ratio^(-1/2) U R^T",

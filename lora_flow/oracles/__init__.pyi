@@ -1,9 +1,12 @@
+from .cascade import Cascade as Cascade
+from .cascade import cascade as cascade
+from .cascade import schur_complement as schur_complement
 from .exact import Products as Products
 from .exact import first_layer as first_layer
 from .exact import riccati as riccati
 from .exact import scalar as scalar
-from .exact import schur_complement as schur_complement
 from .exact import single_layer as single_layer
 from .exact import spectral as spectral
 from .exact import symmetric as symmetric
 from .exact import symmetric_mode as symmetric_mode
+from .large import large_start as large_start

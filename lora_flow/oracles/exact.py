@@ -22,13 +22,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from lora_flow.adapter import Adapter
-from lora_flow.algebra.diagonal import as_matrix, dense
 from lora_flow.arrays import real_array
 from lora_flow.checks import concrete, require, require_number
 from lora_flow.oracles import modes
+from lora_flow.oracles.given import concrete_all, matrix, multiple_of_identity, require_zero
 from lora_flow.oracles.substeps import count_substeps, riccati_gram
-
-ROUNDING = 1e3  # spacings of the type, relative to its size, by which a start may miss its assumptions
 
 
 class Products(NamedTuple):
@@ -57,15 +55,15 @@ def riccati(target: ArrayLike, w1: ArrayLike, w2: ArrayLike, t: ArrayLike, *, st
     **Raises:** `InputError` for shapes that do not match, for weights that are not lambda-balanced, for times that are
     negative or not finite, and for a bad number of sub-steps.
     """
-    y, w1, w2, t = _matrix("target", target), _matrix("w1", w1), _matrix("w2", w2), real_array("t", t)
+    y, w1, w2, t = matrix("target", target), matrix("w1", w1), matrix("w2", w2), real_array("t", t)
     (m, n), h = y.shape, len(w1)
     require(w1.shape[1] == n, "w1", f"have {n} columns", f"shape {w1.shape}")
     require(w2.shape == (m, h), "w2", f"have shape {(m, h)}", w2.shape)
     rate = None
-    if known := _concrete(y, w1, w2):
+    if known := concrete_all(y, w1, w2):
         goal, first, second = known
         imbalance, size = second.T @ second - first @ first.T, np.sum(first**2) + np.sum(second**2)
-        lam = _multiple_of_identity(imbalance, size, "w1 and w2", "have W2^T W2 - W1 W1^T = lam I")
+        lam = multiple_of_identity(imbalance, size, "w1 and w2", "have W2^T W2 - W1 W1^T = lam I")
         rate = float(np.hypot(lam / 2, np.linalg.norm(goal, 2)))
     return _riccati(y, w1, w2, t, count_substeps(rate, t, steps))
 
@@ -92,13 +90,13 @@ def single_layer(
     **Raises:** `InputError` for rows that are not orthogonal and of equal length, for a scaling that is not positive,
     and as `riccati` does.
     """
-    y, a, s, t = _matrix("shift", shift), _matrix("a", a), real_array("scaling", scaling), real_array("t", t)
+    y, a, s, t = matrix("shift", shift), matrix("a", a), real_array("scaling", scaling), real_array("t", t)
     require_number("scaling", s, "be positive", lambda known: known > 0)
     require(a.shape[1] == y.shape[1], "a", f"have {y.shape[1]} columns", f"shape {a.shape}")
     rate = None
-    if known := _concrete(y, a, s):
+    if known := concrete_all(y, a, s):
         goal, rows, scale = known
-        square = _multiple_of_identity(rows @ rows.T, np.sum(rows**2), "a", "have orthogonal rows of equal length")
+        square = multiple_of_identity(rows @ rows.T, np.sum(rows**2), "a", "have orthogonal rows of equal length")
         rate = float(scale * np.hypot(scale * square / 2, np.linalg.norm(goal, 2)))  # ||F||_2 s^2
     return _single_layer(y, a, s, t, count_substeps(rate, t, steps))
 
@@ -118,11 +116,11 @@ def first_layer(shift: ArrayLike, w2: ArrayLike, a: ArrayLike, t: ArrayLike, *, 
 
     **Raises:** `InputError` unless the columns of W2 are orthogonal and of equal length, and as `single_layer` does.
     """
-    y, w2 = _matrix("shift", shift), _matrix("w2", w2)
+    y, w2 = matrix("shift", shift), matrix("w2", w2)
     require(len(w2) == len(y), "w2", f"have {len(y)} rows", f"shape {w2.shape}")
-    if known := _concrete(w2):
+    if known := concrete_all(w2):
         gram, must = known[0].T @ known[0], "have orthogonal columns of equal length"
-        _multiple_of_identity(gram, np.trace(gram), "w2", must)
+        multiple_of_identity(gram, np.trace(gram), "w2", must)
     with jax.default_matmul_precision("highest"):
         s = jnp.sqrt(jnp.sum(w2**2) / w2.shape[1])
         return single_layer(w2.T @ y / s, a, t, scaling=s, steps=steps)
@@ -158,14 +156,14 @@ def spectral(
 
     **Raises:** `InputError` for shapes that do not match, and for singular vectors that are not orthonormal.
     """
-    left, right = _matrix("left", left), _matrix("right", right)
+    left, right = matrix("left", left), matrix("right", right)
     sigma, b0, a0 = real_array("sigma", sigma), real_array("b0", b0), real_array("a0", a0)
     require(sigma.ndim == 1, "sigma", "be a vector", f"shape {sigma.shape}")
     k = len(sigma)
     for name, rows, vectors in (("left", left.T, "columns"), ("right", right, "rows")):
         require(len(rows) == k, name, f"have {k} {vectors}", len(rows))
-        if known := _concrete(rows):
-            _require_zero(known[0] @ known[0].T - np.eye(k), 1.0, name, f"have orthonormal {vectors}")
+        if known := concrete_all(rows):
+            require_zero(known[0] @ known[0].T - np.eye(k), 1.0, name, f"have orthonormal {vectors}")
     for name, start in (("b0", b0), ("a0", a0)):
         require(start.shape == (k,), name, f"have shape {(k,)}", start.shape)
     b, a = scalar(sigma, b0, a0, real_array("t", t)[..., None])
@@ -183,13 +181,13 @@ def symmetric(target: ArrayLike, u: ArrayLike, t: ArrayLike, *, steps: int | Non
 
     **Raises:** `InputError` for a target that is not symmetric, for shapes that do not match, and as `riccati` does.
     """
-    y, u, t = _matrix("target", target), _matrix("u", u), real_array("t", t)
+    y, u, t = matrix("target", target), matrix("u", u), real_array("t", t)
     require(y.shape[0] == y.shape[1], "target", "be a square matrix", f"shape {y.shape}")
     require(len(u) == len(y), "u", f"have {len(y)} rows", f"shape {u.shape}")
     rate = None
-    if known := _concrete(y):
+    if known := concrete_all(y):
         rate = float(np.linalg.norm(known[0], 2))
-        _require_zero(known[0] - known[0].T, rate, "target", "be symmetric")
+        require_zero(known[0] - known[0].T, rate, "target", "be symmetric")
     return _symmetric(y, u, t, count_substeps(rate, t, steps))
 
 
@@ -214,65 +212,3 @@ def symmetric_mode(s: ArrayLike, p0: ArrayLike, t: ArrayLike) -> Array:
     start = concrete(p0)
     require(start is None or np.all(start >= 0), "p0", "be at least 0", p0)
     return modes.symmetric_mode(s, p0, t)
-
-
-def schur_complement(s0: ArrayLike, l2: ArrayLike, t: ArrayLike) -> Float[Array, "*times k k"]:
-    r"""S(t) from S' = -L2 S - S L2 - 2 S^2: the part of `symmetric` that must vanish, by itself.
-
-    In the basis where the target is diag(L1, -L2), L1 > 0 and L2 >= 0, take the blocks of W = U U^T: then
-    S = W22 - W21 W11^{-1} W12 evolves regardless of the rest, a stage of the cascade of Mohammadi, Tinati, Tu,
-    Soltanolkotabi and Jovanović, arXiv 2411.15972 (the equation is derived for this project). If L2 = 0, then
-    S = S0 (I + 2 t S0)^{-1}, and t ||S||_2 tends to 1/2. Shapes: `s0` (k, k), symmetric and positive semi-definite,
-    and `l2` (k,), the diagonal of L2. Accurate to 1e-13.
-
-    **Returns:** S, of shape `(*times, k, k)`.
-
-    **Raises:** `InputError` for shapes that do not match, for an s0 that is not symmetric and positive semi-definite,
-    and for a negative value of L2.
-    """
-    s0, l2, t = _matrix("s0", s0), real_array("l2", l2), real_array("t", t)
-    require(l2.ndim == 1, "l2", "be a vector", f"shape {l2.shape}")
-    require(s0.shape == (len(l2), len(l2)), "s0", f"have shape {(len(l2), len(l2))}", s0.shape)
-    start, damping = concrete(s0), concrete(l2)
-    if start is not None:
-        values = np.linalg.eigvalsh(start)
-        _require_zero(start - start.T, values[-1], "s0", "be symmetric")
-        positive = values[0] >= -ROUNDING * jnp.finfo(float).eps * values[-1]
-        require(positive, "s0", "be positive semi-definite", f"an eigenvalue of {values[0]:.2g}")
-    require(damping is None or np.all(damping >= 0), "l2", "be at least 0", l2)
-    return _schur_complement(s0, l2, t)
-
-
-@jax.jit
-def _schur_complement(s0: Array, l2: Array, t: Array) -> Array:
-    s0 = (s0 + s0.T) / 2
-
-    def at(time: Array) -> Array:
-        damped, moved = jnp.exp(-time * l2), 2 * time * modes.mean_exponential(-2 * time * l2)
-        s = jnp.linalg.solve(jnp.eye(len(l2)) + s0 * moved[None], s0)
-        return damped[:, None] * ((s + s.T) / 2) * damped[None]
-
-    with jax.default_matmul_precision("highest"):
-        return jax.vmap(at)(t.ravel()).reshape(*t.shape, *s0.shape)
-
-
-def _matrix(name: str, value: ArrayLike) -> Array:
-    return dense(as_matrix(name, value))
-
-
-def _concrete(*values: Array) -> list[np.ndarray] | None:
-    """The values, for checks, unless JAX traces any of them."""
-    known = [concrete(value) for value in values]
-    return None if any(value is None for value in known) else known  # type: ignore[return-value]
-
-
-def _multiple_of_identity(matrix: np.ndarray, size: float, name: str, must: str) -> float:
-    """The multiple c of a matrix that is c I up to rounding."""
-    multiple = np.trace(matrix) / len(matrix)
-    _require_zero(matrix - multiple * np.eye(len(matrix)), size, name, must)
-    return float(multiple)
-
-
-def _require_zero(difference: np.ndarray, size: float, name: str, must: str) -> None:
-    worst = np.abs(difference).max()
-    require(worst <= ROUNDING * jnp.finfo(float).eps * abs(size), name, must, f"a difference of {worst:.2g}")

@@ -53,7 +53,8 @@ class Trained:
     problem: str = "aligned"
     """To fine-tune: aligned (two layers, the flags below), pretrained (the same, with weights that are trained first),
     regression (one layer on data), digits (real images), or a .npz or .safetensors file with arrays w1 (h, n),
-    w2 (m, h) and shift or target (m, n). To train from scratch: network (two layers; --rank is the width)."""
+    w2 (m, h) and shift or target (m, n). To train from scratch: network (two layers; --rank is the width), symmetric
+    (one factor)."""
     m: int = 10
     """Outputs: rows of W2 and of the target, for every problem that is drawn."""
     n: int = 10
@@ -202,6 +203,30 @@ class Network(Kind):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Symmetric(Kind):
+    """With --problem symmetric: one factor X of a symmetric matrix of size m, X X^T (--init tied)."""
+
+    eigenvalues: tuple[float, ...] = (2.0, 1.0)
+    """Eigenvalues of the matrix, of either sign; the others are 0."""
+    axes: ClassVar[tuple[str, ...]] = ()
+    takes: ClassVar[tuple[str, ...]] = ("m", "problem_seed", "eigenvalues")
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.recipes.symmetric import symmetric_problem
+
+        return symmetric_problem(key, m=asked.m, eigenvalues=asked.eigenvalues)
+
+    @staticmethod
+    def shape(asked: Flags) -> tuple[int, int, int]:
+        return asked.m, asked.m, 0
+
+    @staticmethod
+    def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
+        return {"m": 2 * m * m}
+
+
 class Digits(Kind):
     """With --problem digits: two layers, and real images."""
 
@@ -227,7 +252,7 @@ class File(Kind):
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags(Network, Regression, Pretrained, Aligned, Trained):
+class Flags(Symmetric, Network, Regression, Pretrained, Aligned, Trained):
     """All flags of all kinds."""
 
 
@@ -236,6 +261,7 @@ KINDS: dict[str, type[Kind]] = {
     "pretrained": Pretrained,
     "regression": Regression,
     "network": Network,
+    "symmetric": Symmetric,
     "digits": Digits,
 }
 AXES = (*Aligned.axes, *Trained.axes, *Regression.axes, *Pretrained.axes)  # several values: several problems

@@ -231,6 +231,7 @@ TABLE: dict[str, dict[str, Argument]] = {
     "gaussian_wide_init": {**of_network, "p": of(0.5, "not negative")},
     "invariant_init": of_network,
     "spectral_both_init": {**of_network, "ratio": of(4.0, "positive")},
+    "tied_init": of_network,
     "canonical": {"problem": of(two_layers.good, "factorisation"), "rank": of(1, "integer", also=(0,))},
     "descend": {
         "problem": one_layer,
@@ -267,6 +268,18 @@ TABLE: dict[str, dict[str, Argument]] = {
         "shift": of(EYE, "matrix"),
         "w2": of(EYE, "matrix", also=("other matrix",)),
         "a": of(ROW, "matrix", also=(np.ones((1, 4)),)),
+        "t": time,
+        "steps": substeps,
+    },
+    "oracles.cascade": {
+        "target": of(EYE, "matrix", also=("other matrix", -EYE)),
+        "u": of(EYE, "matrix", also=("other matrix", np.ones((3, 3)))),
+        "t": of(1.0, "array", also=(-1.0,)),
+    },
+    "oracles.large_start": {
+        "shift": of(EYE, "matrix"),
+        "rows": of(EYE, "matrix", also=("other matrix", 2 * EYE)),
+        "a": of(2.0, "positive"),
         "t": time,
         "steps": substeps,
     },
@@ -343,6 +356,12 @@ TABLE: dict[str, dict[str, Argument]] = {
         "adjoint": of(None, "choice", also=(diffrax.DirectAdjoint, diffrax.BacksolveAdjoint())),
         "max_steps": of(100, "integer", also=(0,)),
         "save_adapters": of(False, "flag"),
+    },
+    "SymmetricFactorization": {"matrix": of(EYE, "matrix", also=(np.ones((2, 3)), np.triu(np.ones((3, 3)))))},
+    "symmetric_problem": {
+        "key": key,
+        "m": size,
+        "eigenvalues": of((2.0, 1.0), "array", also=(1.0, (), (0.0,), (NAN,), (1.0,) * 4)),
     },
     "sweep": {
         "problem": of(two_layers.good, "problem", also=({}, {"a": 1}, {None: two_layers.good}, [two_layers.good])),

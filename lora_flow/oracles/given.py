@@ -1,0 +1,34 @@
+"""What the oracles check of their arguments: matrices, and assumptions that hold up to rounding."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike
+
+from lora_flow.algebra.diagonal import as_matrix, dense
+from lora_flow.checks import concrete, require
+
+ROUNDING = 1e3  # spacings of the type, relative to its size, by which a start may miss its assumptions
+
+
+def matrix(name: str, value: ArrayLike) -> Array:
+    return dense(as_matrix(name, value))
+
+
+def concrete_all(*values: Array) -> list[np.ndarray] | None:
+    """The values, for checks, unless JAX traces any of them."""
+    known = [concrete(value) for value in values]
+    return None if any(value is None for value in known) else known  # type: ignore[return-value]
+
+
+def multiple_of_identity(square: np.ndarray, size: float, name: str, must: str) -> float:
+    """The multiple c of a matrix that is c I up to rounding."""
+    multiple = np.trace(square) / len(square)
+    require_zero(square - multiple * np.eye(len(square)), size, name, must)
+    return float(multiple)
+
+
+def require_zero(difference: np.ndarray, size: float, name: str, must: str) -> None:
+    worst = np.abs(difference).max()
+    require(worst <= ROUNDING * jnp.finfo(float).eps * abs(size), name, must, f"a difference of {worst:.2g}")
