@@ -95,7 +95,7 @@ class Figure:
             STUDY.check_free(self.out, self.overwrite)  # nobody can have made it since
             begin_study(self.out, self.name, seeds)
             start_jax()
-            dataset = function(seeds, lambda items: each(items, "parts"))
+            dataset = experiment.label(function(seeds, lambda items: each(items, "parts")))
             with whole():
                 store_study(self.out, self.name, seeds, dataset)
             return draw(self.out)

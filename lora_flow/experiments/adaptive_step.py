@@ -245,10 +245,24 @@ def _row(one: xr.Dataset) -> list[str]:
     return [*steps, f"{float(first):g}" if np.isfinite(first) else "-", ends[0], ends[1].replace("nan", "-")]
 
 
+MEANINGS = {
+    "loss": "loss",
+    "step": "step size",
+    "bound": "proven bound of the loss",
+    "free_step": "step size without the cap eta_max",
+    "ratio": "alpha/beta at the start, of Xu et al. 2023",
+    "largest_step": "eta_max of Xu et al. 2023",
+    "experiment": "experiment of Xu et al. 2023",
+    "rule": "step rule",
+    "seed": "seed of the draw",
+    "iteration": "iteration",
+}
+
 EXPERIMENT = Experiment.of_one(
     "constant and adaptive steps of linear networks, with their proven bounds",
     run,
     draw,
     notes,
     seeds=3,
+    meanings=MEANINGS,
 )

@@ -10,6 +10,7 @@ import xarray as xr
 
 from lora_flow.checks import require
 from lora_flow.settings import Settings
+from lora_flow.sweeps.schema import explain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,8 +28,9 @@ class Experiment:
     """A named figure: what it is about, what runs, what is drawn of the results, and what is told of them.
 
     A part is the settings of a sweep, which has a run folder and can be resumed, or a function, which is the only part.
-    An only part is named "", and its folder is the experiment's own. Of `seeds`, the number of draws that a function
-    starts from, settings have their own.
+    An only part is named "", and its folder is the experiment's own. A function comes with `seeds`, the number of draws
+    that it starts from, and with the `meanings` of its variables by name: up to ": " the `long_name`, the rest the
+    `comment`. Settings have their own.
     """
 
     about: str
@@ -36,6 +38,7 @@ class Experiment:
     draw: Callable[[Datasets], dict[str, Figure]]  # what to add to the picture's name -> picture
     notes: Callable[[Datasets], str]
     seeds: int | None = None
+    meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         functions = [name for name, part in self.parts.items() if not isinstance(part, Settings)]
@@ -50,10 +53,16 @@ class Experiment:
         draw: Callable[[xr.Dataset], Figure],
         notes: Callable[[xr.Dataset], str],
         seeds: int | None = None,
+        meanings: Mapping[str, str] | None = None,
     ) -> Experiment:
         """An experiment of one part and one picture, with functions of the part's dataset."""
         return cls(
-            about, {"": part}, lambda datasets: {"": draw(datasets[""])}, lambda datasets: notes(datasets[""]), seeds
+            about,
+            {"": part},
+            lambda datasets: {"": draw(datasets[""])},
+            lambda datasets: notes(datasets[""]),
+            seeds,
+            meanings or {},
         )
 
     @property
@@ -61,6 +70,12 @@ class Experiment:
         """The function, where the experiment runs as a whole."""
         only = self.parts.get("")
         return None if isinstance(only, Settings) else only
+
+    def label(self, dataset: xr.Dataset) -> xr.Dataset:
+        """The function's results, with their variables explained."""
+        for name in set(self.meanings) & set(map(str, dataset.variables)):
+            explain(dataset[name], self.meanings[name])
+        return dataset
 
     def runs(self, seeds: int | None = None) -> dict[str, Settings]:
         """The sweeps by name, with another number of seeds if one is given; none where a function runs."""

@@ -270,10 +270,27 @@ def _iterations(loss: xr.DataArray) -> float:
     return float(first_iteration(loss <= SOLVED * loss.isel(iteration=0)))
 
 
+MEANINGS = {
+    "loss": "loss",
+    "step": "step size",
+    "rate": "local rate rho_t of the step",
+    "smooth_step": "1/K_t",
+    "first_step": "first step eta_0",
+    "rhobar": "proven rate rhobar_0",
+    "ratio": "a1/a2 at the start, of Theorem E.1 of Xu et al. 2025",
+    "goal": "limit of the schedule's rate, of Theorem E.1 of Xu et al. 2025",
+    "largest_step": "eta_max of Xu et al. 2023",
+    "setting": "shapes and distance of the start",
+    "rule": "step rule",
+    "seed": "seed of the draw",
+    "iteration": "iteration",
+}
+
 EXPERIMENT = Experiment.of_one(
     "steps of linear networks that grow as the loss falls, and local rates",
     run,
     draw,
     notes,
     seeds=5,
+    meanings=MEANINGS,
 )

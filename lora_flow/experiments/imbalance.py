@@ -321,10 +321,28 @@ def violations(dataset: xr.Dataset, prefix: str = "") -> tuple[int, int]:
     return int(fails.sum()), int(rate.notnull().sum())
 
 
+_OF_A_RUN = {
+    "time": "gradient-flow time: over widths that of U and V",
+    "loss": "L - L*",
+    "rate": "-d/dt log(L - L*): NaN where the loss is rounding",
+    "proposition1": "bound of the rate, Proposition 1 of Min et al. 2022",
+    "theorem1": "bound of the rate, Theorem 1 of Min et al. 2022",
+    "theorem3": "bound of the rate, Theorem 3 of Min et al. 2022",
+    "drift": "drift of the conserved imbalance, relative to the weights' squared norm",
+}
+MEANINGS = {
+    "seed": "seed of the draw",
+    "start": "kind of start",
+    "width": "hidden width h",
+    **_OF_A_RUN,
+    **{f"width_{name}": about for name, about in _OF_A_RUN.items()},
+}
+
 EXPERIMENT = Experiment.of_one(
     "how imbalance speeds up linear networks, and the bounds on their rate",
     run,
     draw,
     notes,
     seeds=5,
+    meanings=MEANINGS,
 )

@@ -239,6 +239,28 @@ def _power(value: float) -> str:
     return f"$10^{{{round(np.log10(value))}}}$" if value < 1 else "1"
 
 
+_OF_BOTH = {
+    "risk": "risk: 1/2 ||B A - Delta||_F^2",
+    "inputs": "inputs: sampled, or white as of infinitely many samples",
+    "seed": "seed of the draw",
+    "iteration": "iteration",
+}
+MEANINGS = {
+    "lora-one": _OF_BOTH
+    | {
+        "angle": "sine of the largest principal angle between the rows of A and of the gradient",
+        "plateau": "sine of the largest principal angle between the rows of Delta and of the gradient",
+        "alpha2": "variance of the entries of A at the start",
+    },
+    "preconditioner": _OF_BOTH
+    | {
+        "floor": "least risk of any adapters of that rank",
+        "rounding_floor": "risk at rounding: what is computed below it is rounding, not a number",
+        "init": "initialisation",
+        "flow": "plain, or preconditioned",
+    },
+}
+
 EXPERIMENTS = {
     "lora-one": Experiment.of_one(
         "alignment of A with the gradient and risk, for several alpha",
@@ -246,6 +268,7 @@ EXPERIMENTS = {
         draw_alignment,
         alignment_notes,
         seeds=10,
+        meanings=MEANINGS["lora-one"],
     ),
     "preconditioner": Experiment.of_one(
         "risk with and without the preconditioner, LoRA-One's start and LoRA-GA's",
@@ -253,5 +276,6 @@ EXPERIMENTS = {
         draw_preconditioning,
         preconditioning_notes,
         seeds=5,
+        meanings=MEANINGS["preconditioner"],
     ),
 }

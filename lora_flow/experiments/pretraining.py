@@ -206,10 +206,28 @@ def notes(dataset: xr.Dataset) -> str:
     )
 
 
+MEANINGS = {
+    "loss": "pretraining loss",
+    "drift": "drift of what the pretraining's flow conserves, relative to the weights' squared norm",
+    "delta_w": "||W1 v|| / ||W2^T u|| during pretraining: u, v are the goal's top singular vectors",
+    "predicted": "the same at the end, predicted from the start's imbalance",
+    "norms": "norm of B_i A_i during fine-tuning",
+    "share": "share of ||B1 A1|| in ||B1 A1|| + ||B2 A2|| at the end",
+    "drawn_share": "the same share on drawn problems: median over seeds",
+    "ratio": "ratio of the starts of W1 and W2",
+    "seed": "seed of the pretraining's start",
+    "pretraining_time": "gradient-flow time of the pretraining",
+    "time": "gradient-flow time of the fine-tuning",
+    "alpha": "initialisation scale",
+    "layer": "layer i",
+    "drawn_delta_w": "sigma_W1 / sigma_W2 of a drawn problem",
+}
+
 EXPERIMENT = Experiment.of_one(
     "how the imbalance of pretraining becomes delta_w, and which adapter then wins",
     run,
     draw,
     notes,
     seeds=5,
+    meanings=MEANINGS,
 )

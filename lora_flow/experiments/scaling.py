@@ -141,10 +141,20 @@ def _draw(seed: int) -> tuple[Array, Adapters]:
     return shift, jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
 
 
+MEANINGS = {
+    "loss": "mean loss over the saved iterations: infinite where a run diverges",
+    "optimizer": "optimiser",
+    "rate": "step size: of Adam its learning rate",
+    "seed": "seed of the draw",
+    "rank": "LoRA rank",
+    "lora_alpha": "lora_alpha: the layer computes W + (lora_alpha/r) B A",
+}
+
 EXPERIMENT = Experiment.of_one(
     "the best lora_alpha against the rank, gradient descent and Adam",
     run,
     draw,
     notes,
     seeds=5,
+    meanings=MEANINGS,
 )

@@ -275,10 +275,24 @@ def _slope(values: xr.DataArray, dim: str) -> str:
     return spread(exponents(values, dim))
 
 
+MEANINGS = {
+    "distance": "||U V^T - X^+ Y|| at the end of the flow, from Gaussian weights",
+    "invariant": "||U V^T - X^+ Y|| at the end of the flow, from the start 'invariant'",
+    "theorem2": f"bound of the distance, Theorem 2 of Min et al. 2021: with probability {1 - FAILURE:g}",
+    "ratio": "a1/a2 at the start, of Theorem E.1 of Xu et al. 2025",
+    "b2": "b2 at the start, of Theorem E.1 of Xu et al. 2025",
+    "seed": "seed of the draw",
+    "p": "power of the width: weights N(0, h^(-2p)), of the distances",
+    "width": "hidden width h, of the distances",
+    "condition_p": "power of the width: weights N(0, h^(-2p)), of the conditions",
+    "condition_width": "hidden width h, of the conditions",
+}
+
 EXPERIMENT = Experiment.of_one(
     "how far wide linear networks end from the solution of least norm, and how well conditioned they begin",
     run,
     draw,
     notes,
     seeds=5,
+    meanings=MEANINGS,
 )

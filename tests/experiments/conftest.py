@@ -18,7 +18,9 @@ def small(monkeypatch):
     def run(module, **sizes):
         for name, value in sizes.items():
             monkeypatch.setattr(module, name, value)
-        return module.run(2, lambda items: items)
+        dataset = module.run(2, lambda items: items)
+        assert set(dataset.variables) == set(module.EXPERIMENT.meanings)
+        return dataset
 
     return run
 
@@ -47,7 +49,11 @@ def reported(tmp_path, monkeypatch):
         out = tmp_path / name
         assert main(["figure", name, "--out", str(out)]) == 0
         assert (out / f"figures/figure-{name}.png").stat().st_size > 20_000
-        xr.testing.assert_allclose(load_study(out), dataset)
+        stored = load_study(out)
+        xr.testing.assert_allclose(stored, dataset)
+        for variable in stored.variables.values():
+            assert variable.attrs["long_name"]
+            assert variable.dtype.kind not in "fi" or variable.attrs["units"] == "1"
         return (out / "report.md").read_text()
 
     return run

@@ -19,7 +19,10 @@ def test_a_study_is_stored_drawn_again_and_never_replaced_unasked(tmp_path, monk
     assert main(["plot", out]) == 0
     assert picture.exists()
     assert (tmp_path / "toy/report.md").read_text() == report
-    assert load_study(out).sizes["iteration"] == 17
+    stored = load_study(out)
+    assert stored.sizes["iteration"] == 17
+    assert set(stored.variables) == set(toys.MEANINGS["lora-one"])
+    assert stored["risk"].attrs == {"long_name": "risk", "comment": "1/2 ||B A - Delta||_F^2", "units": "1"}
     capsys.readouterr()
     assert main(["figure", "lora-one", "--seeds", "1", "--out", out]) == 2
     assert "out must be new (--overwrite replaces it)" in capsys.readouterr().err
@@ -48,6 +51,7 @@ def test_the_angles_of_lora_ones_toy_are_the_published_ones(monkeypatch):
 def test_the_preconditioned_risk_falls_where_the_rank_lets_it():
     """Published: from ln risk -2.9 for LoRA-One's start, and stuck near -3 for LoRA-GA's."""
     risk = toys.preconditioning(2, lambda items: items)
+    assert set(risk.variables) == set(toys.MEANINGS["preconditioner"])
     logs = np.log(risk["risk"].mean("seed")).sel(flow="scaled")
     one, approximation = logs.sel(inputs="sampled", init="lora-one-theory"), logs.sel(inputs="sampled", init="lora-ga")
     assert float(one[0]) == pytest.approx(-2.9, abs=0.15)
