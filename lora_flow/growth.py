@@ -79,7 +79,8 @@ def united(path: RunPath, then: Settings, asked: Settings) -> Settings:
 
     **Raises:** `InputError` for other changes, for fewer seeds, and for what cannot fit.
     """
-    check_sizes(asked, max(asked.devices, 1), path, used(path))  # before so many seeds are listed
+    there = used(path)
+    check_sizes(asked, max(asked.devices, 1), path, there)  # before so many seeds are listed
     for name in [name for name in vars(then) if name not in (*AXES, "devices")]:
         same = getattr(then, name) == getattr(asked, name)
         require(same, name, f"be {getattr(then, name)}, as '{path}' was started, to extend it", getattr(asked, name))
@@ -90,7 +91,7 @@ def united(path: RunPath, then: Settings, asked: Settings) -> Settings:
     fewer = isinstance(asked.seeds, int) and asked.seeds < len(seeds) == len(listed(then.seeds))
     require(not fewer, "seeds", f"be at least {len(seeds)}, as many as '{path}' has, or further seeds", asked.seeds)
     now = dataclasses.replace(asked, **axes, seeds=counted(seeds))
-    check_sizes(now, max(now.devices, 1), path, used(path))
+    check_sizes(now, max(now.devices, 1), path, there)
     return now
 
 
@@ -103,7 +104,7 @@ def growing(
     Everything that can be refused is refused before anything is written.
     """
     from lora_flow.sweeps.extend import open_larger
-    from lora_flow.sweeps.run import kept_problem, stored_layout
+    from lora_flow.sweeps.folder import kept_problem, stored_layout
 
     then, kept = dataclasses.replace(then, devices=now.devices), kept_problem(path)
     with contextlib.ExitStack() as held:

@@ -29,7 +29,7 @@ class Plot:
             return self._draw()
 
     def _draw(self) -> int:
-        from lora_flow_vision.results import CHECK
+        from lora_flow_vision.folder import CHECK
 
         if CHECK.owns(self.out):
             from lora_flow_vision.command import tell

@@ -11,17 +11,19 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
+from lora_flow_vision.folder import CHECK
 
 from lora_flow.checks import require
+from lora_flow.experiments.folder import STUDY, study_of
 from lora_flow.runtime.progress import span
 from lora_flow.storage import checksums
-from lora_flow.storage.folder import RESULTS, SETTINGS, read_settings, steady
+from lora_flow.storage.folder import RESULTS, SETTINGS, Kind, read_settings, steady
 from lora_flow.storage.lanes import NOT_RUN, Boxes, waiting
 from lora_flow.storage.locks import holder
 from lora_flow.storage.reading import Damaged, listed, read
 from lora_flow.storage.remote import RunPath, run_path
 from lora_flow.storage.swap import LOCK, is_generated
-from lora_flow.sweeps import from_python
+from lora_flow.sweeps.folder import SWEEP, figure_of
 
 _LATELY = 20  # boxes, from which the pace is told
 
@@ -54,29 +56,30 @@ def _status(path: RunPath) -> str:
 
 def _part(path: RunPath) -> tuple[str, bool]:
     """One line on a run, and whether there is something left to do."""
-    settings = read_settings(path)
+    read_settings(path)
+    kind = _kind(path)
     try:
         reading = read(path / RESULTS) if (path / RESULTS).is_dir() else None
     except Damaged as damage:
         return f"{path}: damaged or missing {listed(damage.files)}", True
-    if "study" in settings:
+    if kind is STUDY:
         state = "not finished; it runs as a whole" if reading is None else "finished"
-        return f"{path}: figure {settings['study']}, {state}", reading is None
+        return f"{path}: figure {study_of(path)}, {state}", reading is None
     if reading is None:
         return f"{path}: nothing stored yet", True
     lanes = reading.dataset["status"]
     boxes, wait = checksums.boxes_of(path / RESULTS), waiting(lanes)
-    line = _counts(path, lanes, boxes, "units" if "vision" in settings else "boxes") + _pace(path, wait, boxes)
+    line = _counts(path, lanes, boxes, kind) + _pace(path, wait, boxes)
     lost = f"; damaged or missing {listed(reading.damaged)}" if reading.damaged else ""
     return line + lost, bool(wait.any())
 
 
-def _counts(path: RunPath, lanes: xr.DataArray, boxes: Boxes, kind: str) -> str:
+def _counts(path: RunPath, lanes: xr.DataArray, boxes: Boxes, kind: Kind) -> str:
     """One line on the lanes; a box is done when all of its lanes are."""
     wait = waiting(lanes)
     meanings = zip(lanes.attrs["flag_values"], lanes.attrs["flag_meanings"].split(), strict=True)
     counts = {meaning: int((lanes.values == code).sum()) for code, meaning in meanings if code != NOT_RUN}
-    together = f" ({boxes.count - len(boxes.where(wait))} of {boxes.count} {kind})"
+    together = f" ({boxes.count - len(boxes.where(wait))} of {boxes.count} {kind.boxes})"
     ended = ", ".join(f"{count} {meaning}" for meaning, count in counts.items() if count) or "none"
     return f"{path}: {np.sum(~wait)} of {lanes.size} lanes done{together}; ended: {ended}"
 
@@ -124,9 +127,8 @@ def _next(path: RunPath, parts: Sequence[RunPath], unfinished: Sequence[RunPath]
 
 def _figure(parts: Sequence[RunPath]) -> str:
     """The name of the figure that the runs were made for, "" for a plain run."""
-    stored = [part for part in parts if (part / RESULTS).is_dir() and "vision" not in read_settings(part)]
-    stored = [part for part in stored if "study" not in read_settings(part)]
-    return str(checksums.attributes(stored[0] / RESULTS).get("figure") or "") if stored else ""
+    stored = [part for part in parts if (part / RESULTS).is_dir() and _kind(part) is SWEEP]
+    return figure_of(stored[0]) if stored else ""
 
 
 def _missing(path: RunPath, parts: Sequence[RunPath]) -> list[str]:
@@ -141,13 +143,14 @@ def _missing(path: RunPath, parts: Sequence[RunPath]) -> list[str]:
 
 
 def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
-    settings = read_settings(parts[0])
-    if "study" in settings:
-        return f"lora-flow figure {settings['study']} --out {path} --overwrite"
-    if "vision" in settings:
-        return f"lora-flow vision --out {path} --resume"
-    figure = _figure(parts)
-    if figure:
-        return f"lora-flow figure {figure} --out {path} --resume"
+    if name := study_of(parts[0]):
+        return f"lora-flow figure {name} --out {path} --overwrite"
+    if name := _figure(parts):
+        return f"lora-flow figure {name} --out {path} --resume"
     require(list(parts) == [path], f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(parts)} runs")
-    return from_python.go_on(path)
+    go_on = _kind(path).go_on
+    return go_on(path) if go_on else ""
+
+
+def _kind(path: RunPath) -> Kind:
+    return next((kind for kind in (STUDY, CHECK) if kind.owns(path)), SWEEP)

@@ -187,7 +187,7 @@ def solve_runs(
 def plan_run(path: RunPath, settings: Settings, resume: bool, overwrite: bool) -> Run:
     """What a run is asked for and its plan; refused if the folder is another's, or the run cannot fit."""
     from lora_flow.storage.folder import is_started
-    from lora_flow.sweeps.run import SWEEP, kept_problem, stored_layout
+    from lora_flow.sweeps.folder import SWEEP, kept_problem, stored_layout
 
     kept, layout, there = None, None, 0
     if resume and is_started(path):

@@ -43,7 +43,7 @@ class Vision:
         require(not (self.resume and self.overwrite), "resume and overwrite", "not be given together", "both")
         if not self.resume:
             return None
-        from lora_flow_vision.results import stored_settings
+        from lora_flow_vision.folder import stored_settings
 
         return dataclasses.replace(self, settings=stored_settings(local_path("out", self.out)))
 

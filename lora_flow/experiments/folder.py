@@ -8,7 +8,7 @@ import xarray as xr
 from lora_flow.storage.folder import SETTINGS, Kind, Template, is_started, read_settings, steady
 from lora_flow.storage.remote import RunPath, run_path
 from lora_flow.storage.swap import write_atomically
-from lora_flow.sweeps.run import drawn
+from lora_flow.sweeps.folder import drawn
 
 STUDY = Kind("figure", "a figure's", is_mine=lambda settings: "study" in settings, made=drawn)
 

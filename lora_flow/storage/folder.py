@@ -140,6 +140,7 @@ class Kind:
     - `is_mine`: whether a table of settings is a run's of this kind.
     - `made`: the entries that a run has made beside settings and results. They go when another run takes its place.
     - `go_on`: how to continue the run in a folder; None where runs are done as a whole.
+    - `boxes`: the word for its boxes of lanes.
     - `unchanged`: raises unless a run's notes and attributes, None for what is damaged, are those of the template.
     """
 
@@ -148,6 +149,7 @@ class Kind:
     is_mine: Callable[[Mapping[str, Any]], bool]
     made: Callable[[RunPath], Iterable[str]]
     go_on: Callable[[RunPath], str] | None = None
+    boxes: str = "boxes"
     unchanged: Callable[[RunPath, Template, Any, Any], None] = lambda path, template, notes, attrs: None
 
     def owns(self, path: str | RunPath) -> bool:

@@ -11,7 +11,8 @@ from lora_flow.storage.folder import Folder, Template
 from lora_flow.storage.growing import grow
 from lora_flow.storage.locks import locked
 from lora_flow.storage.remote import RunPath
-from lora_flow.sweeps.run import SWEEP, Run, drawn, figure_of, template_of
+from lora_flow.sweeps.folder import SWEEP, drawn, figure_of, template_of
+from lora_flow.sweeps.run import Run
 
 
 @contextlib.contextmanager

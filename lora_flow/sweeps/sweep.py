@@ -24,10 +24,11 @@ from lora_flow.storage.remote import run_path
 from lora_flow.sweeps import from_python
 from lora_flow.sweeps.executors import Executor, InProcess, OnExecutor, solved
 from lora_flow.sweeps.extend import open_larger
+from lora_flow.sweeps.folder import stored_layout
 from lora_flow.sweeps.grid import Problems
 from lora_flow.sweeps.limits import COPIES
 from lora_flow.sweeps.plan import BATCH_SIZE, Plan, plan_sweep
-from lora_flow.sweeps.run import load_run, open_runs, run, stored_layout
+from lora_flow.sweeps.run import load_run, open_runs, run
 from lora_flow.sweeps.schema import failed
 from lora_flow.sweeps.workers import WorkersLost
 

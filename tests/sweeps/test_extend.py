@@ -11,7 +11,8 @@ import xarray as xr
 from lora_flow import InputError, load_run
 from lora_flow.growth import growing
 from lora_flow.settings import Settings, build_plan, to_table
-from lora_flow.sweeps.run import open_runs, stored_layout
+from lora_flow.sweeps.folder import stored_layout
+from lora_flow.sweeps.run import open_runs
 
 ASKED = Settings(
     m=4, n=5, h=6, alpha=(1e-1, 1e-2), rank=(2,), seeds=3, t1=0.5, saves=3, batch_size=2, devices=1, side=("B",)

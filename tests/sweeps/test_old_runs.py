@@ -9,7 +9,7 @@ import pytest
 
 from lora_flow import InputError, aligned_problem, load_run, sweep
 from lora_flow.cli import main
-from lora_flow.sweeps.run import SWEEP
+from lora_flow.sweeps.folder import SWEEP
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 

@@ -21,7 +21,7 @@ from lora_flow.cli import main
 from lora_flow.settings import build_plan, from_table
 from lora_flow.storage import checksums
 from lora_flow.storage.folder import read_settings
-from lora_flow.sweeps.run import SWEEP, template_of
+from lora_flow.sweeps.folder import SWEEP, template_of
 
 FLAGS = ["--alpha", "1e-2", "1e-4", "--rank", "1", "--seeds", "20", "--side", "B", "--batch-size", "2"]
 FLAGS += ["--m", "4", "--n", "5", "--h", "6", "--t1", "3", "--saves", "3"]

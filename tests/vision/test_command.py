@@ -23,21 +23,12 @@ from lora_flow_vision.check import build, starts_of
 from lora_flow_vision.command import check
 from lora_flow_vision.data import load_dataset, prepare
 from lora_flow_vision.export import export
+from lora_flow_vision.folder import Unit, stored_settings, units
 from lora_flow_vision.hub import Snapshot
 from lora_flow_vision.lora import attach
 from lora_flow_vision.measures import MEASURES
 from lora_flow_vision.peft import import_peft
-from lora_flow_vision.results import (
-    DIVERGED,
-    DONE,
-    Unit,
-    VisionFolder,
-    load_adapters,
-    load_vision,
-    saved_steps,
-    stored_settings,
-    units,
-)
+from lora_flow_vision.results import DIVERGED, DONE, VisionFolder, load_adapters, load_vision, saved_steps
 from lora_flow_vision.settings import INITS, OPTIMIZERS, VisionSettings
 from lora_flow_vision.weights import load_vit, save_vit
 from safetensors.numpy import load_file

@@ -12,8 +12,9 @@ import tensorstore
 import tomli_w
 import xarray as xr
 from lora_flow_vision.command import check
+from lora_flow_vision.folder import units
 from lora_flow_vision.measures import MEASURES
-from lora_flow_vision.results import VisionFolder, load_adapters, load_vision, saved_steps, units
+from lora_flow_vision.results import VisionFolder, load_adapters, load_vision, saved_steps
 from lora_flow_vision.settings import VisionSettings
 
 from lora_flow import Adapter, InputError

@@ -24,10 +24,11 @@ from lora_flow.runtime.progress import Progress
 from lora_flow_vision.base import base_model
 from lora_flow_vision.config import ViTConfig
 from lora_flow_vision.data import epochs, load_dataset, prepare
+from lora_flow_vision.folder import Unit, units
 from lora_flow_vision.lora import Spec, choose
 from lora_flow_vision.measures import measure, targets
 from lora_flow_vision.model import DTYPE, ViT
-from lora_flow_vision.results import Unit, VisionFolder, saved_steps, units
+from lora_flow_vision.results import VisionFolder, saved_steps
 from lora_flow_vision.settings import HEAD, VisionSettings
 from lora_flow_vision.starts import start
 from lora_flow_vision.task import Classification, HeadTask, NetworkTask

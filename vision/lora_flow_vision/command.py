@@ -13,7 +13,8 @@ from lora_flow.runtime.start import start_jax
 from lora_flow.storage.locks import locked
 from lora_flow.storage.reading import listed
 from lora_flow.storage.swap import write_atomically
-from lora_flow_vision.results import CHECK, VisionFolder, load_vision, stored_settings, units
+from lora_flow_vision.folder import CHECK, stored_settings, units
+from lora_flow_vision.results import VisionFolder, load_vision
 from lora_flow_vision.settings import VisionSettings
 
 

@@ -8,8 +8,9 @@ from lora_flow.checks import require
 from lora_flow.storage.locks import locked
 from lora_flow.storage.swap import replacing
 from lora_flow_vision.base import base_model, checkpoint
+from lora_flow_vision.folder import stored_settings
 from lora_flow_vision.peft import export_peft
-from lora_flow_vision.results import load_adapters, load_vision, stored_settings
+from lora_flow_vision.results import load_adapters, load_vision
 from lora_flow_vision.weights import save_vit
 
 

@@ -1,15 +1,14 @@
-"""The run folder of the image check: settings, results as Zarr, final adapters; a unit of work is stored when done."""
+"""The results and final adapters of an image check: stored unit by unit as each is done, and read."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
-import itertools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,19 +16,16 @@ from safetensors.numpy import save
 
 from lora_flow import Adapter
 from lora_flow.checks import InputError, require
-from lora_flow.storage.folder import SETTINGS, Kind, Template, read_settings, steady
+from lora_flow.storage.folder import Template, steady
 from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.portable import portable_attrs
-from lora_flow.storage.remote import RunPath
 from lora_flow.storage.swap import write_atomically
-from lora_flow.storage.unchanged import check_same
 from lora_flow.sweeps.schema import explain
-from lora_flow_vision.settings import HEAD, VisionSettings, from_table
+from lora_flow_vision.folder import ADAPTERS, CHECK, CHECKPOINTS, NOTE, Unit, stored_settings, units
+from lora_flow_vision.settings import HEAD, VisionSettings
 from lora_flow_vision.tensors import open_tensors
 
 DIMS = ("optimizer", "init", "alpha", "rank", "seed", "step")
-ADAPTERS, CHECKPOINTS = "adapters", "checkpoints"
-DRAWN = ("figure[567]", "figure[67]-r*", "starts")  # of pictures that a check draws
 _ABOUT = {
     "optimizer": "optimiser",
     "init": "initialisation",
@@ -40,35 +36,8 @@ _ABOUT = {
     "time": "gradient-flow time: sgd_rate times step",
     "status": "how the run ended",
 }
-NOTE = "attrs"  # the note of what a run was started with
 SHA256 = "sha256"  # of adapters, in their file's metadata
 DONE, DIVERGED = 1, 2  # not 0, which is what an array reads where a part of it is missing
-
-
-class Unit(NamedTuple):
-    """The lanes that one call trains: all alphas (and for the head alone all seeds) of one method, start and rank."""
-
-    optimizer: str
-    init: str
-    rank: int
-    seeds: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        of = "all" if len(self.seeds) > 1 else self.seeds[0]
-        return f"{self.optimizer}-{self.init}-rank{self.rank}-seed-{of}"
-
-    @property
-    def file(self) -> str:
-        """The file of the unit's adapters, below the folder."""
-        return f"{ADAPTERS}/{self.name}.safetensors"
-
-
-def units(settings: VisionSettings) -> list[Unit]:
-    """The units in the order in which they run."""
-    every = tuple(range(settings.seeds))
-    groups = [every] if settings.layers == HEAD else [(seed,) for seed in every]
-    return [Unit(*each) for each in itertools.product(settings.optimizer, settings.init, settings.rank, groups)]
 
 
 def saved_steps(steps: int) -> np.ndarray:
@@ -119,19 +88,6 @@ class VisionFolder:
         finite = np.all([np.isfinite(one).all(-1) for one in values.values()], axis=0)
         self._folder.write(units(self.settings).index(unit), values | {"status": np.where(finite, DONE, DIVERGED)})
         shutil.rmtree(self.checkpoints(unit), ignore_errors=True)
-
-
-def stored_settings(path: RunPath) -> VisionSettings:
-    """The settings that a run was started with.
-
-    **Raises:** `InputError` where the folder does not exist or holds no image check.
-    """
-    table = read_settings(path)
-    require(CHECK.is_mine(table), f"'{path}'", "be the folder of an image check", "one of another run")
-    try:
-        return from_table(table["vision"])
-    except TypeError as error:
-        raise InputError(f"'{path / SETTINGS}' must be of this version, got {error}") from error
 
 
 def load_vision(path: str | Path) -> xr.Dataset:
@@ -205,29 +161,11 @@ def _digest(unit: Unit, arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def _made(path: RunPath) -> list[str]:
-    """The names, below the folder, that the run at `path` has made beside its settings and results."""
-    if not (path / SETTINGS).is_file():
-        return []
-    every = units(stored_settings(path))
-    made = [name for unit in every for name in (unit.file, f"{CHECKPOINTS}/{unit.name}")]
-    drawn = [f"figures/{picture.name}" for pattern in DRAWN for picture in path.glob(f"figures/{pattern}.png")]
-    return [name for name in (*made, *drawn, "report.md") if (path / name).exists()]
-
-
 def _template(path: Path, settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> Template:
     empty = _empty(settings, measures, attrs)
     table = {"vision": dataclasses.asdict(settings)}
     lost = functools.partial(_lost, path, settings)
     return Template(table, empty, _box(settings), {NOTE: empty.attrs}, lost=lost)
-
-
-def _check_unchanged(path: RunPath, template: Template, notes: Any, attrs: Any) -> None:
-    """The attributes that a run was started with: its settings, and what data and weights they stood for."""
-    now = template.dataset.attrs
-    for then in (None if notes is None else notes.get(NOTE, {}), attrs):
-        if then is not None:
-            check_same(path, then, now, now)
 
 
 def _empty(settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping[str, Any]) -> xr.Dataset:
@@ -254,13 +192,3 @@ def _empty(settings: VisionSettings, measures: Mapping[str, str], attrs: Mapping
 def _box(settings: VisionSettings) -> tuple[int, ...]:
     """The lanes of a unit, which come in the order of the units."""
     return 1, 1, len(settings.alphas), 1, settings.seeds if settings.layers == HEAD else 1
-
-
-CHECK = Kind(
-    noun="check",
-    folder="one of an image check",
-    is_mine=lambda settings: "vision" in settings,
-    made=_made,
-    go_on=lambda path: f"lora-flow vision --out {path} --resume",
-    unchanged=_check_unchanged,
-)
