@@ -84,7 +84,7 @@ def _local(held: contextlib.ExitStack, count: int) -> Any:
         n_workers=count,
         threads_per_worker=1,
         memory_limit=0,  # XLA's memory is none that Dask could free
-        dashboard_address=":0" if find_spec("bokeh") else None,
+        dashboard_address="127.0.0.1:0",  # any free port, also of the pages that Dask has without bokeh
         silence_logs=logging.CRITICAL,
         env=IN_WORKERS,
     )

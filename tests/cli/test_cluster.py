@@ -103,6 +103,13 @@ def test_nothing_is_made_where_the_cluster_cannot_be_had(tmp_path, capsys, monke
     assert not out.exists()
 
 
+def test_pages_of_local_clusters_are_this_machines_alone_on_any_free_port():
+    with contextlib.ExitStack() as held:
+        servers = [cluster._local(held, 0).scheduler.http_server for _ in range(2)]
+        assert [server.address for server in servers] == ["127.0.0.1"] * 2
+        assert 8787 not in {server.port for server in servers}
+
+
 LONGER = ["--m", "4", "--n", "5", "--h", "6", "--alpha", "1e-1", "1e-2", "--rank", "2", "--seeds", "300"]
 LONGER += ["--t1", "5", "--saves", "3", "--batch-size", "2"]
 
