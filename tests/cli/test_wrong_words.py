@@ -1,19 +1,14 @@
-"""Command lines and settings files that are wrong: one line, status 2, and nothing is written."""
+"""Command lines that are wrong: one line, status 2, and nothing is written."""
 
 import gc
 import os
 import shlex
-import shutil
 import warnings
 
-import jax
 import numpy as np
 import pytest
 
-from lora_flow import aligned_problem
-from lora_flow.cli import main
-from lora_flow.recipes import aligned
-from lora_flow.runtime import memory
+pytestmark = pytest.mark.usefixtures("one_machine", "drawn_once")
 
 COMMAND_LINES = [
     ("swep", "the command must be 'sweep', 'plot', 'status', 'figure', 'theory', 'in"),
@@ -355,148 +350,6 @@ COMMAND_LINES = [
     ("theory --out LOOP", "must be a folder, got File exists"),
 ]
 
-SETTINGS_FILES = [
-    (b"alpa = [1e-3]", "a setting in '"),
-    (b'alpha = "small"', "alpha must be a number, got 'small'"),
-    (b'alpha = ["1e-3"]', "alpha must be a number, got '1e-3'"),
-    (b"alpha = []", "alpha must hold at least one value, got none"),
-    (b"alpha = [[1e-3]]", "alpha must be a number, got [0.001]"),
-    (b"alpha = {a = 1}", "alpha must be a number, got {'a': 1}"),
-    (b"alpha = true", "alpha must be a number, got True"),
-    (b"alpha = [0]", "alpha must be positive and finite, got 0.0"),
-    (b"alpha = [-1.0]", "alpha must be positive and finite, got -1.0"),
-    (b"alpha = nan", "alpha must be positive and finite, got nan"),
-    (b"alpha = [inf]", "alpha must be positive and finite, got inf"),
-    (b"alpha = [1e-3, 1e-3]", "alpha must name each value once, got (0.001, 0.001)"),
-    (b"alpha = 1979-05-27", "alpha must be a number, got datetime.date(1979, 5, 27)"),
-    (b'alpha = "1e-6:1e-2:9"', "alpha must be a number, got '1e-6:1e-2:9'"),
-    (b"rank = []", "rank must hold at least one value, got none"),
-    (b"rank = 1.5", "rank must be an integer, got 1.5"),
-    (b"rank = [1.5]", "rank must be an integer, got 1.5"),
-    (b"rank = 4.0", "rank must be an integer, got 4.0"),
-    (b'rank = "4"', "rank must be an integer, got '4'"),
-    (b"rank = true", "rank must be an integer, got True"),
-    (b"rank = [0]", "rank must lie between 1 and 10, the smallest layer dimension, got 0"),
-    (b"rank = 99999999999999999999", "rank must be at most 2147483647, got 99999999999999999999"),
-    (b"rank = [4, 4]", "rank must name each value once, got (4, 4)"),
-    (b"seeds = true", "seeds must be an integer, got True"),
-    (b"seeds = []", "seeds must hold at least one value, got none"),
-    (b"seeds = 0", "seeds must be at least 1, got 0"),
-    (b"seeds = -1", "seeds must be at least 1, got -1"),
-    (b"seeds = 1.5", "seeds must be an integer, got 1.5"),
-    (b'seeds = "0:60"', "seeds must be an integer, got '0:60'"),
-    (b"seeds = [[0]]", "a seed must be an integer, got [0]"),
-    (b"seeds = [0, 0]", "seeds must name each value once, got (0, 0)"),
-    (b"seeds = [-1]", "seeds must be integers from 0 to 9223372036854775807, got -1"),
-    (b"seeds = [true]", "a seed must be an integer, got True"),
-    (b"seeds = 100000000000000000000", "seeds must be at most 9223372036854775807, got 100000000000000000000"),
-    (b"seeds = [100000000000000000000]", "seeds must be at most 9223372036854775807, got 100000000000000000000"),
-    (b"seeds = 2000000000", "out must have room for 13 TB of results (seeds 2000000000), got"),
-    (b"init = []", "init must hold at least one value, got none"),
-    (b'init = ""', "nced', 'spectral-both' or 'invariant', got ''"),
-    (b'init = ["spektral"]', "t', got 'spektral' (did you mean 'spectral'?)"),
-    (b"init = [1]", "init must be a string, got 1"),
-    (
-        b'init = ["gaussian", "gaussian"]',
-        "each value once, own ones as in Scheme(init, name='mine'), got ('gaussian', 'gaussian')",
-    ),
-    (b"side = 1", "side must be a string, got 1"),
-    (b"side = []", "side must hold at least one value, got none"),
-    (b'side = "C"', "side must be 'A' or 'B', got 'C'"),
-    (b't1 = "5"', "t1 must be a number, got '5'"),
-    (b"t1 = []", "t1 must be a number, got []"),
-    (b"t1 = [5.0]", "t1 must be a number, got [5.0]"),
-    (b"t1 = 0", "t1 must be positive and finite, got 0.0"),
-    (b"t1 = -inf", "t1 must be positive and finite, got -inf"),
-    (b"t1 = nan", "t1 must be positive and finite, got nan"),
-    (b"t1 = 1" + b"0" * 400, "t1 must be positive and finite, got inf"),
-    (b"saves = 1", "saves must be at least 2, or an array of times, got 1"),
-    (b"saves = 2.0", "saves must be an integer, got 2.0"),
-    (b"saves = 1000000000", "saves must be small enough for"),
-    (b"saves = [0.0, 1.0]", "saves must be an integer, got [0.0, 1.0]"),
-    (b'spacing = "lgo"', "spacing must be 'linear' or 'log', got 'lgo' (did you mean 'log'?)"),
-    (b"spacing = 1", "spacing must be a string, got 1"),
-    (b"details = 1", "details must be true or false, got 1"),
-    (b'details = "yes"', "details must be true or false, got 'yes'"),
-    (b"problem = 1", "problem must be a string, got 1"),
-    (b'problem = ""', "problem must be 'aligned', 'pretrained', 'regression', 'network' or 'd"),
-    (b'problem = "none.npz"', "problem must be a file that exists, got"),
-    (b'problem = "a\\u0000b.npz"', "problem must be a file's name, got 'a\\x00b.npz'"),
-    (b'problem = "digit"', "problem must be 'aligned', 'pretrained', 'regression', 'network' or 'd"),
-    (b'problem = ["aligned"]', "problem must be a string, got ['aligned']"),
-    (b'problem = "/"', "problem must be an .npz or .safetensors file, got '/'"),
-    (b'problem = "digits"\nm = 4', "m must be left out with problem 'digits', got 4"),
-    (b"m = 0", "m must be at least 1, got 0"),
-    (b"m = 1000000000", "m must be small enough for"),
-    (b'm = "10"', "m must be an integer, got '10'"),
-    (b"h = -1", "h must be at least 1, got -1"),
-    (b"h = 1000000000000", "h must be at most 2147483647, got 1000000000000"),
-    (b"delta_w = []", "delta_w must hold at least one value, got none"),
-    (b"delta_w = [0]", "delta_w must be positive, got 0.0"),
-    (b'delta_w = "x"', "delta_w must be a number, got 'x'"),
-    (b"shift_scale = []", "shift_scale must hold at least one value, got none"),
-    (b"component = []", "component must hold at least one value, got none"),
-    (b"component = [1.5]", "component must be 'top' or 'bottom' or an index, got '1.5'"),
-    (b'component = "middle"', "component must be 'top' or 'bottom' or an index, got 'middle'"),
-    (b"component = true", "component must be 'top' or 'bottom' or an index, got 'True'"),
-    (b"problem_seed = []", "problem_seed must hold at least one value, got none"),
-    (
-        b"problem_seed = [100000000000000000000]",
-        "problem_seed must be at most 9223372036854775807, got 1000000000000000",
-    ),
-    (b"problem_seed = 0.5", "problem_seed must be an integer, got 0.5"),
-    (b"angle = []", "angle must hold at least one value, got none"),
-    (b"angle = 91", "angle must lie between 0 and 90 degrees, got 91.0"),
-    (b"noise = []", "noise must hold at least one value, got none"),
-    (b"noise = -1", "noise must be at least 0, got -1.0"),
-    (b"kappa = []", "kappa must hold at least one value, got none"),
-    (b"pretraining = []", "pretraining must hold at least one value, got none"),
-    (b'flow = ""', "flow must be 'plain', 'lora-plus', 'scaled', 'lora-pro', 'shrink-a', w"),
-    (b'flow = "lora-plus"', "flow must come with a number after a colon for 'lora-plus', got 'lora-"),
-    (b'solver = "Tsit6"', "solver must be 'auto', 'RKC', 'Tsit5', 'Dopri5', 'Dopri8', 'Bosh3' or"),
-    (b"solver = []", "solver must be a string, got []"),
-    (b"rtol = 0", "rtol must lie between 0 and 1, got 0.0"),
-    (b'rtol = "x"', "rtol must be a number, got 'x'"),
-    (b"rtol = 1e-30", "rtol must be at least 2e-14 for float64 to carry it, got 1e-30"),
-    (b"max_steps = 0", "max_steps must be at least 1, got 0"),
-    (b"max_steps = 100000000000000000000", "max_steps must be at most 2147483647, got 100000000000000000000"),
-    (b"batch_size = 0", "batch_size must be at least 1, got 0"),
-    (b"devices = 3000", "devices must lie between 0, for all, and 2, the number of devices, got"),
-    (b"devices = -1", "devices must lie between 0, for all, and 2, the number of devices, got"),
-    (b'precision = "half"', "precision must be 'double' or 'single', got 'half'"),
-    (b"precision = 64", "precision must be a string, got 64"),
-    (b'out = "x"', "a setting in '"),
-    (b"[sweep]\nalpha = 1", "a setting in '"),
-    (b'"" = 1', "a setting in '"),
-    (b"alpha.x = 1", "alpha must be a number, got {'x': 1}"),
-    (b"settings = {alpha = 1}", "a setting in '"),
-    (b'study = "scaling"', "a setting in '"),
-    (b"alpha = ", "must be a TOML file, got Invalid value (at end of document)"),
-    (b"alpha = [1", "must be a TOML file, got Unclosed array (at end of document)"),
-    (b"alpha = 1e-3\nalpha = 1e-2", "must be a TOML file, got Cannot overwrite a value (at end of document)"),
-    (b"= 1", "must be a TOML file, got Invalid statement (at line 1, column 1)"),
-    (b"alpha", "must be a TOML file, got Expected '=' after a key in a key/value pair"),
-    (b'{"alpha": 1}', "must be a TOML file, got Invalid statement (at line 1, column 1)"),
-    (b"alpha: 1", "must be a TOML file, got Expected '=' after a key in a key/value pair"),
-    (b"\x00", "must be a TOML file, got Invalid statement (at line 1, column 1)"),
-    (b"alpha = 1\x00", "must be a TOML file, got Expected newline or end of document after a s"),
-    (b'alpha = "a\x00"', "must be a TOML file, got Illegal character '\\x00' (at line 1, column 1"),
-    (b"\xff\xfe", "must be a TOML file, got 'utf-8' codec can't decode byte 0xff in posit"),
-    (b"\xff\xfea\x00l\x00", "must be a TOML file, got 'utf-8' codec can't decode byte 0xff in posit"),
-    (b'alpha = "\xff"', "must be a TOML file, got 'utf-8' codec can't decode byte 0xff in posit"),
-    (b"x = " + b"[" * 5000, "must be a TOML file, got one that is nested too deeply"),
-    (b"x = " + b"[" * 5000 + b"]" * 5000, "must be a TOML file, got one that is nested too deeply"),
-    (b"x = " + b"{a = " * 5000, "must be a TOML file, got one that is nested too deeply"),
-    (b"alpha = 1" + b"0" * 5000, "must be a TOML file, got Exceeds the limit (4300 digits) for integer s"),
-    (b"#" * (2**20 + 1), "must be a settings file of at most 1048576 bytes, got a larger one"),
-    (b".".join([b"a"] * 3000) + b" = 1", "a setting in '"),
-    (b"\xef\xbb\xbfalpa = 1", "a setting in '"),
-    (b"alpha = 1e-3\r alpha", "must be a TOML file, got Expected newline or end of document after a s"),
-    (b"alpha = 01", "must be a TOML file, got Expected newline or end of document after a s"),
-    (b"alpha = +-1", "must be a TOML file, got Invalid value (at line 1, column 9)"),
-    (b"PK" + bytes(range(256)), "must be a TOML file, got 'utf-8' codec can't decode byte 0x80 in posit"),
-]
-
 FILES = {
     "OUT": "out",
     "SHAPES": "shapes.npz",
@@ -543,70 +396,22 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _drawn_once(monkeypatch, drawn=aligned_problem, kept={}):  # noqa: B006
-    """The same problem is not compiled anew for each of the lines."""
-
-    def draw(key, **settings):
-        asked = f"{jax.random.key_data(key)} {settings}"
-        if asked not in kept:
-            kept[asked] = drawn(key, **settings)
-        return kept[asked]
-
-    monkeypatch.setattr(aligned, "aligned_problem", draw)
-
-
-@pytest.fixture(autouse=True)
-def _on_one_machine(monkeypatch, room=shutil.disk_usage):
-    """With 16 GB of memory, and 1 TB on its disks: which of them a request asks too much of is the machine's word."""
-
-    def usage(path):
-        return room(path) if str(path).startswith("/proc") else room(path)._replace(free=10**12)
-
-    monkeypatch.setattr(memory, "free", lambda: 16e9)
-    monkeypatch.setattr(shutil, "disk_usage", usage)
-
-
-def refused(words, capsys):
-    """The one line with which a command is refused."""
-    assert main(words) == 2
-    told, said = capsys.readouterr()
-    assert told == ""
-    assert said.startswith("lora-flow: ")
-    assert said.count("\n") == 1
-    assert len(said) < 1000
-    return said
-
-
 @pytest.mark.parametrize(("line", "message"), COMMAND_LINES)
-def test_wrong_command_lines(line, message, folder, capsys, monkeypatch):
+def test_wrong_command_lines(line, message, folder, refused, monkeypatch):
     monkeypatch.chdir(folder)
     before = sorted(os.listdir(folder))
     words = []
     for word in shlex.split(line):
         name, slash, rest = word.partition("/")
         words.append(f"{folder / FILES[name]}{slash}{rest}" if name in FILES else word)
-    assert message in refused(words, capsys)
+    assert message in refused(words)
     assert sorted(os.listdir(folder)) == before
 
 
 @pytest.mark.parametrize("name", ["EMPTYNPZ", "CUTNPZ", "BADNPZ", "OBJECTS", "NAMES", "BROKENST"])
-def test_a_file_that_is_refused_is_closed(name, folder, capsys):
+def test_a_file_that_is_refused_is_closed(name, folder, refused):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always", ResourceWarning)
-        refused(["sweep", "--out", str(folder / "out"), "--problem", str(folder / FILES[name])], capsys)
+        refused(["sweep", "--out", str(folder / "out"), "--problem", str(folder / FILES[name])])
         gc.collect()
     assert not found
-
-
-@pytest.mark.parametrize(("content", "message"), SETTINGS_FILES, ids=range(len(SETTINGS_FILES)))
-def test_wrong_settings_files(content, message, tmp_path, capsys):
-    (tmp_path / "c.toml").write_bytes(content)
-    words = ["sweep", "--out", str(tmp_path / "out"), "--config", str(tmp_path / "c.toml")]
-    assert message in refused(words, capsys)
-    assert os.listdir(tmp_path) == ["c.toml"]
-
-
-def test_there_are_enough_of_them():
-    assert len(COMMAND_LINES) >= 140
-    assert len(SETTINGS_FILES) >= 70
