@@ -1,5 +1,4 @@
 import dataclasses
-import re
 import warnings
 
 import diffrax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from solves import SQUARE, START, random, swept
 
 from lora_flow import (
     Adapter,
@@ -20,10 +20,8 @@ from lora_flow import (
     gaussian_init,
     oracles,
     pad,
-    save_times,
     solve,
     spectral_init,
-    sweep,
     zero_adapters,
 )
 from lora_flow.dynamics.flows import Plain
@@ -32,10 +30,6 @@ from lora_flow.runtime import compiling
 
 TIGHT = 1e-10
 WIDTH = 100  # of the problem of Figure 1: at its shapes, with rank 4 and 101 times, most tests share one program
-
-
-def random(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape)
 
 
 def one_layer(y):
@@ -194,16 +188,10 @@ class TestALossByWhichTheImbalanceChanges:
         assert np.isnan(descend(problem, start, steps=3, step=1e-2).observables["drift"]).all()
 
 
-def swept(problem, **how):
-    """One lane of a sweep: of its time alone."""
-    return sweep(problem, alpha=0.1, rank=2, solver="Tsit5", progress=False, **how).squeeze()
-
-
 class TestTheStart:
     """What is measured from the start is measured from t = 0, whichever times are saved."""
 
-    problem = SingleLayer(random(8, 6, 6))
-    start = (Adapter(jnp.asarray(0.1 * random(9, 2, 6)), jnp.zeros((6, 2))),)
+    problem, start = SQUARE, START
     times = np.linspace(0.0, 2.0, 21), np.linspace(1.0, 2.0, 21)
 
     def test_of_a_flow(self):
@@ -264,58 +252,6 @@ def test_the_flow_commutes_with_rotations_of_its_coordinates(figure1_problem):
     assert steps[0] == pytest.approx(steps[1], rel=0.01)  # rounding may decide on a step
     for name in ("loss", "alignment_error", "norm_z1", "norm_z2"):
         np.testing.assert_allclose(ours.observables[name], theirs.observables[name], rtol=1e-6, atol=1e-20)
-
-
-class TestGradients:
-    """Reverse mode against central differences of the solution itself."""
-
-    problem = aligned_problem(jax.random.key(1), m=4, n=3, h=5, delta_w=0.5, component=[0, 1], shift_scale=[3.0, 2.0])
-    start = gaussian_init(jax.random.key(2), problem, rank=2, alpha=0.3, side="B")
-
-    def log_loss(self, w1, w2, shift, adapters, adjoint=None):
-        problem = Factorization(w1=w1, w2=w2, shift=shift)
-        return jnp.log(solve(problem, adapters, t1=1.0, saves=3, rtol=1e-9, adjoint=adjoint).observables["loss"][-1])
-
-    @pytest.mark.long
-    def test_with_respect_to_weights_shift_and_adapters(self):
-        values = [self.problem.w1, self.problem.w2, self.problem.shift, self.start]
-        gradients = jax.grad(self.log_loss, argnums=(0, 1, 2, 3))(*values)
-        for index, gradient in enumerate(gradients):
-            direction = jax.tree.map(lambda leaf: random(3, *leaf.shape), values[index])
-
-            def along(epsilon, index=index, direction=direction):
-                moved = jax.tree.map(lambda leaf, step: leaf + epsilon * step, values[index], direction)
-                return self.log_loss(*values[:index], moved, *values[index + 1 :])
-
-            difference = (along(1e-4) - along(-1e-4)) / 2e-4
-            pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-            np.testing.assert_allclose(sum(jnp.sum(g * d) for g, d in pairs), difference, rtol=1e-5)
-
-    @pytest.mark.long
-    def test_the_adjoint_is_selectable(self):
-        def final_loss(adapters, adjoint):
-            return solve(self.problem, adapters, t1=1.0, saves=3, adjoint=adjoint, max_steps=100).observables["loss"][
-                -1
-            ]
-
-        expected, got = (jax.grad(final_loss)(self.start, one) for one in (None, diffrax.DirectAdjoint()))
-        for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
-
-    def test_backsolve_is_refused_with_a_reason(self):
-        with pytest.raises(InputError, match="adjoint must differentiate what is saved along the way"):
-            solve(self.problem, self.start, t1=1.0, adjoint=diffrax.BacksolveAdjoint())
-
-    @pytest.mark.long
-    def test_forward_mode(self):
-        values = (self.problem.w1, self.problem.w2, self.problem.shift)
-
-        def of_scale(scale):
-            start = jax.tree.map(lambda leaf: scale * leaf, self.start)
-            return self.log_loss(*values, start, diffrax.ForwardMode())
-
-        _, tangent = jax.jvp(of_scale, (1.0,), (1.0,))
-        np.testing.assert_allclose(tangent, (of_scale(1 + 1e-4) - of_scale(1 - 1e-4)) / 2e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -411,89 +347,11 @@ def test_values_may_be_traced(figure1_problem):
     np.testing.assert_allclose(final(0.7, 1e-5, 1e-2), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["alignment_error_2", "drift"])
-@pytest.mark.long
-def test_observables_have_finite_gradients(name):
-    problem, start = TestGradients.problem, TestGradients.start
-    got = jax.grad(lambda y: solve(problem, y, t1=1.0, saves=3).observables[name][-1])(start)
-    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(got))
-
-
 def test_what_a_person_reads(figure1_problem):
     start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-3)
     text = str(solve(figure1_problem, start, t1=5.0))
     for part in ("t = 5", "success after", "rank 4", "loss 12.5 ->", "drift"):
         assert part in text
-
-
-class TestSaveTimes:
-    @pytest.mark.parametrize("t1", [0.1, 3.0, 5.0, 123.4, 2000.0])
-    def test_logarithmic_times_end_exactly_at_t1_and_are_accepted_as_times(self, t1):
-        times = save_times(t1, 30, "log")
-        assert times[-1] == t1
-        np.testing.assert_array_equal(save_times(t1, times), times)
-
-    def test_numbers_and_arrays(self):
-        np.testing.assert_allclose(save_times(2.0, 3), [0.0, 1.0, 2.0])
-        np.testing.assert_allclose(save_times(1e4, 6, "log"), [0.0, 1.0, 10.0, 100.0, 1e3, 1e4])
-        np.testing.assert_allclose(save_times(2.0, [0.5, 1.5]), [0.5, 1.5])
-
-    def test_trajectories_are_saved_there(self, figure1_problem):
-        start = gaussian_init(jax.random.key(0), figure1_problem, rank=4, alpha=1e-2)
-        equal = solve(figure1_problem, start, t1=1.0)
-        shared = np.array([0, *range(30, 81), 100])
-        times = np.sort([*equal.times[shared], *np.linspace(0.302, 0.768, 48)])
-        listed = solve(figure1_problem, start, t1=1.0, saves=times)
-        np.testing.assert_array_equal(listed.times, times)
-        again = np.isin(times, equal.times[shared])
-        np.testing.assert_allclose(listed.observables["loss"][again], equal.observables["loss"][shared], rtol=1e-9)
-
-    @pytest.mark.parametrize(
-        ("t1", "saves", "message"),
-        [
-            (0.0, 11, "t1 must be positive and finite, got 0.0"),
-            (float("nan"), 11, "t1 must be positive and finite, got nan"),
-            (1.0, 1, "saves must be at least 2, or an array of times, got 1"),
-            (1.0, 2.5, "saves must be .* two times, got 2.5"),
-            (1.0, [0.0, 0.5, 0.5], "saves must increase, got 0.5 after 0.5"),
-            (1.0, [0.0, 0.2, 0.1, 0.3], "saves must increase, got 0.1 after 0.2"),
-            (1.0, [-0.1, 0.5], "saves must be at least 0, got -0.1"),
-            (1.0, [0.0, 2.0], "saves must be at most t1 = 1.0, got 2.0"),
-            (0.3, [0.0, 0.3000000001], "saves must be at most t1 = 0.3, got 0.3000000001"),
-            (1.0, [0.0, np.nan, 1.0], "saves must be finite, got nan"),
-            (1.0, [0.5], "saves must be a whole number, or an array of at least two times, got [0.5]"),
-            (1.0, np.zeros((2, 2)), "saves must be .* two times, got shape (2, 2) of float64"),
-            (1.0, [[0.0, 0.5], [1.0]], "saves must be .* two times, got [[0.0, 0.5], [1.0]]"),
-            (1.0, "all", "saves must be .* two times, got 'all'"),
-            (1.0, True, "saves must be .* two times, got True"),
-            (1.0, [0.0, 1.0j], "saves must be .* two times, got [0.0, 1j]"),
-            (1.0, {0.0, 1.0}, "saves must be .* two times, got a set"),
-            ("1", 11, "t1 must be positive and finite, got '1'"),
-            (np.ones(1), 11, "t1 must be positive and finite, got shape (1,) of float64"),
-        ],
-    )
-    def test_bad_times_are_named(self, t1, saves, message, monkeypatch):
-        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
-        exactly = re.escape(message).replace(r"\.\*", ".*")
-        with pytest.raises(InputError, match=f"^{exactly}$"):
-            save_times(t1, saves)
-
-    def test_a_last_time_that_rounding_puts_beyond_the_end_is_the_end(self):
-        problem, start, saves = TestTheStart.problem, TestTheStart.start, np.arange(0, 0.43, 0.021)
-        assert saves[-1] > 0.42, "one unit of rounding beyond"
-        np.testing.assert_array_equal(save_times(0.42, saves), [*saves[:-1], 0.42])
-        seen = solve(problem, start, t1=0.42, saves=saves, solver="Tsit5")
-        assert seen.status == 0
-        assert float(seen.times[-1]) == 0.42
-        assert np.all(np.isfinite(seen.observables["loss"]))
-        np.testing.assert_array_equal(swept(problem, t1=0.42, saves=saves)["time"], seen.times)
-        with jax.enable_x64(False):
-            end, beyond = jnp.asarray(0.3), float(np.nextafter(np.float32(0.3), np.float32(1)))
-            assert save_times(end, [0.0, beyond])[-1] == end < beyond
-
-    def test_unknown_spacing(self):
-        with pytest.raises(InputError, match=r"spacing must be 'linear' or 'log', got 'lin' \(did you mean 'linear'"):
-            save_times(1.0, 5, "lin")
 
 
 @pytest.mark.parametrize(
