@@ -12,6 +12,7 @@ from lora_flow.algebra.diagonal import Diagonal, as_matrix, check_task, dense
 from lora_flow.algebra.spectra import frobenius_norm, norm, singular_values, spectral_norm
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import concrete, require, require_integer, require_number
+from lora_flow.coordinates.base import Coordinates
 from lora_flow.problems.base import Layers, Problem, kind_of, matrix_rank
 from lora_flow.problems.factorization import Factorization, spectrum_text
 from lora_flow.problems.formulas import keeps_loss
@@ -131,6 +132,11 @@ class LinearNetwork(AdaptedLayer):
     def descent_of(self, change: Float[Array, "m n"]) -> Float[Array, "m n"]:
         missing = self._outputs(self.solution - change.T)
         return missing.T if self.features is None else missing.T @ self.features
+
+    @property
+    def coordinates(self) -> type[Coordinates]:
+        """Narrow ones, but for a subclass with an `observe` of its own: that may see in which basis adapters are."""
+        return super().coordinates if type(self).observe is LinearNetwork.observe else Coordinates
 
     def observe(self, adapters: Adapters) -> dict[str, Float[Array, ""]]:
         """`distance`: ||W1 W2 - X^+ Y||_F, which need not go to zero where X has dependent columns."""

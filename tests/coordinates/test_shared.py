@@ -34,6 +34,18 @@ class Watched(Factorization):
         return {"entry": adapters[0].a[0, 0]}
 
 
+class Looking(LinearNetwork):
+    def observe(self, adapters):
+        return {"largest": jnp.abs(adapters[0].a).max()}
+
+
+class Vouched(LinearNetwork):
+    coordinates = Narrow
+
+    def observe(self, adapters):
+        return {"size": jnp.linalg.norm(adapters[0].a)}
+
+
 class Decayed(Factorization):
     def loss(self, adapters):
         return super().loss(adapters) + sum(jnp.sum(leaf**4) for leaf in jax.tree.leaves(adapters))
@@ -67,6 +79,8 @@ def start_of(problem, rank=2):
         (SingleLayer(SHIFT), Narrow),
         (Regression(RNG.normal(size=(9, 5)), SHIFT), Narrow),
         (LinearNetwork(SHIFT), Narrow),
+        (Looking(SHIFT), Coordinates),  # whose entries are others in another basis
+        (Vouched(SHIFT), Narrow),
         (DeepLinear([W1, W2], SHIFT), Narrow),
         (Offset(SingleLayer(SHIFT), start_of(SingleLayer(SHIFT))), Coordinates),
         (OnlyLoss(), Coordinates),
