@@ -14,6 +14,7 @@ from lora_flow.experiments import (
     phase,
     pretraining,
     scaling,
+    symmetric,
     width,
 )
 from lora_flow.experiments.base import Experiment
@@ -24,6 +25,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "beyond": beyond.EXPERIMENT,
     "inits": inits.EXPERIMENT,
     "kappa": kappa.EXPERIMENT,
+    "symmetric": symmetric.EXPERIMENT,
     "pretraining": pretraining.EXPERIMENT,
     "imbalance": imbalance.EXPERIMENT,
     "width": width.EXPERIMENT,

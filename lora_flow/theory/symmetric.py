@@ -90,7 +90,10 @@ def balanced_tail(shape: tuple[int, int], task_rank: int, rank: int) -> float:
 
 
 def untying_rate(values: np.ndarray) -> float:
-    """The rate of ||A - B^T|| in the end, one layer, 1/2 ||M - B A||_F^2, near tied adapters: l, with M's least -l."""
+    """The rate of ||A - B^T||, one layer, 1/2 ||M - B A||_F^2, late and near tied adapters: l, with M's least -l.
+
+    On columns that X does not use; on columns of noise, which fall like 1/t, it is less by 1/(2 t).
+    """
     return max(0.0, -float(np.min(values)))
 
 
