@@ -50,7 +50,8 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
     For problems whose Jacobian has a real, mostly negative spectrum, as that of every gradient flow. Each step takes as
     many stages as its length needs for stability. Their number grows with the square root of the length, so a long
     stiff interval costs far fewer evaluations of the field than with a classical method. Power iteration on
-    Jacobian-vector products, carried on from step to step, estimates the spectral radius rho from below.
+    Jacobian-vector products, carried on from step to step, estimates the spectral radius rho from below. The stages are
+    enough for 1.05 times the estimate, and for 1.5 times its growth since the last step besides.
 
     Derivatives are those of the steps taken, which are of second order. In `solve` they are wrong by 1e-2 at the
     default rtol of 5e-4, by 3e-3 at 5e-5 and by 5e-4 at 5e-6: take that where gradients are to be right to 1e-3.
@@ -123,7 +124,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
         reach = jnp.abs(dt) * radius
         told: PyTree = unravel(jnp.where(possible, beyond_rounding(error, y, reach), jnp.inf))
         if self.tell_rounding:
-            told = StepError(told, jnp.array(3), rounding_of(y.dtype, reach), jnp.full_like(reach, jnp.inf))
+            told = StepError(told, jnp.array(3), rounding_of(y.dtype, reach))
 
         y1 = unravel(y + increment)
         dense = {"y0": y0, "y1": y1, "k0": unravel(dt * f0), "k1": unravel(dt * f1)}
@@ -226,7 +227,8 @@ def spectral_radius(
     """A unit vector near the Jacobian's dominant eigenvector at y, and ||J v|| by the last iterate, at most rho.
 
     Power iteration from `vector`, until the estimate, `radius` before the first iteration, moves by less
-    than `CHANGE`. Like a step's length, the result is not differentiated.
+    than `CHANGE`. Like a step's length, the result is not differentiated. The estimate is what keeps a step stable, and
+    so has no error of a difference quotient, at the price of two evaluations for each product.
     """
     field, t, y, vector, radius = jax.tree.map(
         lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, (field, t, y, vector, radius)

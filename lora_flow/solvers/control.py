@@ -9,6 +9,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optimistix
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -26,17 +27,17 @@ Norm = Callable[[PyTree], Array]
 
 
 class StepError(NamedTuple):
-    """The error of a step, from a solver that changes methods to `ResidualController`.
+    """The error of a step, from a solver that knows more of it than its size, to `ResidualController`.
 
     - `error`: the estimated error, of the order `order`.
-    - `rounding`: what rounding alone may make of the step, relative to the state.
-    - `stable`: the longest step for which the method is stable, by the solver's estimate.
+    - `rounding`: what rounding alone may make of the step, relative to the state; 0 where a solver does not tell.
+    - `stable`: the longest step for which the method is stable, by the solver's estimate; infinite where it gives none.
     """
 
     error: PyTree
     order: Int[Array, ""]
-    rounding: Float[Array, ""]
-    stable: Float[Array, ""]
+    rounding: Float[Array, ""] | float = 0.0
+    stable: Float[Array, ""] | float = np.inf
 
 
 class _ControlState(NamedTuple):
@@ -81,6 +82,7 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     - `atol`, `norm`: only for the root finder of an implicit solver, which takes its tolerances from here.
 
     Where a solver estimates in its `StepError` how long a stable step may be, no step is longer, whatever its error.
+    The next one is at most 0.95 times as long, because stiffness may grow meanwhile.
 
     A run fails where loss or field are not finite at its start, and where a step is still too long that no longer moves
     the time.
@@ -137,10 +139,8 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
         controller_state: Any,
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         pid_state, reached, defined, shortest = controller_state
-        rounding: Any = 0.0
-        stable: Any = jnp.inf
-        if isinstance(y_error, StepError):
-            y_error, error_order, rounding, stable = y_error
+        told = y_error if isinstance(y_error, StepError) else StepError(y_error, error_order)
+        y_error, error_order, rounding, stable = told
         y0, y1, y_error = jax.lax.stop_gradient((y0, y1_candidate, y_error))
         residual_of_candidate = self.relative_residual(y1)
         residual = jnp.fmin(residual_of_candidate, reached)

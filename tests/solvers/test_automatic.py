@@ -8,7 +8,7 @@ import pytest
 
 from lora_flow import Factorization, InputError, aligned_problem, gaussian_init, solve, sweep
 from lora_flow.solvers.automatic import MIDDLE, STABLE, TABLEAU, Automatic, QuarticInterpolation
-from lora_flow.solvers.control import ResidualController
+from lora_flow.solvers.control import ResidualController, StepError
 
 TIMES = np.concatenate([[0.0], np.geomspace(0.1, 300.0, 30)])
 
@@ -64,6 +64,20 @@ def test_tsit5_is_stable_up_to_the_limit_and_no_further():
         return abs(1 - reach * TABLEAU.b_sol @ np.linalg.solve(np.eye(7) + reach * stages, np.ones(7)))
 
     assert max(map(growth, np.linspace(0.01, STABLE, 100))) < 1 < growth(1.01 * STABLE)
+
+
+def test_where_an_error_comes_with_its_order_alone_neither_rounding_nor_stability_binds():
+    control, y = ResidualController(1e-3, relative_residual=jnp.linalg.norm), jnp.ones(2)
+
+    @jax.jit
+    def keeps(told):
+        _, state = control.init(None, 0.0, 1.0, y, 0.1, None, lambda *_: -y, 5)
+        return control.adapt_step_size(jnp.zeros(()), jnp.asarray(0.1), y, 0.9 * y, None, told, 5, state)[0]
+
+    error = StepError(1e-5 * y, jnp.array(5))
+    assert keeps(error)
+    assert not keeps(error._replace(stable=0.08))
+    assert not keeps(error._replace(rounding=1.0))
 
 
 @pytest.mark.parametrize(("solver", "grows"), [(Automatic(), False), (diffrax.Tsit5(), True)])
