@@ -1,5 +1,5 @@
 """The claims in the order in which they are tried: of arXiv 2503.06982 and the talk on it, then on one adapted layer,
-then on linear networks that are trained from scratch.
+then on linear networks that are trained from scratch, on symmetric factorisations, and on large starts.
 
 A formula that a paper states in two forms has a line for each: the right reading is meant to hold, the other to fail.
 """
@@ -8,6 +8,7 @@ from lora_flow.claims import (
     layer_alignment,
     layer_descent,
     layer_flows,
+    layer_large,
     layer_starts,
     lora_alignment,
     lora_convergence,
@@ -19,6 +20,7 @@ from lora_flow.claims import (
     network_flow,
     network_local,
     network_weights,
+    symmetric,
 )
 from lora_flow.claims.frame import ENTERED, Claim
 
@@ -26,6 +28,7 @@ CHAPTERS = (
     *(lora_linear, lora_alignment, lora_convergence, lora_spectral, lora_mirror),
     *(layer_alignment, layer_starts, layer_flows, layer_descent),
     *(network_flow, network_bias, network_weights, network_descent, network_local),
+    *(symmetric, layer_large),
 )
 CLAIMS: dict[str, Claim] = {
     name: claim for chapter in CHAPTERS for name, claim in ENTERED.items() if claim.__module__ == chapter.__name__
