@@ -33,7 +33,7 @@ PAGES = [
     "docs/contributing.md",
     *(
         pytest.param(f"docs/{name}.md", marks=pytest.mark.long)
-        for name in ("initialisations", "descent", "lora-one", "networks", "problems")
+        for name in ("initialisations", "descent", "lora-one", "networks", "problems", "symmetric")
     ),
 ]
 
