@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from lora_flow.arrays import real_array
 from lora_flow.checks import concrete, require
 from lora_flow.oracles import modes
-from lora_flow.oracles.given import ROUNDING, concrete_all, matrix, require_zero
+from lora_flow.oracles.given import ROUNDING, matrix, require_times, require_zero
 
 
 class Cascade(NamedTuple):
@@ -64,7 +64,7 @@ def cascade(target: ArrayLike, u: ArrayLike, t: ArrayLike) -> Cascade:
     **Returns:** a `Cascade`, with the axes of `t` first.
 
     **Raises:** `InputError` for shapes that do not match, for a target that is not symmetric, is traced or has no
-    positive eigenvalue, for a u that misses one, and for times that are negative.
+    positive eigenvalue, for a u that misses one, and for times that are negative or not finite.
     """
     y, u, t = matrix("target", target), matrix("u", u), real_array("t", t)
     require(y.shape[0] == y.shape[1], "target", "be a square matrix", f"shape {y.shape}")
@@ -77,11 +77,11 @@ def cascade(target: ArrayLike, u: ArrayLike, t: ArrayLike) -> Cascade:
     values = np.where(np.abs(values) > 10 * len(goal) * np.finfo(goal.dtype).eps * np.abs(values).max(), values, 0.0)
     k = int(np.sum(values > 0))
     require(k > 0, "target", "have a positive eigenvalue", f"a largest one of {values[0]:.2g}")
-    if known := concrete_all(u, t):
-        start, times = known
+    require_times(t)
+    start = concrete(u)
+    if start is not None:
         found = np.linalg.matrix_rank(basis[:, :k].T @ start)
         require(found == k, "u", f"reach the {k} eigenvectors of positive eigenvalues", f"a projection of rank {found}")
-        require(np.all(times >= 0), "t", "be at least 0", times.min(initial=0.0))
     return _cascade(jnp.asarray(values[:k]), jnp.asarray(np.abs(values[k:])), jnp.asarray(basis), u, t)
 
 
@@ -127,11 +127,12 @@ def schur_complement(s0: ArrayLike, l2: ArrayLike, t: ArrayLike) -> Float[Array,
     **Returns:** S, of shape `(*times, k, k)`.
 
     **Raises:** `InputError` for shapes that do not match, for an s0 that is not symmetric and positive semi-definite,
-    and for a negative value of L2.
+    for a negative value of L2, and for times that are negative or not finite.
     """
     s0, l2, t = matrix("s0", s0), real_array("l2", l2), real_array("t", t)
     require(l2.ndim == 1, "l2", "be a vector", f"shape {l2.shape}")
     require(s0.shape == (len(l2), len(l2)), "s0", f"have shape {(len(l2), len(l2))}", s0.shape)
+    require_times(t)
     start, damping = concrete(s0), concrete(l2)
     if start is not None:
         values = np.linalg.eigvalsh(start)

@@ -22,6 +22,14 @@ def concrete_all(*values: Array) -> list[np.ndarray] | None:
     return None if any(value is None for value in known) else known  # type: ignore[return-value]
 
 
+def require_times(t: Array) -> None:
+    """Raises for times that are negative or not finite, as far as they are known."""
+    times = concrete(t)
+    if times is not None and times.size:
+        first, last = float(np.min(times)), float(np.max(times))
+        require(first >= 0 and last < np.inf, "t", "be finite and at least 0", f"{first:g} ... {last:g}")
+
+
 def multiple_of_identity(square: np.ndarray, size: float, name: str, must: str) -> float:
     """The multiple c of a matrix that is c I up to rounding."""
     multiple = np.trace(square) / len(square)

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 from lora_flow.arrays import real_array
 from lora_flow.checks import require, require_number
 from lora_flow.oracles.given import concrete_all, matrix, require_zero
-from lora_flow.oracles.substeps import count_substeps
+from lora_flow.oracles.substeps import count_substeps, propagators, reaches
 
 
 def large_start(
@@ -29,7 +29,7 @@ def large_start(
     a = 2, 4 and 8, with sigma_1 = 1. (Rows of unequal length turn at unequal rates, along another curve.)
 
     Shapes: `shift` (m, n), `rows` O (r, n), orthonormal. `steps` is at least sigma_1^2 t/(4 a^2), and given where
-    values are traced. P is accurate to 1e-14, and so L down to 1e-27 of its start.
+    values are traced: L is NaN where they are too few. P is accurate to 1e-14, and so L down to 1e-27 of its start.
 
     **Returns:** L, of shape `times`, that of `t`.
 
@@ -49,16 +49,23 @@ def large_start(
 
 @partial(jax.jit, static_argnames="steps")
 def _large_start(shift: Array, rows: Array, a: Array, t: Array, steps: int) -> Array:
+    """In the eigenbasis of Y^T Y, for derivatives a constant, as in `riccati_gram`: singular values may repeat."""
+    constant = jax.lax.stop_gradient(shift)
+    _, sigma, basis = jnp.linalg.svd(constant, full_matrices=True)
+    rates = jnp.pad(sigma**2, (0, len(basis) - len(sigma)))
+
     def loss(time: Array) -> Array:
-        grown = jnp.expm1(values * (time / (a**2 * steps)))
+        change = shift - constant
+        moved = jnp.diag(rates) + basis @ (change.T @ shift + constant.T @ change) @ basis.T
+        grown, _ = propagators(moved, time / (a**2 * steps))
 
         def step(columns: Array, _: Any) -> tuple[Array, None]:
-            return jnp.linalg.qr(columns + basis @ (grown[:, None] * (basis.T @ columns)))[0], None
+            return jnp.linalg.qr(grown @ columns)[0], None
 
-        columns, _ = jax.lax.scan(step, rows.T, length=steps)
-        return jnp.sum((shift - (shift @ columns) @ columns.T) ** 2) / 2
+        columns, _ = jax.lax.scan(step, basis @ rows.T, length=steps)
+        goal = shift @ basis.T
+        left = jnp.sum((goal - (goal @ columns) @ columns.T) ** 2) / 2
+        return jnp.where(reaches(rates[0] / a**2, time, steps), left, jnp.nan)
 
     with jax.default_matmul_precision("highest"):
-        _, sigma, vt = jnp.linalg.svd(shift, full_matrices=False)
-        values, basis = sigma**2, vt.T
         return jax.vmap(loss)(t.ravel()).reshape(t.shape)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.checks import concrete, require, require_integer
+from lora_flow.oracles.given import require_times
 
 REACH = 4.0  # of one sub-step, in units of 1/||F||_2: growing modes swamp the others' digits beyond it
 SLACK = 1e-5  # for the rounding of rates and times, in single precision too
@@ -23,10 +24,8 @@ def count_substeps(rate: float | None, t: Array, steps: int | None) -> int:
     **Raises:** `InputError` for times that are negative or not finite, for too few steps, and for no steps where values
     are traced.
     """
+    require_times(t)
     times = concrete(t)
-    if times is not None and times.size:
-        first, last = float(np.min(times)), float(np.max(times))
-        require(first >= 0 and last < np.inf, "t", "be finite and at least 0", f"{first:g} ... {last:g}")
     if steps is not None:
         require_integer("steps", steps, "be at least 1", 1)
     if rate is None or times is None:
@@ -50,21 +49,25 @@ def riccati_gram(f: Float[Array, "k k"], q: Float[Array, "k h"], t: Array, steps
 
     def advance(time: Array) -> Array:
         turned = jnp.diag(values) + basis.T @ (f - constant) @ basis
-        grown, gain = _propagators(turned, time / steps)
+        grown, gain = propagators(turned, time / steps)
 
         def step(q: Array, _: Any) -> tuple[Array, None]:
             lower = jnp.linalg.cholesky(jnp.eye(q.shape[1]) + q.T @ gain @ q)
             return jax.scipy.linalg.solve_triangular(lower, (grown @ q).T, lower=True).T, None
 
         reached = basis @ jax.lax.scan(step, basis.T @ q, length=steps)[0]
-        enough = (1 - SLACK) * jnp.max(jnp.abs(values)) * time <= REACH * steps
-        return jnp.where(enough, reached @ reached.T, jnp.nan)
+        return jnp.where(reaches(jnp.max(jnp.abs(values)), time, steps), reached @ reached.T, jnp.nan)
 
     with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
         return jax.vmap(advance)(t.ravel()).reshape(*t.shape, *f.shape)
 
 
-def _propagators(f: Array, dt: Array) -> tuple[Array, Array]:
+def reaches(rate: Array, time: Array, steps: int) -> Array:
+    """Whether the sub-steps are enough, for a rate that is the norm of F."""
+    return (1 - SLACK) * rate * time <= REACH * steps
+
+
+def propagators(f: Array, dt: Array) -> tuple[Array, Array]:
     """e^{F dt} and the integral of e^{2 F s} over 0 ... dt, by the power series of a 16th and four doublings.
 
     Up to ||F|| dt = REACH, and to rounding in each mode of a diagonal F; singular or not, no eigenvalue is divided by.

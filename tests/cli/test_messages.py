@@ -120,7 +120,7 @@ size, flow = of(3, "integer", also=(0,)), of("plain", "choice", also=(Plain, "pl
 initialisation = {"key": key, "problem": known, "rank": rank, "alpha": alpha}
 of_network = {**initialisation, "problem": network, "rank": of(1, "integer", also=(0,))}
 start, starts = of(ONE, "adapters", also=(TWO, NOWHERE)), of(TWO, "adapters", also=(ONE, NOWHERE * 2))
-time = of(1.0, "array", also=(-1.0, NAN, [NAN]))
+time = of(1.0, "array", also=(-1.0, NAN, [NAN], np.inf))
 substeps = of(64, "integer", also=(0,))
 constants = {"c1": of(0.5, "fraction"), "c2": of(1.5, "above one", also=(1.0,))}
 dataset = xr.Dataset(
@@ -274,7 +274,7 @@ TABLE: dict[str, dict[str, Argument]] = {
     "oracles.cascade": {
         "target": of(EYE, "matrix", also=("other matrix", -EYE)),
         "u": of(EYE, "matrix", also=("other matrix", np.ones((3, 3)))),
-        "t": of(1.0, "array", also=(-1.0,)),
+        "t": time,
     },
     "oracles.large_start": {
         "shift": of(EYE, "matrix"),
@@ -294,7 +294,7 @@ TABLE: dict[str, dict[str, Argument]] = {
     "oracles.schur_complement": {
         "s0": of(EYE, "matrix", also=("other matrix",)),
         "l2": of(np.ones(3), "array", also=(1.0, -np.ones(3), EYE)),
-        "t": of(1.0, "array"),
+        "t": time,
     },
     "oracles.single_layer": {
         "shift": of(EYE, "matrix"),

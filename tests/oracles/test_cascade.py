@@ -69,13 +69,33 @@ def test_a_large_start_at_late_times_and_of_t_over_a_squared_alone():
     assert float(few) == pytest.approx(float(many), rel=1e-10)
 
 
+def test_derivatives_of_a_large_start_with_repeated_singular_values():
+    def loss(shift):
+        return oracles.large_start(shift, ROWS[:4], 3.0, 9.0, steps=4)
+
+    direction = RNG.normal(size=Y.shape)
+    difference = (loss(Y + 1e-5 * direction) - loss(Y - 1e-5 * direction)) / 2e-5
+    assert np.sum(np.asarray(jax.grad(loss)(Y)) * direction) == pytest.approx(float(difference), rel=1e-7)
+    assert float(jax.jvp(loss, (Y,), (direction,))[1]) == pytest.approx(float(difference), rel=1e-7)
+
+
+def test_a_large_start_is_nan_where_traced_sub_steps_are_too_few():
+    times = np.array([0.0, 15.0, 17.0])
+    got = jax.jit(lambda t: oracles.large_start(Y, ROWS[:4], 1.0, t, steps=4))(times)
+    np.testing.assert_array_equal(np.isnan(got), [False, False, True])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: oracles.cascade(np.eye(2, k=1), np.eye(2), 1.0), "target must be symmetric"),
         (lambda: oracles.cascade(-np.eye(2), np.eye(2), 1.0), "target must have a positive eigenvalue, got"),
         (lambda: oracles.cascade(np.eye(2), np.ones((2, 2)), 1.0), "u must reach the 2 eigenvectors of positive"),
-        (lambda: oracles.cascade(np.eye(2), np.eye(2), -1.0), "t must be at least 0, got -1.0"),
+        (lambda: oracles.cascade(np.eye(2), np.eye(2), -1.0), "t must be finite and at least 0, got -1"),
+        (
+            lambda: jax.vmap(lambda u: oracles.cascade(np.eye(2), u, np.inf))(np.ones((1, 2, 2))),
+            "t must be finite and at least 0, got inf",
+        ),
         (lambda: jax.jit(oracles.cascade)(np.eye(2), np.eye(2), 1.0), "target must be known, got one that JAX traces"),
         (lambda: oracles.large_start(Y, 2 * ROWS, 1.0, 1.0), "rows must be orthonormal"),
         (lambda: oracles.large_start(Y, ROWS[:, :4], 1.0, 1.0), "rows must have 8 columns"),
