@@ -39,14 +39,6 @@ def check_sizes(settings: Settings, devices: int, out: RunPath, stored: int = 0)
     _check_room(settings, devices, out, stored)
 
 
-def saved_numbers(m: int, n: int, h: int, rank: int) -> int:
-    """The most numbers of a lane's adapters at one time, as they are saved: in coordinates without what stands still.
-
-    The frozen weights span at most m + n hidden directions, and the start 2 r more. Of the rank's, m + n move.
-    """
-    return min(rank, m + n) * (m + n + 2 * min(h, m + n + 2 * rank))
-
-
 def _counts(settings: Settings) -> dict[str, int]:
     """The number of values along each axis."""
     counts = {name: len(getattr(settings, name)) for name in _LISTS}
@@ -74,7 +66,7 @@ def _check_room(settings: Settings, devices: int, out: RunPath, stored: int) -> 
     widest = max(of_dims, key=lambda name: of_dims[name])
     _require(settings, widest, COPIES * rows * (m + n + hidden))
     if settings.details:
-        _require(settings, "details", batch * times * number * saved_numbers(m, n, h, rank))
+        _require(settings, "details", rows * times * (m + n + hidden))
     _require(settings, *_weights(settings, number))
 
 

@@ -149,7 +149,8 @@ def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
         return f"lora-flow figure {name} --out {path} --resume"
     require(list(parts) == [path], f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(parts)} runs")
     go_on = _kind(path).go_on
-    return go_on(path) if go_on else ""
+    assert go_on is not None  # as it is of studies alone
+    return go_on(path)
 
 
 def _kind(path: RunPath) -> Kind:
