@@ -42,7 +42,7 @@ from lora_flow.version import __version__
 
 BATCH_SIZE = 64
 THREADED = 256  # the dimension above which a product is worth the threads of a CPU
-FEW = 2048  # numbers in the adapters of all lanes together, up to which they are solved sooner than code is optimised
+SMALL = 50_000  # numbers in the adapters of all lanes, times about the steps of one, that take less than a second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,12 @@ class Plan:
     def noted_layout(self) -> dict[str, Any]:
         """What is noted of the layout, for `plan_sweep` to take over."""
         return self.layout.noted(self.grid.axes)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all lanes are solved sooner than code for them would be optimised. No part or device decides it."""
+        numbers = self.grid.size * max(self.grid.rank) * sum(map(sum, self.coordinates[0].problem.layers))
+        return bool(numbers <= SMALL and numbers * np.max(_costs(self.problems, self.t1)) <= SMALL)
 
     @property
     def nbytes(self) -> int:
@@ -109,9 +115,8 @@ class Plan:
         batches = ((box, lanes) for box in boxes for lanes in self.layout.batches(box))
         many = min(self.devices, math.ceil(self.grid.size / self.layout.width))
         devices = tuple(jax.local_devices()[:many])
-        layers = self.problems.members[0].layers
-        numbers = self.grid.size * max(self.grid.rank) * sum(map(sum, layers))
-        solve_round = round_solver(devices, threads=max(map(max, layers)) > THREADED, quickly=numbers <= FEW)
+        threads = max(map(max, self.problems.members[0].layers)) > THREADED
+        solve_round = round_solver(devices, threads=threads, quickly=self.is_small)
         problem = self._stacked.problem
         settings = problem, directions_of(problem, bool(self.problems.axes))
         dtype = jnp.result_type(float)
@@ -280,12 +285,16 @@ def plan_sweep(
     )
     grid.check_starts(problems, how.flow)
     if layout is None:
-        rates = np.asarray([fastest_rate(member) for member in problems.members])
-        costs = np.sqrt(1 + t1 * rates).reshape([len(values) for values in problems.axes.values()])
-        chosen = choose_layout(grid.shape, costs, batch_size)
+        chosen = choose_layout(grid.shape, _costs(problems, t1), batch_size)
     else:
         chosen = noted_layout(layout, dict(zip(grid.axes, grid.shape, strict=True)))
     return Plan(problems, grid, float(t1), times, how, chosen, devices)
+
+
+def _costs(problems: Problems, t1: float) -> np.ndarray:
+    """About in proportion to the steps of a lane, over the axes of the problems."""
+    rates = np.asarray([fastest_rate(member) for member in problems.members])
+    return np.sqrt(1 + t1 * rates).reshape([len(values) for values in problems.axes.values()])
 
 
 def _joined(parts: Sequence[Values]) -> Values:
