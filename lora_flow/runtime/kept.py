@@ -21,7 +21,7 @@ import stat
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ import jax.export
 
 MOST = 256  # programs that are kept, the newest
 PACKAGES = ("lora_flow", "diffrax", "equinox", "jax", "jaxlib", "jaxtyping", "lineax", "numpy", "optimistix")
+_READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # waits at no pipe
 _UNTOLD = ("jax_log", "jax_explain", "jax_compilation_cache", "jax_persistent_cache")  # settings that change no program
 
 _folder: list[Path] = []  # one, while programs are kept
+_source: list[str] = []  # the digest of this package's source when that began
 
 Arrays = list[Any]
 
@@ -45,7 +47,7 @@ class NotKeptError(Exception):
 
 def start(folder: Path) -> None:
     """From now on programs are kept in this folder, which need not exist."""
-    _folder[:] = [folder]
+    _folder[:], _source[:] = [folder], [_source_digest()]
 
 
 def stop() -> None:
@@ -95,9 +97,9 @@ class Program:
         if known is None:
             try:
                 known = _exported(self._program, arrays)
-                _write(self._file, _written(*known))
             except Exception:  # an error of the program's own comes again from `jax.jit`
                 return jax.jit(self._program, **self._how)
+            _keep(self._file, *known)
         structure, exported = known
 
         def run(arrays: Arrays) -> Any:
@@ -105,7 +107,7 @@ class Program:
 
         run.__name__ = self._program.__name__
         compiled = jax.jit(run, **self._how)
-        placed = _anywhere if exported.nr_devices == 1 else list
+        placed = _anywhere if exported.nr_devices == 1 < jax.device_count() else list
         return lambda arrays: jax.tree.unflatten(structure, placed(compiled(arrays)))
 
 
@@ -128,19 +130,24 @@ def _exported(program: Callable[[Arrays], Any], arrays: Arrays) -> tuple[Any, ja
     return structures[0], exported
 
 
-def _written(structure: Any, exported: jax.export.Exported) -> bytes:
-    return json.dumps(_outline(structure)).encode() + b"\n" + exported.serialize(vjp_order=0)
+def _keep(file: Path, structure: Any, exported: jax.export.Exported) -> None:
+    """Writes a program, if it can be written, and if the source is still that of the key."""
+    with contextlib.suppress(NotKeptError, OSError, ImportError, NotImplementedError, ValueError):
+        content = json.dumps(_outline(structure)).encode() + b"\n" + exported.serialize(vjp_order=0)
+        if [_source_digest()] == _source:
+            _write(file, content)
 
 
 def _read(file: Path) -> tuple[Any, jax.export.Exported] | None:
     try:
-        with open(os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb") as opened:
+        with open(os.open(file, _READING), "rb") as opened:
             if not _is_own(os.fstat(opened.fileno())):
                 return None
             digest, content = opened.read(32), opened.read()
         if digest != _digest(file, content):
             return None
-        os.utime(file)  # the newest are kept
+        with contextlib.suppress(OSError):  # in a folder that may only be read
+            os.utime(file)  # the newest are kept
         outline, _, program = content.partition(b"\n")
         return jax.tree.structure(_filled(json.loads(outline))), jax.export.deserialize(bytearray(program))
     except Exception:  # whatever is wrong with it, the program can be made again
@@ -148,7 +155,9 @@ def _read(file: Path) -> tuple[Any, jax.export.Exported] | None:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """Whether the file is this user's, and no other can have written it."""
+    """Whether it is a file, this user's, and no other can have written it."""
+    if not stat.S_ISREG(status.st_mode):
+        return False
     if not hasattr(os, "geteuid"):
         return True
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -156,18 +165,18 @@ def _is_own(status: os.stat_result) -> bool:
 
 def _write(file: Path, content: bytes) -> None:
     """In one step, so that other processes find a whole file or none."""
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        number, name = tempfile.mkstemp(dir=file.parent)
-        try:
-            with open(number, "wb") as opened:
-                opened.write(_digest(file, content) + content)
-            os.replace(name, file)
-        except OSError:
-            os.unlink(name)
-        newest = sorted(file.parent.iterdir(), key=lambda one: one.stat().st_mtime, reverse=True)
-        for old in newest[MOST:]:
-            old.unlink()
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    number, name = tempfile.mkstemp(dir=file.parent)
+    try:
+        with open(number, "wb") as opened:
+            opened.write(_digest(file, content) + content)
+        os.replace(name, file)
+    except BaseException:
+        os.unlink(name)
+        raise
+    newest = sorted(file.parent.iterdir(), key=lambda one: one.stat().st_mtime, reverse=True)
+    for old in newest[MOST:]:
+        old.unlink()
 
 
 def _digest(file: Path, content: bytes) -> bytes:
@@ -263,17 +272,22 @@ def _surroundings() -> list[Any]:
     return [sorted(settings), sorted(of_equinox), *about, jax.device_count(), sys.version]
 
 
-@functools.cache
 def _packages() -> str:
     """The versions of `PACKAGES`, and a digest of this package's source."""
+    return " ".join([*map(_version, PACKAGES[1:]), *_source])
+
+
+def _source_digest() -> str:
     state = hashlib.sha256()
     root = Path(__file__).parents[1]
     for file in sorted(root.rglob("*.py")):
         state.update(f"{file.relative_to(root)} ".encode() + file.read_bytes())
-    return " ".join([*_versions(), state.hexdigest()])
+    return state.hexdigest()
 
 
-def _versions() -> Iterator[str]:
-    for name in PACKAGES[1:]:
-        with contextlib.suppress(PackageNotFoundError):
-            yield f"{name} {version(name)}"
+@functools.cache
+def _version(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"no {name}"

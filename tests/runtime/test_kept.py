@@ -3,6 +3,8 @@
 import functools
 import os
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +62,7 @@ def anew(problem=PROBLEM):
     return directions(problem)
 
 
-def test_another_process_reads_what_the_first_has_traced(folder, traced):
+def test_what_was_traced_once_is_read(folder, traced):
     first, second = anew(), anew()
     assert traced == ["_directions"]
     assert len(list(folder.iterdir())) == 1
@@ -101,6 +103,11 @@ def link(file):
     file.symlink_to(file.with_suffix(".elsewhere"))
 
 
+def replace_by_a_pipe(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
 def take_another(file):
     """The program of another shape."""
     anew(SingleLayer(np.ones((2, 2))))
@@ -109,7 +116,7 @@ def take_another(file):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-@pytest.mark.parametrize("spoil", [cut, change, empty, give_away, link, take_another])
+@pytest.mark.parametrize("spoil", [cut, change, empty, give_away, link, replace_by_a_pipe, take_another])
 def test_a_file_that_is_not_what_was_written_is_not_read_and_replaced(folder, traced, spoil):
     first = anew()
     (file,) = folder.iterdir()
@@ -137,6 +144,50 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, capfd):
     kept.start(tmp_path / "file")
     np.testing.assert_array_equal(anew()["directions"][0].left, [1, 0, 0])
     assert capfd.readouterr() == ("", "")
+
+
+def refuse(file):
+    raise PermissionError(file)
+
+
+def test_what_may_only_be_read_is_read(folder, traced, monkeypatch):
+    anew()
+    monkeypatch.setattr(os, "utime", refuse)
+    anew()
+    assert traced == ["_directions"]
+
+
+def test_what_was_traced_of_another_source_than_the_keys_is_not_written(folder, monkeypatch):
+    monkeypatch.setattr(kept, "_source_digest", lambda: "edited since")
+    np.testing.assert_array_equal(anew()["directions"][0].left, [1, 0, 0])
+    assert not folder.exists()
+
+
+KEYS = """
+from pathlib import Path
+from lora_flow.runtime import kept, start
+start.start_jax()
+kept.start(Path("programs"))
+from lora_flow.settings import Settings, build_plan
+place = kept.place
+def told(function, *arguments):
+    print(place(function, *arguments))
+    if function.__name__ == "solve_round":
+        raise SystemExit
+kept.place = told
+next(build_plan(Settings(alpha=(1e-2,), rank=(2,), seeds=2, saves=5, m=4, n=5, h=6)).solve())
+"""
+
+
+def test_keys_are_the_same_in_every_process():
+    """Nothing in them depends on the seed of Python's hashes, or on where objects lie in memory."""
+    told = [
+        subprocess.run([sys.executable, "-c", KEYS], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True)
+        for seed in ("1", "2")
+    ]
+    assert told[0].stdout == told[1].stdout
+    assert b"programs/solve_round-" in told[0].stdout
+    assert b"None" not in told[0].stdout
 
 
 def files_of(*arguments):
