@@ -15,6 +15,7 @@ from lora_flow.algebra.diagonal import Diagonal, Matrix
 
 WIDEST = 8  # singular vectors of one value that are taken together
 
+NULL = 10  # n eps of the largest eigenvalue, up to which the others of a symmetric matrix are rounding
 NEGLIGIBLE = 64  # eps of what it was made from, up to which a product of matrices is rounding
 
 
@@ -98,6 +99,11 @@ def singular_values(matrix: Matrix) -> np.ndarray:
     if isinstance(matrix, Diagonal):
         return np.sort(np.abs(matrix.values))[::-1]
     return np.linalg.svd(np.asarray(matrix), compute_uv=False)
+
+
+def eigenvalue_rounding(values: Any) -> Any:
+    """The size up to which eigenvalues of a symmetric matrix count as zero, from all of them, of NumPy or JAX."""
+    return NULL * len(values) * np.finfo(values.dtype).eps * abs(values).max(initial=0.0)
 
 
 def frobenius_norm(matrix: Matrix) -> Array:

@@ -75,7 +75,7 @@ def notes(dataset: xr.Dataset) -> str:
     for rank in SYMMETRIC.rank:
         one, tail = last.sel(rank=rank), theory.tail(VALUES, rank)
         excess = one["loss"] - one["loss_floor"]
-        noise = f"{end * float(one['noise'].median('seed')):.4f}" if tail > 0 else "0"
+        noise = f"{end * float(one['noise'].median('seed')):.4f}" if tail > 0 else "-"
         measured = f"{end**2 * float(excess.median('seed')):.5f}" if tail > 0 else "-"
         predicted = f"{tail:.5f}" if tail > 0 else "-"
         kind = KINDS[int(np.sign(rank - ENOUGH))]

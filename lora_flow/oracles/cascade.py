@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from lora_flow.algebra.spectra import eigenvalue_rounding
 from lora_flow.arrays import real_array
 from lora_flow.checks import concrete, require
 from lora_flow.oracles import modes
@@ -74,7 +75,7 @@ def cascade(target: ArrayLike, u: ArrayLike, t: ArrayLike) -> Cascade:
     goal: np.ndarray = fixed  # type: ignore[assignment]
     require_zero(goal - goal.T, np.abs(goal).max(), "target", "be symmetric")
     values, basis = (part[..., ::-1] for part in np.linalg.eigh((goal + goal.T) / 2))
-    values = np.where(np.abs(values) > 10 * len(goal) * np.finfo(goal.dtype).eps * np.abs(values).max(), values, 0.0)
+    values = np.where(np.abs(values) > eigenvalue_rounding(values), values, 0.0)
     k = int(np.sum(values > 0))
     require(k > 0, "target", "have a positive eigenvalue", f"a largest one of {values[0]:.2g}")
     require_times(t)

@@ -12,15 +12,15 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.algebra.diagonal import as_matrix, check_task, dense
-from lora_flow.algebra.spectra import frobenius_norm, norm, spectral_norm
+from lora_flow.algebra.spectra import eigenvalue_rounding, frobenius_norm, norm, spectral_norm
 from lora_flow.algebra.thin import gram_schmidt
 from lora_flow.arrays import AnyArray
 from lora_flow.checks import InputError, concrete, require
+from lora_flow.oracles.given import require_zero
 from lora_flow.problems.base import AbstractProblem, Layers
 from lora_flow.problems.factorization import spectrum_text
 
-ROUNDING = 10  # times n eps of the largest: an eigenvalue below counts as zero
-SYMMETRIC = 1e3  # eps of the largest entry, by which M may differ from its transpose
+ROUNDING = 10  # n eps of its length, up to which what the others leave of a row is zero
 
 
 class SymmetricFactorization(AbstractProblem):
@@ -33,15 +33,16 @@ class SymmetricFactorization(AbstractProblem):
     **One factor among adapters.** `X = (B + A^T)/sqrt(2)` of one layer `(n, n)`, and the loss depends on X alone. This
     is a rotation of (A, B): the flow of the adapters is that of X, and `B - A^T` rests. So adapters that are tied,
     B = A^T, stay tied also where M is indefinite; under `SingleLayer(M)`, whose loss is twice that and whose flow from
-    `A = B^T = X^T` is that of X, a negative eigenvalue -l parts them like e^{l t}. `adapters(x)` makes tied adapters,
-    `factor(adapters)` gives X, and the initialisation "tied" draws them. r may exceed n.
+    `A = B^T = X^T` is that of X, a most negative eigenvalue -l parts them like e^{l t}. `adapters(x)` makes tied
+    adapters, `factor(adapters)` gives X, and the initialisation "tied" draws them. r may exceed n.
 
     The observable `noise` is ||S||_2, with S the Schur complement in X X^T of its block on the eigenvectors of M's
     positive eigenvalues (`lora_flow.oracles.cascade`). It has no derivatives.
 
-    **Arguments:** `matrix`, M of shape `(n, n)`. Eigenvalues that are rounding beside the largest count as zero.
+    **Arguments:** `matrix`, M of shape `(n, n)`. Eigenvalues that are rounding beside the largest |lambda| are zero.
+    With respect to M, `loss` and `least_loss` have first derivatives only.
 
-    **Raises:** `InputError` unless M is a finite, symmetric matrix that is not zero.
+    **Raises:** `InputError` unless M is a finite, symmetric matrix with a positive eigenvalue.
     """
 
     positive: Float[Array, "n n"]  # M without its negative eigenvalues
@@ -55,12 +56,12 @@ class SymmetricFactorization(AbstractProblem):
         require(m.shape[0] == m.shape[1], "matrix", "be square", f"shape {m.shape}")
         check_task("matrix", m)
         if (known := concrete(m)) is not None:
-            apart = np.abs(known - known.T).max()
-            close = apart <= SYMMETRIC * np.finfo(known.dtype).eps * np.abs(known).max()
-            require(close, "matrix", "be symmetric", f"a difference of {apart:.2g} from its transpose")
+            require_zero(known - known.T, np.abs(known).max(), "matrix", "be symmetric")
         m = (m + m.T) / 2
         values, vectors = jnp.linalg.eigh(jax.lax.stop_gradient(m))  # to first order the loss needs no derivatives
-        rounding = ROUNDING * len(m) * jnp.finfo(m.dtype).eps * jnp.max(jnp.abs(values))
+        rounding = eigenvalue_rounding(values)
+        if (largest := concrete(values[-1])) is not None:
+            require(largest > rounding, "matrix", "have a positive eigenvalue", f"a largest one of {largest:.2g}")
         self.learned = vectors * (values > rounding)[None]
         self.negative = vectors * jnp.sqrt(jnp.where(values < -rounding, -values, 0.0))[None]
         self.positive = m + self.negative @ self.negative.T
@@ -76,8 +77,8 @@ class SymmetricFactorization(AbstractProblem):
 
     @property
     def least_loss(self) -> Float[Array, ""]:
-        """The least value of `1/4 ||M - X X^T||_F^2`."""
-        return jnp.sum((self.negative.T @ self.negative) ** 2) / 4
+        """The least value of `1/4 ||M - X X^T||_F^2`."""  # whose derivative is that at the best X X^T, held fixed
+        return jnp.sum((self.matrix - jax.lax.stop_gradient(self.positive)) ** 2) / 4
 
     @staticmethod
     def factor(adapters: Adapters) -> Float[Array | np.ndarray, "*lanes n r"]:
@@ -117,9 +118,7 @@ class SymmetricFactorization(AbstractProblem):
 
     def lowest_loss(self, rank: int, frozen: np.ndarray | None = None) -> float:
         """The least loss at a rank: a quarter of the sum of squares of the positive eigenvalues beyond the first r."""
-        values = np.linalg.eigvalsh(np.asarray(self.positive))[::-1]
-        least = ROUNDING * len(values) * np.finfo(values.dtype).eps * values[0]
-        return 0.25 * float(np.sum(np.where(values > least, values, 0.0)[rank:] ** 2))
+        return 0.25 * float(np.sum(self._positive_eigenvalues()[rank:] ** 2))
 
     def offset(self, start: Adapters) -> AbstractProblem:
         """Refused: no weight is frozen beside X that a start could be subtracted from."""
@@ -139,8 +138,12 @@ class SymmetricFactorization(AbstractProblem):
     def summary(self) -> dict[str, Any]:
         return {"eigenvalues": np.linalg.eigvalsh(np.asarray(self.matrix))[::-1].tolist()}
 
+    def _positive_eigenvalues(self) -> np.ndarray:
+        """In decreasing order."""
+        values = np.linalg.eigvalsh(np.asarray(self.matrix))[::-1]
+        return values[values > eigenvalue_rounding(values)]
+
     def __str__(self) -> str:
-        values, n = np.linalg.eigvalsh(np.asarray(self.positive))[::-1], len(self.positive)
-        kept = values[values > ROUNDING * n * np.finfo(values.dtype).eps * values[0]]
+        kept, n = self._positive_eigenvalues(), len(self.positive)
         lost = f"; least loss {float(self.least_loss):.4g}" if np.any(np.asarray(self.negative)) else ""
         return f"{type(self).__name__}: {n} x {n}; {spectrum_text(kept, 'positive part')}{lost}"

@@ -208,7 +208,7 @@ class Symmetric(Kind):
     """With --problem symmetric: one factor X of a symmetric matrix of size m, X X^T (--init tied)."""
 
     eigenvalues: tuple[float, ...] = (2.0, 1.0)
-    """Eigenvalues of the matrix, of either sign; the others are 0."""
+    """Eigenvalues of the matrix, of either sign, one of them positive; the others are 0."""
     axes: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ("m", "problem_seed", "eigenvalues")
 

@@ -357,11 +357,11 @@ TABLE: dict[str, dict[str, Argument]] = {
         "max_steps": of(100, "integer", also=(0,)),
         "save_adapters": of(False, "flag"),
     },
-    "SymmetricFactorization": {"matrix": of(EYE, "matrix", also=(np.ones((2, 3)), np.triu(np.ones((3, 3)))))},
+    "SymmetricFactorization": {"matrix": of(EYE, "matrix", also=(np.ones((2, 3)), np.triu(np.ones((3, 3))), -EYE))},
     "symmetric_problem": {
         "key": key,
         "m": size,
-        "eigenvalues": of((2.0, 1.0), "array", also=(1.0, (), (0.0,), (NAN,), (1.0,) * 4)),
+        "eigenvalues": of((2.0, 1.0), "array", also=(1.0, (), (0.0,), (NAN,), (-1.0, 1e-20), (1.0,) * 4)),
     },
     "sweep": {
         "problem": of(two_layers.good, "problem", also=({}, {"a": 1}, {None: two_layers.good}, [two_layers.good])),

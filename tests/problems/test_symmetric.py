@@ -40,17 +40,20 @@ def test_the_flow_of_the_adapters_is_that_of_the_factor_and_the_rest_stands_stil
 
 
 def test_derivatives_with_respect_to_the_matrix():
-    """Of the loss, and of its least value: eigenvectors of equal eigenvalues have none."""
+    """Of the loss, and of its least value, at equal eigenvalues, whose eigenvectors have none."""
 
-    def loss(m):
-        return SymmetricFactorization(m).loss(PROBLEM.adapters(X))
+    def both(m):
+        problem = SymmetricFactorization(m)
+        return problem.loss(PROBLEM.adapters(X)), problem.least_loss
 
+    loss, least = jax.jacrev(both)(M)
+    np.testing.assert_allclose(least, -0.25 * np.outer(BASIS[:, 4], BASIS[:, 4]), atol=1e-14)
+    np.testing.assert_allclose(loss + least, (M - X @ X.T) / 2, atol=1e-13)
     direction = RNG.normal(size=(5, 5))
     direction = direction + direction.T
-    slope = np.sum(np.asarray(jax.grad(loss)(M)) * direction)
-    difference = (loss(M + 1e-5 * direction) - loss(M - 1e-5 * direction)) / 2e-5
+    differences = (np.array(both(M + 1e-5 * direction)) - np.array(both(M - 1e-5 * direction))) / 2e-5
     # the null space counts on either side of 0, so the least loss has a kink of second order there
-    assert slope == pytest.approx(float(difference), rel=1e-4)
+    assert [np.sum(np.asarray(one) * direction) for one in (loss, least)] == pytest.approx(differences, rel=1e-4)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 7])
@@ -79,8 +82,9 @@ def test_what_it_knows_of_itself():
     ("matrix", "message"),
     [
         (np.ones((2, 3)), r"matrix must be square, got shape \(2, 3\)"),
-        (np.triu(np.ones((2, 2))), "matrix must be symmetric, got a difference of 1 from its transpose"),
+        (np.triu(np.ones((2, 2))), "matrix must be symmetric, got a difference of 1"),
         (np.zeros((2, 2)), "matrix must"),
+        (-(M @ M), "matrix must have a positive eigenvalue, got a largest one of"),
     ],
 )
 def test_other_matrices_are_refused(matrix, message):
@@ -117,8 +121,10 @@ def test_the_defaults_follow_the_closed_form():
 def test_a_draw_has_the_eigenvalues_asked_for():
     problem = symmetric_problem(jax.random.key(0), m=6, eigenvalues=(1.0, 1.0, -0.25))
     np.testing.assert_allclose(problem.summary()["eigenvalues"], [1, 1, 0, 0, 0, -0.25], atol=1e-14)
-    for eigenvalues in ((), (0.0, 0.0), (1.0, np.nan)):
-        with pytest.raises(InputError, match="eigenvalues must be finite numbers that are not all 0"):
+    for eigenvalues in ((), (0.0, 0.0), (-1.0,), (1e-20, -1.0)):
+        with pytest.raises(InputError, match="eigenvalues must have a positive one"):
             symmetric_problem(jax.random.key(0), m=6, eigenvalues=eigenvalues)
-    with pytest.raises(InputError, match="eigenvalues must be at most 1, the size m, got 2"):
+    with pytest.raises(InputError, match="eigenvalues must be finite numbers, got"):
+        symmetric_problem(jax.random.key(0), m=6, eigenvalues=(1.0, np.nan))
+    with pytest.raises(InputError, match="eigenvalues must be at most m = 1 in number, got 2"):
         KINDS["symmetric"].draw(Settings(problem="symmetric", m=1), jax.random.key(0))

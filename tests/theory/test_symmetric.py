@@ -31,6 +31,18 @@ def test_repeated_eigenvalues_leave_directions_at_rest():
     assert symmetric.unstable_directions(np.array([1.0, 1.0, 0.0]), 1, (1,)) == 0
 
 
+def test_eigenvalues_that_are_rounding_are_none():
+    basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(7, 7)))
+    values = np.linalg.eigvalsh(basis * np.array([2.0, 1.0, 1.0, 0.0, 0.0, 0.0, -0.5]) @ basis.T)
+    assert np.any(values[1:4] != 0), "as eigenvalues of a matrix are"
+    assert symmetric.positive_count(values) == 3
+    assert len(list(symmetric.equilibria(values, 3))) == 8
+    assert [symmetric.tail(values, rank) for rank in (3, 4, 9)] == [0.0, 1 / 16, 3 / 16]
+    assert [symmetric.final_rate(values, rank) for rank in (1, 2, 3)] == pytest.approx([2.0, 2.0, 2.0])
+    assert [symmetric.unstable_directions(values, 2, (6, one)) for one in (4, 5)] == [0, 0]
+    assert symmetric.untying_rate(values[1:]) == 0.0
+
+
 @pytest.mark.parametrize(
     ("values", "rank", "rate", "tail"),
     [
