@@ -396,7 +396,7 @@ TABLE: dict[str, dict[str, Argument]] = {
     },
 }
 # which users are given, and do not make
-RESULTS = {"Canonical", "Descent", "Trajectory", "WorkersLost", "oracles.Products"}
+RESULTS = {"Canonical", "Descent", "Trajectory", "WorkersLost", "oracles.Cascade", "oracles.Products"}
 PAIRS = {"Adapter", "Scheme"}  # which hold anything: whoever takes them checks them, as the rows above do
 ABSTRACT = {"AbstractProblem", "Adapters", "Flow", "Problem", "StepRule", "InputError", "PrecisionWarning"}
 

@@ -147,7 +147,7 @@ COMMAND_LINES = [
     ("sweep --out OUT --side a", "side must be 'A' or 'B', got 'a'"),
     ("sweep --out OUT --side A A", "side must name each value once, got ('A', 'A')"),
     ("sweep --out OUT --side A,C", "side must be 'A' or 'B', got 'C'"),
-    ("sweep --out OUT --problem digit", "problem must be 'aligned', 'pretrained', 'regression', 'network' or 'd"),
+    ("sweep --out OUT --problem digit", "problem must be 'aligned', 'pretrained', 'regression', 'network', 'symm"),
     ("sweep --out OUT --problem none.npz", "problem must be a file that exists, got"),
     ("sweep --out OUT --problem OUT/", "problem must be an .npz or .safetensors file, got"),
     ("sweep --out OUT --problem DIR", "problem must be an .npz or .safetensors file, got"),

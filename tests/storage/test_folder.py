@@ -22,7 +22,9 @@ def go_on(path):
     return f"brew on --out {path} --resume"
 
 
-BREW = Kind("brew", "a brewery's", lambda table: "brew" in table, lambda path: ["label.txt"], go_on, unchanged)
+BREW = Kind(
+    "brew", "a brewery's", lambda table: "brew" in table, lambda path: ["label.txt"], go_on, unchanged=unchanged
+)
 
 
 def template(path=None, t1=1.0):
