@@ -1,4 +1,4 @@
-"""Job e: how long a person waits at the command line."""
+"""Job e: how long a person waits at the command line, and with a script of diffrax's."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from typing import Any
 from benchmarks.timing import seconds, summary
 
 SWEEP = ("sweep", "--alpha", "1e-3", "1e-4", "1e-5", "--seeds", "1", "--side", "B", "--overwrite", "--out")
+SCRIPT = Path(__file__).with_name("plain_script.py")
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Wall time of whole processes: a sweep of three lanes with no cache and with a warm one, help, and bare Python."""
+    """Wall time of whole processes in turn: three lanes by lora_flow and by a script, help, and bare Python.
+
+    Each round has a folder of compiled programs of its own, empty at first, warm when the same is run again.
+    """
     command = str(Path(sysconfig.get_path("scripts")) / "lora-flow")
-    repeats = 1 if quick else 3
+    rows: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         sweep = [command, *SWEEP, str(Path(folder) / "run")]
-        caches = [str(Path(folder) / f"cache{i}") for i in range(repeats)]
-        rows = {
-            "sweep of 3 lanes, cold": [_wall(sweep, cache) for cache in caches],
-            "sweep of 3 lanes, cache warm": [_wall(sweep, caches[0]) for _ in range(repeats)],
-            "--help": [_wall([command, "--help"], caches[0]) for _ in range(repeats)],
-            "Python's start-up": [_wall([sys.executable, "-c", ""], caches[0]) for _ in range(repeats)],
-        }
+        script = [sys.executable, str(SCRIPT), str(Path(folder) / "script")]
+        for number in range(1 if quick else 5):
+            cache = str(Path(folder) / f"cache{number}")
+            for warmth in ("cold", "cache warm"):
+                rows.setdefault(f"sweep of 3 lanes, {warmth}", []).append(_wall(sweep, cache))
+                rows.setdefault(f"plain diffrax script, {warmth}", []).append(_wall(script, cache))
+            rows.setdefault("--help", []).append(_wall([command, "--help"], cache))
+            rows.setdefault("Python's start-up", []).append(_wall([sys.executable, "-c", ""], cache))
     return {"rows": {name: summary(values) for name, values in rows.items()}}
 
 
