@@ -29,13 +29,13 @@ def lane_sharding(devices: tuple[Any, ...]) -> NamedSharding:
 
 
 @functools.cache
-def round_solver(devices: tuple[Any, ...], threads: bool = True, quickly: bool = False) -> Callable[..., Trajectory]:
+def round_solver(devices: tuple[Any, ...], threads: bool = True, optimised: bool = True) -> Callable[..., Trajectory]:
     """A function that solves one batch on each device; each device runs its own loop and waits for no other.
 
     `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
     `shifted` says which lanes have their weights offset by their start; None where no lane has.
-    `threads` says whether CPU devices may share out one product to several. `quickly` says whether the program is to be
-    ready sooner, and then to take longer. Both change the rounding.
+    `threads` says whether CPU devices may share out one product to several, and `optimised` whether code for them takes
+    longer to be ready, and less to run. Both change the rounding.
     """
     mesh, lanes = lane_sharding(devices).mesh, PartitionSpec("lanes")
 
@@ -64,8 +64,10 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True, quickly: bool =
         batched = jax.shard_map(solve_batch, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
         return batched(arrays, which, shifted, start)
 
-    options = {"xla_cpu_multi_thread_eigen": threads} if devices[0].platform == "cpu" else {}
-    return compiled(quickly=quickly, **options)(solve_round)
+    options: dict[str, Any] = {}
+    if devices[0].platform == "cpu":
+        options = {"xla_cpu_multi_thread_eigen": threads} | ({} if optimised else {"xla_backend_optimization_level": 0})
+    return compiled(**options)(solve_round)
 
 
 @compiled(quickly=True)

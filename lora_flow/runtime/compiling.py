@@ -39,7 +39,7 @@ def compiled(*, quickly: bool = False, **options: Any) -> Callable[[Callable[...
     Programs of all functions together are at most `MOST`; and no more than `FEWEST` once the process has more than
     `SHARE` of the memory maps that it may have. One that is called again later is compiled again.
 
-    `quickly`: for a program that has little to do, on CPU not optimised, and compiled in half the time. `options` are
+    `quickly`: for a program that runs once or twice, on CPU with little optimisation, in less time. `options` are
     XLA's. What has any of these becomes a part of a program that it is traced for, which has its own.
     """
 
@@ -85,7 +85,7 @@ def _cheap(quickly: bool) -> dict[str, Any]:
     """XLA's options by which programs of many small operations compile faster on a CPU."""
     if jax.default_backend() != "cpu":
         return {}
-    return _without_emitters() | ({"xla_backend_optimization_level": 0} if quickly else {})
+    return _without_emitters() | ({"xla_backend_optimization_level": 1} if quickly else {})
 
 
 @functools.cache

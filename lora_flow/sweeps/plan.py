@@ -116,7 +116,7 @@ class Plan:
         many = min(self.devices, math.ceil(self.grid.size / self.layout.width))
         devices = tuple(jax.local_devices()[:many])
         threads = max(map(max, self.problems.members[0].layers)) > THREADED
-        solve_round = round_solver(devices, threads=threads, quickly=self.is_small)
+        solve_round = round_solver(devices, threads=threads, optimised=not self.is_small)
         problem = self._stacked.problem
         settings = problem, directions_of(problem, bool(self.problems.axes))
         dtype = jnp.result_type(float)
