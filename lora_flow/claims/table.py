@@ -12,7 +12,7 @@ from lora_flow.claims import (
     layer_starts,
     lora_alignment,
     lora_convergence,
-    lora_linear,
+    lora_early,
     lora_mirror,
     lora_spectral,
     network_bias,
@@ -25,7 +25,7 @@ from lora_flow.claims import (
 from lora_flow.claims.frame import ENTERED, Claim
 
 CHAPTERS = (
-    *(lora_linear, lora_alignment, lora_convergence, lora_spectral, lora_mirror),
+    *(lora_early, lora_alignment, lora_convergence, lora_spectral, lora_mirror),
     *(layer_alignment, layer_starts, layer_flows, layer_descent),
     *(network_flow, network_bias, network_weights, network_descent, network_local),
     *(symmetric, layer_large),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 
-from lora_flow.runtime import kept
+from lora_flow.runtime import kept_programs
 
 FEWEST, MOST = 16, 256  # programs that are kept however many maps there are, and at most
 SHARE = 0.5  # of the maps that a process may have, beyond which programs are forgotten
@@ -70,11 +70,11 @@ def compiled(*, quickly: bool = False, **options: Any) -> Callable[[Callable[...
             if is_traced:  # a part of another program takes no options, and what is kept has no derivatives
                 return _Program(jax.jit(program), traced)
             how: dict[str, Any] = {"compiler_options": _cheap(quickly) | options}
-            file = kept.place(function, structure, arrays, rest)
+            file = kept_programs.place(function, structure, arrays, rest)
             if file is None:
                 return _Program(jax.jit(program, **how), traced)
             traced.append(True)  # or read, at its first run
-            return _Program(kept.Program(file, program, how), traced)
+            return _Program(kept_programs.Program(file, program, how), traced)
 
         return call
 
@@ -113,7 +113,7 @@ def _find(key: Hashable, made: Callable[..., _Program], *how: Any) -> _Program:
 
 def forget() -> None:
     """Forgets every program, and keeps no more: what they compute is another now."""
-    kept.stop()
+    kept_programs.stop()
     with _lock:
         _programs.clear()
 

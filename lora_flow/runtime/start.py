@@ -46,9 +46,9 @@ def start_jax(precision: str = "double", devices: int = 0) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     programs = jax.config.values["jax_compilation_cache_dir"]
     if _own and programs and "://" not in programs:
-        from lora_flow.runtime import kept
+        from lora_flow.runtime import kept_programs
 
-        kept.start(Path(programs, "lowered"))
+        kept_programs.start(Path(programs, "lowered"))
 
 
 def start_worker(precision: str) -> None:

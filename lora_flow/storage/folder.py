@@ -33,9 +33,9 @@ from lora_flow.storage.lanes import NOT_RUN, waiting
 from lora_flow.storage.locks import mend
 from lora_flow.storage.reading import Damaged, Reading, listed, read
 from lora_flow.storage.remote import RunPath, made_here, run_path
+from lora_flow.storage.resumable import check_arrays
 from lora_flow.storage.swap import copy_file, is_generated, is_replaced, replacing, sync, write_atomically
 from lora_flow.storage.toml import read_toml
-from lora_flow.storage.unchanged import check_arrays
 
 SETTINGS, RESULTS = "settings.toml", "results.zarr"
 _REPLACED_WITHIN, _COPIED_WITHIN = 5.0, 60.0  # seconds that a reader waits for a replacement, on a disk or in a store

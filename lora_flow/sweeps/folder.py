@@ -16,7 +16,7 @@ from lora_flow.storage import checksums
 from lora_flow.storage.folder import RESULTS, Kind, Template
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.remote import RunPath, below
-from lora_flow.storage.unchanged import check_same
+from lora_flow.storage.resumable import check_same
 from lora_flow.sweeps import from_python
 
 if TYPE_CHECKING:

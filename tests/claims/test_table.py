@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
-from lora_flow.claims import lora_alignment, lora_convergence, lora_linear, lora_mirror, lora_runs, lora_spectral
+from lora_flow.claims import lora_alignment, lora_convergence, lora_early, lora_mirror, lora_runs, lora_spectral
 from lora_flow.claims.check import markdown, measured
 from lora_flow.claims.frame import Case, Line
 from lora_flow.claims.table import CLAIMS
@@ -19,7 +19,7 @@ SEEDS = 4
 pytestmark = pytest.mark.long
 
 # test_layers and test_networks have others
-CHAPTERS = (lora_linear, lora_alignment, lora_convergence, lora_spectral, lora_mirror)
+CHAPTERS = (lora_early, lora_alignment, lora_convergence, lora_spectral, lora_mirror)
 MODULES = {module.__name__ for module in CHAPTERS}
 NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ in MODULES]
 FALSE = ("early_smallness_not_squared", "published_with_side_a", "mode_t1_bound")

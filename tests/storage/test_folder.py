@@ -7,7 +7,7 @@ import xarray as xr
 from lora_flow import InputError
 from lora_flow.storage.folder import Folder, Kind, Template, read_settings
 from lora_flow.storage.lanes import waiting
-from lora_flow.storage.unchanged import check_same
+from lora_flow.storage.resumable import check_same
 
 DONE, LOST = 1, 2
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lora_flow.checks import InputError, require
 from lora_flow.storage.folder import SETTINGS, Kind, Template, read_settings
 from lora_flow.storage.remote import RunPath
-from lora_flow.storage.unchanged import check_same
+from lora_flow.storage.resumable import check_same
 from lora_flow_vision.settings import HEAD, VisionSettings, from_table
 
 ADAPTERS, CHECKPOINTS = "adapters", "checkpoints"

@@ -14,7 +14,7 @@ import pytest
 from lora_flow import SingleLayer
 from lora_flow.dynamics.batch import lane_sharding
 from lora_flow.dynamics.measurements import principal_directions
-from lora_flow.runtime import compiling, kept, start
+from lora_flow.runtime import compiling, kept_programs, start
 from lora_flow.settings import Settings, build_plan
 
 PROBLEM = SingleLayer(np.diag([3.0, 2.0, 1.0]))
@@ -37,22 +37,22 @@ directions = compiling.compiled()(_directions)
 @pytest.fixture(autouse=True)
 def folder(tmp_path):
     compiling._programs.clear()
-    kept.start(tmp_path / "lowered")
+    kept_programs.start(tmp_path / "lowered")
     yield tmp_path / "lowered"
-    kept.stop()
+    kept_programs.stop()
     compiling._programs.clear()
 
 
 @pytest.fixture
 def traced(monkeypatch):
     """The names of the programs that are traced to be kept."""
-    names, exported = [], kept._exported
+    names, exported = [], kept_programs._exported
 
     def counted(program, arrays):
         names.append(program.__name__)
         return exported(program, arrays)
 
-    monkeypatch.setattr(kept, "_exported", counted)
+    monkeypatch.setattr(kept_programs, "_exported", counted)
     return names
 
 
@@ -68,7 +68,7 @@ def test_what_was_traced_once_is_read(folder, traced):
     assert len(list(folder.iterdir())) == 1
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
-    kept.stop()
+    kept_programs.stop()
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(anew())))
     np.testing.assert_array_equal(first["directions"][0].left, [1, 0, 0])
 
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_what_was_written_is_not_read_and_replaced(folder, tr
     traced.clear()
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(anew())))
     assert traced == ["_directions"]
-    assert kept._read(file) is not None
+    assert kept_programs._read(file) is not None
     assert not file.is_symlink()
     assert len(file.read_bytes()) == len(good)
 
@@ -141,7 +141,7 @@ def test_a_file_of_another_user_is_not_read(folder, traced, monkeypatch):
 
 def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, capfd):
     (tmp_path / "file").write_text("")
-    kept.start(tmp_path / "file")
+    kept_programs.start(tmp_path / "file")
     np.testing.assert_array_equal(anew()["directions"][0].left, [1, 0, 0])
     assert capfd.readouterr() == ("", "")
 
@@ -158,23 +158,23 @@ def test_what_may_only_be_read_is_read(folder, traced, monkeypatch):
 
 
 def test_what_was_traced_of_another_source_than_the_keys_is_not_written(folder, monkeypatch):
-    monkeypatch.setattr(kept, "_source_digest", lambda: "edited since")
+    monkeypatch.setattr(kept_programs, "_source_digest", lambda: "edited since")
     np.testing.assert_array_equal(anew()["directions"][0].left, [1, 0, 0])
     assert not folder.exists()
 
 
 KEYS = """
 from pathlib import Path
-from lora_flow.runtime import kept, start
+from lora_flow.runtime import kept_programs, start
 start.start_jax()
-kept.start(Path("programs"))
+kept_programs.start(Path("programs"))
 from lora_flow.settings import Settings, build_plan
-place = kept.place
+place = kept_programs.place
 def told(function, *arguments):
     print(place(function, *arguments))
     if function.__name__ == "solve_round":
         raise SystemExit
-kept.place = told
+kept_programs.place = told
 next(build_plan(Settings(alpha=(1e-2,), rank=(2,), seeds=2, saves=5, m=4, n=5, h=6)).solve())
 """
 
@@ -191,7 +191,7 @@ def test_keys_are_the_same_in_every_process():
 
 
 def files_of(*arguments):
-    return kept.place(_directions, *arguments)
+    return kept_programs.place(_directions, *arguments)
 
 
 def test_all_that_a_program_depends_on_has_a_file_of_its_own(monkeypatch):
@@ -205,13 +205,13 @@ def test_all_that_a_program_depends_on_has_a_file_of_its_own(monkeypatch):
         files_of(structure, [jnp.ones(3)], [jnp.sin]),
         files_of(structure, [jnp.ones(3)], [functools.partial(jnp.sin, 2)]),
         files_of(jax.tree.structure((PROBLEM,)), [jnp.ones(3)], ["a"]),
-        kept.place(_other, structure, [jnp.ones(3)], ["a"]),
+        kept_programs.place(_other, structure, [jnp.ones(3)], ["a"]),
     ]
     with monkeypatch.context() as patch:
         patch.setenv("EQX_ON_ERROR", "raise")
         others.append(files_of(structure, [jnp.ones(3)], ["a"]))
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "_packages", lambda: "other source")
+        patch.setattr(kept_programs, "_packages", lambda: "other source")
         others.append(files_of(structure, [jnp.ones(3)], ["a"]))
     with monkeypatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 99)
@@ -241,29 +241,29 @@ def test_a_part_of_another_program_is_not_kept(folder):
 
 
 def test_no_more_are_kept_than_most(folder, monkeypatch):
-    monkeypatch.setattr(kept, "MOST", 2)
+    monkeypatch.setattr(kept_programs, "MOST", 2)
     for name in "abc":
-        kept._write(folder / name, b"content")
+        kept_programs._write(folder / name, b"content")
         os.utime(folder / name, (ord(name), ord(name)))
     assert {file.name for file in folder.iterdir()} == {"b", "c"}
 
 
 def test_nothing_is_kept_once_programs_are_to_be_forgotten():
     compiling.forget()
-    assert not kept.is_on()
+    assert not kept_programs.is_on()
 
 
 def test_only_a_process_of_ours_keeps_programs(monkeypatch):
-    kept.stop()
+    kept_programs.stop()
     start.start_jax()
-    assert not kept.is_on()
+    assert not kept_programs.is_on()
     monkeypatch.setattr(start, "_own", [True])
     start.start_jax()
-    assert kept.is_on()
+    assert kept_programs.is_on()
 
 
 def test_a_sweep_of_other_values_compiles_nothing(caplog):
-    kept.stop()
+    kept_programs.stop()
     settings = Settings(alpha=(1e-2,), rank=(2,), seeds=2, saves=5, m=4, n=5, h=6, solver="Tsit5")
     others = {"alpha": (1e-3,), "seeds": (7, 5), "t1": 3.0, "rtol": 1e-4, "delta_w": (0.3,), "problem_seed": (4,)}
     with jax.log_compiles():
