@@ -28,6 +28,7 @@ from .dynamics.network_steps import AroraStep as AroraStep
 from .dynamics.network_steps import Backtracking as Backtracking
 from .dynamics.network_steps import DuStep as DuStep
 from .dynamics.network_steps import GrowingStep as GrowingStep
+from .dynamics.optimizers import gradient_noise as gradient_noise
 from .dynamics.solve import STATUS as STATUS
 from .dynamics.solve import Trajectory as Trajectory
 from .dynamics.solve import save_times as save_times

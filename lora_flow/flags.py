@@ -49,6 +49,23 @@ class Times:
 
 
 @dataclasses.dataclass(frozen=True)
+class Descents:
+    """Gradient descent in place of a flow, through --steps iterations.
+
+    --saves then counts iterations, and --t1, --spacing, --flow, --solver, --rtol and --max-steps are left out.
+    """
+
+    descend: tuple[str, ...] = ()
+    """Optimisers with their step sizes: gd:STEP (gradient descent), sign:STEP (sign descent) or adam:STEP (Adam with
+    beta 0.9, 0.999 and epsilon 1e-8). Step sizes may be a range, adam:FROM:TO:COUNT, and are the same for all
+    optimisers."""
+    steps: int = 0
+    """Number of iterations."""
+    gradient_noise: tuple[float, ...] = (0.0,)
+    """Standard deviations of the noise in every entry of dL/dW at every step, as of minibatches."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Solving:
     """The flow, the solver and the devices."""
 

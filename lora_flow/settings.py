@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_flow.checks import InputError, PrecisionWarning, require, require_choice
-from lora_flow.flags import Runs, Solving, Times
+from lora_flow.flags import Descents, Runs, Solving, Times
 from lora_flow.recipes.kinds import Flags, draw_all, is_file_name
 
 if TYPE_CHECKING:
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Solving, Flags, Times, Runs):
+class Settings(Descents, Solving, Flags, Times, Runs):
     """Every setting of a sweep, which runs all combinations of the values given."""
 
 
+OF_FLOWS = ("t1", "spacing", "flow", "solver", "rtol", "max_steps")  # left out with a descent
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 
 
@@ -36,10 +37,10 @@ def from_table(table: Mapping[str, Any], source: str) -> Settings:
 
 
 def to_table(settings: Settings) -> dict[str, Any]:
-    """The inverse of `from_table`."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(settings).items()
-    }
+    """The inverse of `from_table`, without the settings of descents for a flow, and the other way round."""
+    left_out = OF_FLOWS if settings.descend else [field.name for field in dataclasses.fields(Descents)]
+    table = {name: value for name, value in dataclasses.asdict(settings).items() if name not in left_out}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
 
 
 def with_absolute_path(settings: Settings, folder: Path | None = None) -> Settings:
@@ -55,9 +56,16 @@ def sweep_arguments(settings: Settings) -> dict[str, Any]:
     """The arguments of `sweep` that these settings give, besides the problems."""
     from lora_flow.dynamics.solve import save_times
 
-    names = ("init", "side", "alpha", "rank", "seeds", "t1", "flow", "solver", "rtol", "max_steps")
-    told = {name: getattr(settings, name) for name in (*names, "batch_size", "devices", "details")}
-    return told | {"saves": save_times(settings.t1, settings.saves, settings.spacing)}
+    names = ("init", "side", "alpha", "rank", "seeds", "flow", "solver", "rtol", "max_steps", "descend")
+    told = {name: getattr(settings, name) for name in (*names, "gradient_noise", "batch_size", "devices", "details")}
+    if settings.descend:
+        for name in ("t1", "spacing"):
+            value = getattr(settings, name)
+            require(value == _FIELDS[name].default, name, "be left out with descend", value)
+        return told | {"saves": settings.saves, "steps": settings.steps}
+    told["descend"] = None
+    require(settings.steps == _FIELDS["steps"].default, "steps", "be left out without descend", settings.steps)
+    return told | {"t1": settings.t1, "saves": save_times(settings.t1, settings.saves, settings.spacing)}
 
 
 def build_plan(settings: Settings, layout: Mapping[str, Any] | None = None, problem: Any = None) -> Plan:
@@ -81,7 +89,7 @@ def _coerce(name: str, value: Any, default: Any) -> Any:
         return tuple(_coerce("a seed", one, default) for one in value)
     if isinstance(default, tuple):
         listed = value if isinstance(value, list) else [value]
-        return tuple(_coerce(name, one, default[0]) for one in listed)
+        return tuple(_coerce(name, one, default[0] if default else "") for one in listed)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 10**300 else math.inf  # which nothing takes
     if name == "component":

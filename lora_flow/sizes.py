@@ -11,11 +11,13 @@ from lora_flow.runtime.memory import require_memory
 from lora_flow.settings import Settings
 from lora_flow.storage.disk import require_room
 from lora_flow.storage.remote import RunPath
+from lora_flow.sweeps.descents import parse_descents
 from lora_flow.sweeps.limits import BATCHES, COPIES, LANE, LARGEST, OBSERVABLES
 
 LARGEST_SEED = {"double": 2**63 - 1, "single": 2**31 - 1}
-_LISTS = ("init", "side", "alpha", "rank", *AXES)
-_COUNTS = ("m", "n", "h", "saves", "max_steps", "batch_size", "devices", "samples", "input_rank", "target_rank")
+_LISTS = ("init", "side", "gradient_noise", "alpha", "rank", *AXES)
+_COUNTS = ("m", "n", "h", "saves", "max_steps", "steps", "batch_size", "devices", "samples")
+_RANKS = ("input_rank", "target_rank")
 
 
 def check_sizes(settings: Settings, devices: int, out: RunPath, stored: int = 0) -> None:
@@ -25,8 +27,8 @@ def check_sizes(settings: Settings, devices: int, out: RunPath, stored: int = 0)
     shapes of a problem from a file are not known here, and not counted.
     """
     for name, value in vars(settings).items():
-        require(value != (), name, "hold at least one value", "none")
-    for name in _COUNTS:
+        require(value != () or name == "descend", name, "hold at least one value", "none")
+    for name in (*_COUNTS, *_RANKS):
         value = getattr(settings, name)
         require(value <= LARGEST, name, f"be at most {LARGEST}", value)
     for rank in settings.rank:
@@ -42,6 +44,8 @@ def check_sizes(settings: Settings, devices: int, out: RunPath, stored: int = 0)
 def _counts(settings: Settings) -> dict[str, int]:
     """The number of values along each axis."""
     counts = {name: len(getattr(settings, name)) for name in _LISTS}
+    names, steps = parse_descents(settings.descend)
+    counts |= {"descend": len(names) * len(steps) or 1}
     return counts | {"seeds": len(settings.seeds) if isinstance(settings.seeds, tuple) else max(settings.seeds, 0)}
 
 
@@ -49,7 +53,7 @@ def _check_room(settings: Settings, devices: int, out: RunPath, stored: int) -> 
     number = 4 if settings.precision == "single" else 8
     counts = _counts(settings)
     lanes = math.prod(counts.values())
-    times = max(settings.saves, 0)
+    times = max(min(settings.saves, settings.steps + 1) if settings.descend else settings.saves, 0)
     of_a_lane = LANE + 8 * OBSERVABLES * times
     batch = min(lanes, max(settings.batch_size, 1) * devices)
     results = COPIES * (min(lanes, BATCHES * batch) * of_a_lane + lanes * LANE)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed.
+    """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed; or train by gradient
+    descent.
 
     Results go to a run folder: settings.toml, results.zarr (open it with lora_flow.load_run), figures/ and report.md.
     A box of runs is stored as soon as it is solved. Ctrl-C or worse loses only those in flight; --resume continues.
@@ -56,6 +57,10 @@ class Sweep:
     LoRA on weights that are trained first:
 
     lora-flow sweep --problem pretrained --pretraining gaussian-both:0.1 gaussian-both:10 --alpha 1e-4 --out runs/pre
+
+    LoRA trained by Adam instead, with two step sizes:
+
+    lora-flow sweep --descend adam:1e-3,adam:1e-2 --steps 300 --alpha 1e-2 1e-1 --seeds 5 --out runs/adam
 
     After an interruption:
 
@@ -98,6 +103,7 @@ class Sweep:
     regression: kinds.Regression = dataclasses.field(default_factory=kinds.Regression)
     network: kinds.Network = dataclasses.field(default_factory=kinds.Network)
     symmetric: kinds.Symmetric = dataclasses.field(default_factory=kinds.Symmetric)
+    descents: flags.Descents = dataclasses.field(default_factory=flags.Descents)
     solver: flags.Solving = dataclasses.field(default_factory=flags.Solving)
 
     @property
@@ -209,7 +215,7 @@ def plan_run(path: RunPath, settings: Settings, resume: bool, overwrite: bool) -
 
 def describe(plan: Plan) -> str:
     """The problems, the number of runs, and how many are solved together."""
-    runs = f"{plan.grid.size} runs to t = {plan.t1:g}, {plan.layout.width} at a time on each device"
+    runs = f"{plan.grid.size} runs {plan.way}, {plan.layout.width} at a time on each device"
     return "\n".join([*map(str, plan.problems.members), runs])
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from lora_flow.sweeps.axes import in_equal_ratios
+
 MOST = 1_000_000  # values that a range may have
 
 Several = Callable[[list[str]], Any]
@@ -81,11 +83,9 @@ def _between(word: str) -> list[float]:
     first, last, count = number(ends[0]), number(ends[1]), integer(ends[2])
     if not (0 <= first < math.inf and 0 < last < math.inf and 2 <= count <= MOST):
         raise ValueError(must)
-    parts = [i / (count - 1) for i in range(1, count - 1)]
     if first == 0:
-        return [first, *(float(f"{last * part:.15g}") for part in parts), last]
-    low, high = math.log10(first), math.log10(last)
-    return [first, *(float(f"{10 ** (low + (high - low) * part):.15g}") for part in parts), last]
+        return [first, *(float(f"{last * (i / (count - 1)):.15g}") for i in range(1, count - 1)), last]
+    return in_equal_ratios(first, last, count)
 
 
 def _steps(word: str) -> list[int]:
@@ -125,5 +125,7 @@ def _is_any(value: object) -> bool:
 
 
 def _words(value: Any) -> list[str]:
+    if value == ():
+        return ["none"]
     listed = value if isinstance(value, tuple) else () if value is None else (value,)
     return [f"{one:.6g}" if isinstance(one, float) else str(one) for one in listed]

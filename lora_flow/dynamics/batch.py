@@ -15,7 +15,8 @@ from jaxtyping import Array
 from lora_flow.adapter import Adapters
 from lora_flow.coordinates.base import Coordinates
 from lora_flow.dynamics.measurements import Direction
-from lora_flow.dynamics.solve import Integrator, Trajectory, solve_lane
+from lora_flow.dynamics.solve import Trajectory
+from lora_flow.dynamics.ways import Way
 from lora_flow.initialization import Scheme, initialize
 from lora_flow.problems.offset import offset_where
 from lora_flow.runtime.compiling import compiled
@@ -34,6 +35,7 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True, optimised: bool
 
     `which` holds for each lane the index of its problem where `settings` are stacked; None where there is one problem.
     `shifted` says which lanes have their weights offset by their start; None where no lane has.
+    `own` is what the way of solving takes of each lane.
     `threads` says whether CPU devices may share out one product to several, and `optimised` whether code for them takes
     longer to be ready, and less to run. Both change the rounding.
     """
@@ -44,25 +46,26 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True, optimised: bool
         which: Array | None,
         shifted: Array | None,
         start: Adapters,
-        t1: Array,
-        times: Array,
-        integrator: Integrator,
+        own: Any,
+        way: Way,
     ) -> Trajectory:
-        arrays, rest = eqx.partition((settings, t1, times, integrator), eqx.is_array)
+        arrays, rest = eqx.partition((settings, way), eqx.is_array)
 
-        def solve_batch(arrays: Any, which: Array | None, shifted: Array | None, start: Adapters) -> Trajectory:
-            settings, t1, times, integrator = eqx.combine(arrays, rest)
+        def solve_batch(
+            arrays: Any, which: Array | None, shifted: Array | None, start: Adapters, own: Any
+        ) -> Trajectory:
+            settings, way = eqx.combine(arrays, rest)
 
-            def lane(index: Array | None, shifted: Array | None, adapters: Adapters) -> Trajectory:
+            def lane(index: Array | None, shifted: Array | None, adapters: Adapters, own: Any) -> Trajectory:
                 problem, directions = _pick(settings, index)
                 problem = offset_where(shifted, problem, adapters)
-                return solve_lane(problem, adapters, directions, t1, times, integrator)
+                return way.lane(problem, adapters, directions, own)
 
-            return jax.vmap(lane)(which, shifted, start)
+            return jax.vmap(lane)(which, shifted, start, own)
 
-        specs = PartitionSpec(), lanes, lanes, lanes
+        specs = PartitionSpec(), lanes, lanes, lanes, lanes
         batched = jax.shard_map(solve_batch, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
-        return batched(arrays, which, shifted, start)
+        return batched(arrays, which, shifted, start, own)
 
     options: dict[str, Any] = {}
     if devices[0].platform == "cpu":

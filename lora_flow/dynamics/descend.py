@@ -31,7 +31,7 @@ from lora_flow.checks import (
     require_number,
 )
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
-from lora_flow.dynamics.measurements import measure, principal_directions
+from lora_flow.dynamics.measurements import Direction, measure, principal_directions
 from lora_flow.dynamics.solve import STATUS, Trajectory, conserved_by, finite, observed, prepend, velocity, where
 from lora_flow.fields import take_new_fields
 from lora_flow.problems.base import Problem, as_problem, kind_of, own_observables
@@ -170,7 +170,7 @@ def descend(
     require_choice("order", order, ORDERS)
     require_flag("save_adapters", save_adapters)
     adapters = as_start("adapters", adapters, problem.layers)
-    iterations = _iterations(int(steps), saves)
+    iterations = save_iterations(int(steps), saves)
     driven = as_flow(flow)
     driven.check_start(adapters)
     step = _as_step(step)
@@ -202,7 +202,13 @@ def _as_step(step: Any) -> Any:
     return jnp.asarray(step, float)
 
 
-def _iterations(steps: int, saves: int | ArrayLike | Sequence[int]) -> np.ndarray:
+def save_iterations(steps: int, saves: int | ArrayLike | Sequence[int]) -> np.ndarray:
+    """The iterations at which observables are saved, as `descend` takes them, `(time,)`.
+
+    A number means that many, 0 and the last included, equally spaced up to rounding, and no iteration twice.
+
+    **Raises:** `InputError` for iterations that do not increase or lie outside the run.
+    """
     if isinstance(saves, (int, np.integer)) and not isinstance(saves, bool):
         require(saves >= 2, "saves", "be at least 2, or an array of iterations", saves)
         return np.unique(np.round(np.linspace(0, steps, int(saves))).astype(int))
@@ -233,7 +239,26 @@ def _descend(
     loop: LoopKind,
     keep: bool,
 ) -> Descent:
-    """`stops` are the iterations to save, and the last one."""
+    with jax.default_matmul_precision("highest"):
+        directions = jax.lax.stop_gradient(principal_directions(problem))
+    return descend_lane(problem, adapters, directions, step, flow, order, stops, loop, keep)
+
+
+def descend_lane(
+    problem: Problem,
+    adapters: Adapters,
+    directions: tuple[Direction, ...],
+    step: Any,
+    flow: Flow,
+    order: str,
+    stops: tuple[int, ...],
+    loop: LoopKind,
+    keep: bool,
+) -> Descent:
+    """One lane, unchecked and not compiled: the part of `descend` that is written once and batched from outside.
+
+    `stops` are the iterations to save, and the last one.
+    """
     groups = {"simultaneous": (("a", "b"),), "A first": (("a",), ("b",)), "B first": (("b",), ("a",))}[order]
     with jax.default_matmul_precision("highest"):
         sized = _sizes(step, problem, adapters)
@@ -256,7 +281,6 @@ def _descend(
         return problem.loss(adapters), measure(adapters, directions), own_observables(problem, adapters), size
 
     with jax.default_matmul_precision("highest"):
-        directions = jax.lax.stop_gradient(principal_directions(problem))
         begin = _State(adapters, jnp.zeros((), int), jnp.zeros(()), memory)
         last, seen = jax.lax.scan(until_next, begin, jnp.asarray(gaps))
         came = finite(seen[0])

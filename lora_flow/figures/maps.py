@@ -16,6 +16,7 @@ from lora_flow.checks import kind, require, require_instance, require_number
 from lora_flow.figures.style import axes_or_new, band, letters, line_styles, mark_rounding, panels, shades
 from lora_flow.figures.ticks import label_ticks
 from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.clock import over_time
 from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import clipped
 from lora_flow.results.phases import leading, phases
@@ -31,6 +32,7 @@ def phase_values(dataset: xr.Dataset) -> xr.Dataset:
     The alignment error and T1 are those of the layer that aligns first, see `lora_flow.phases`.
     A loss below its rounding floor counts as the floor. T1 is infinite in a cell where a run does not reach T1.
     """
+    dataset = over_time(dataset)
     last = dataset.isel(time=-1)
     ended = {"loss": clipped(last["loss"], rounding_floors(dataset))}
     ended["alignment_error"] = leading(last, "alignment_error", "alignment_error_2")

@@ -31,12 +31,14 @@ from lora_flow.figures.style import (
 )
 from lora_flow.figures.ticks import label_ticks
 from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.clock import clock, over_time
 from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import leading, phases, saddles, second_leads
 from lora_flow.results.report import problem_dims, show
 from lora_flow.storage.remote import Place
 from lora_flow.storage.swap import appearing
+from lora_flow.sweeps.schema import OPTIONAL_DIMS
 
 PHASES = {"align": "#e3e3e3", "grow": "#f4f4f4", "converge": "#dce9f5", "slow tail": "#fff2cc"}
 
@@ -46,27 +48,27 @@ def plot_loss(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
 
     Medians over seeds, with bands between the quartiles, down to the rounding floor.
     """
-    _check(dataset, "plot_loss")
+    dataset = _checked(dataset, "plot_loss")
     ax, floor = axes_or_new(ax), _floor(dataset)
     ax.set_yscale("log")
     for init, style in line_styles(dataset).items():
         for alpha, colour in _colours(dataset, init):
             band(dataset["loss"].sel(init=init, alpha=alpha), ax, floor, color=colour, linestyle=style)
     mark_rounding(ax, floor)
-    ax.set(xlabel="gradient-flow time t", ylabel="loss L (log scale)", title="Loss")
+    ax.set(xlabel=clock(dataset).axis, ylabel="loss L (log scale)", title="Loss")
     _legend(ax, _alpha_handles(dataset) + _init_handles(dataset))
     return label_ticks(ax)
 
 
 def plot_distance(dataset: xr.Dataset, ax: Axes | None = None) -> Axes:
     """Distance of a network's product from the solution of least norm over time, drawn as the loss in `plot_loss`."""
-    _check(dataset, "plot_distance", "distance")
+    dataset = _checked(dataset, "plot_distance", "distance")
     ax = axes_or_new(ax)
     ax.set_yscale("log")
     for init, style in line_styles(dataset).items():
         for alpha, colour in _colours(dataset, init):
             band(dataset["distance"].sel(init=init, alpha=alpha), ax, color=colour, linestyle=style)
-    ax.set(xlabel="gradient-flow time t", ylabel=r"$\|W_1 W_2 - X^+ Y\|_F$ (log scale)")
+    ax.set(xlabel=clock(dataset).axis, ylabel=r"$\|W_1 W_2 - X^+ Y\|_F$ (log scale)")
     ax.set_title("Distance from least norm")
     return label_ticks(ax)
 
@@ -76,7 +78,7 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
 
     That is layer 1, and layer 2 where delta_w > 1; the labels say which.
     """
-    _check(dataset, "plot_alignment", "alignment_error")
+    dataset = _checked(dataset, "plot_alignment", "alignment_error")
     _check_leading(dataset, "plot_alignment", second=("alignment_error_2",))
     ax = axes_or_new(ax)
     ax.set_yscale("log")
@@ -88,7 +90,7 @@ def plot_alignment(dataset: xr.Dataset, ax: Axes | None = None, until: float | N
             band(one, ax, color=colour, linestyle=line_styles(dataset)[init])
     title = f"Alignment of {layer.of}" if layer.of else "Alignment error"
     title += f", {inits[0]}" if len(inits) == 1 else ""
-    ax.set(xlabel="gradient-flow time t", ylabel=f"{layer.error} (log scale)", title=title)
+    ax.set(xlabel=clock(dataset).axis, ylabel=f"{layer.error} (log scale)", title=title)
     _legend(ax, _alpha_handles(dataset))
     return label_ticks(ax)
 
@@ -101,7 +103,7 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     of `lora_flow.phases`, medians over seeds, are shaded, and the saddles of the median loss hatched. The dotted line
     is the talk's prediction of t1.
     """
-    _check(dataset, "plot_phases", "norm_z1")
+    dataset = _checked(dataset, "plot_phases", "norm_z1")
     if "distance" not in dataset:
         require_dataset(dataset, "plot_phases", "alignment_error")
     _check_leading(dataset, "plot_phases", "aligned", "shift_rank", second=("norm_z2", "alignment_error_2"))
@@ -129,7 +131,7 @@ def plot_phases(dataset: xr.Dataset, ax: Axes | None = None, until: float | None
     hatch_saddles(saddles(median, one["time"].values, float(initial_losses(one).median()), floor), ax)
     where = rf", $\alpha$ = {_power(alpha)}" if len(init) <= len("gaussian") else ""
     what = f"{layer.of}, and loss L" if layer.of else "value"
-    ax.set(xlabel="gradient-flow time t", ylabel=f"{what} (log scale)", title=f"Phases, {init}{where}")
+    ax.set(xlabel=clock(dataset).axis, ylabel=f"{what} (log scale)", title=f"Phases, {init}{where}")
     _legend(ax, ax.get_legend_handles_labels()[0])
     return label_ticks(ax)
 
@@ -211,8 +213,9 @@ def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | Non
     )
     with look.panels(len(datasets), 3, height=2.9 * len(datasets)) as (figure, axes):
         figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.08)
-        for dataset, until, row in zip(datasets, alignment_until, axes, strict=True):
-            plot_loss(dataset, row[0])
+        for given, until, row in zip(datasets, alignment_until, axes, strict=True):
+            plot_loss(given, row[0])
+            dataset = over_time(given)
             if "distance" in dataset:
                 plot_distance(dataset, row[1])
             else:
@@ -229,7 +232,7 @@ def panels(datasets: Sequence[xr.Dataset], alignment_until: Sequence[float | Non
 
 
 def save_figures(dataset: xr.Dataset, folder: Place, name: str, title: str = "") -> list[Place]:
-    """One picture for every problem, side and rank: `<name>.png`, or `<name>-B-r4.png` where there are several."""
+    """One picture for each of `single_cases`: `<name>.png`, or `<name>-B-r4.png` where there are several."""
     paths = []
     for suffix, one in single_cases(dataset):
         paths += save({f"{name}{suffix}": three_panels(one)}, folder, title)
@@ -256,13 +259,13 @@ def save_with_numbers(pictures: Mapping[str, Figure], folder: Place, title: str 
 
 
 def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
-    """The parts of a dataset with one problem, side and rank each, and a suffix for the name of each.
+    """The parts of a dataset with one problem, side, optimiser, step size and rank each, and suffixes for their names.
 
     A label may hold what no file name can, which becomes "-". Where two suffixes are then the same, in whatever case,
     a number goes behind the later one.
     """
     taken: set[str] = set()
-    dims = [*problem_dims(dataset), *(["side"] if "side" in dataset.dims else []), "rank"]
+    dims = [*problem_dims(dataset), *(dim for dim in OPTIONAL_DIMS if dim in dataset.dims), "rank"]
     for index in np.ndindex(*(dataset.sizes[dim] for dim in dims)):
         where = dict(zip(dims, index, strict=True))
         values = {dim: show(dataset[dim].values[i].item()) for dim, i in where.items() if dataset.sizes[dim] > 1}
@@ -275,12 +278,14 @@ def single_cases(dataset: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
         yield name, dataset.isel(where)
 
 
-def _check(dataset: Any, what: str, *names: str) -> None:
-    """Raises unless the dataset holds what one panel shows, its loss and these variables."""
+def _checked(dataset: Any, what: str, *names: str) -> xr.Dataset:
+    """The dataset over `time`; raises unless it holds what one panel shows, its loss and these variables."""
     require_dataset(dataset, what, "loss", *names)
+    dataset = over_time(dataset)
     dims, asked = set(map(str, dataset["loss"].dims)), ("init", "alpha", "seed", "time")
     must = f"have the dims {', '.join(asked)}, such as dataset.isel(rank=0) or dataset.sel(alpha=[1e-3])"
     require(dims == set(asked), "dataset", must, ", ".join(sorted(dims)))
+    return dataset
 
 
 def _check_leading(dataset: xr.Dataset, what: str, *names: str, second: Sequence[str]) -> None:

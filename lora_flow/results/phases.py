@@ -10,6 +10,7 @@ import xarray as xr
 from lora_flow.checks import as_real, kind, require, require_instance
 from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.clock import is_descent, over_time
 from lora_flow.results.given import require_dataset
 from lora_flow.results.levels import initial_losses
 from lora_flow.storage.blocks import blockwise
@@ -38,6 +39,8 @@ _ABOUT = {
 def phases(dataset: xr.Dataset) -> xr.Dataset:
     r"""The times at which each run's phases end.
 
+    Of a descent all times are iterations.
+
     A time is infinite where the run ends earlier. A mean over runs is then infinite too, while a median is right as
     long as half of the runs reach the time. A time is NaN where it is unknown: for lanes that failed, where theory
     defines none, and where the phase ended before the first save.
@@ -57,8 +60,8 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
       less than a tenth of its fastest rate before and of its fastest rate after, and L falls by less than a factor e;
       at the end of the run the loss is less than a tenth of L there. The start is no saddle: no drop comes before it.
     - `t1_predicted`: log(1/alpha) / (sigma s), from the talk on the paper, for aligned problems with a shift of rank
-      one. For other problems it is a guide, which reports do not call a prediction. NaN for flows that are not plain
-      and where delta_w = 1.
+      one. For other problems it is a guide, which reports do not call a prediction. NaN for flows that are not plain,
+      for descents and where delta_w = 1.
 
     The first two are interpolated between saves, in the logarithm of the crossing quantity; the others are saved times.
     T1 too is a saved time, after the true one, where the overlap is not positive at the save before, as with B(0) = 0.
@@ -71,6 +74,7 @@ def phases(dataset: xr.Dataset) -> xr.Dataset:
     thresholds are made of.
     """
     _check_dataset(dataset)
+    dataset = over_time(dataset)
     spans = blockwise(_phases, dataset[_needed(dataset)])
     for name, about in _ABOUT.items():
         spans[name].attrs = {}
@@ -159,7 +163,8 @@ def of_end_of_growth(dataset: xr.Dataset) -> list[str]:
 
 def predicted_end_of_growth(dataset: xr.Dataset) -> xr.DataArray:
     """`t1_predicted` of `phases`, over the problems and alpha."""
-    gains, plain = _gains(dataset), dataset.attrs.get("flow", "plain") == "plain"
+    gains = _gains(dataset)
+    plain = dataset.attrs.get("flow", "plain") == "plain" and not is_descent(dataset)
     predicted = theory.t1_slides(gains, dataset["alpha"])
     return predicted.where((predicted > 0) & _selects(gains) if plain else False)
 
@@ -176,8 +181,9 @@ def _gains(dataset: xr.Dataset) -> theory.Gains:
 
 def _check_dataset(dataset: Any) -> None:
     require_dataset(dataset, "phases")
-    over_time = "time" in dataset.dims and "time" in dataset.coords
-    require(over_time, "dataset", "have its dimension time, for phases", f"dims {list(map(str, dataset.dims))}")
+    dataset = over_time(dataset)
+    known = "time" in dataset.dims and "time" in dataset.coords
+    require(known, "dataset", "have its dimension time, for phases", f"dims {list(map(str, dataset.dims))}")
     require("sigma_w1" in dataset.coords, "dataset", "be of a factorisation, for phases", "another problem's")
     needed = {"loss", "sigma", "sigma_w2", "alpha", *(f"{name}{i}" for name in OVER_TIME for i in (1, 2))}
     missing = sorted(needed - set(map(str, dataset.variables)))
@@ -217,7 +223,7 @@ def at_times(values: xr.DataArray, times: xr.DataArray) -> xr.DataArray:
 
 
 def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
-    """The first time at which a loss over `time` is at most `level`, for each lane.
+    """The first time, or iteration of a descent, at which a loss over `time` is at most `level`, for each lane.
 
     The time is interpolated between saves, in the logarithm of the loss. It is infinite where the run ends before; a
     mean over runs is then infinite too. It is NaN where it is unknown: for lanes that failed before, and where the loss
@@ -233,12 +239,13 @@ def time_to(loss: xr.DataArray, level: float | xr.DataArray) -> xr.DataArray:
     if isinstance(level, xr.DataArray):
         require("time" not in level.dims, "level", must, f"dims {list(map(str, level.dims))}")
     else:
-        known = as_real(level)
-        number = known is not None and known.shape == () and known.dtype != object and not known < 0
+        given = as_real(level)
+        number = given is not None and given.shape == () and given.dtype != object and not given < 0
         require(number, "level", must, kind(level))
     require_instance("loss", loss, xr.DataArray, "be an xarray.DataArray, as dataset['loss'] is")
-    over_time = "time" in loss.dims and "time" in loss.coords
-    require(over_time, "loss", "have its dimension time", f"dims {list(map(str, loss.dims))}")
+    loss = over_time(loss)
+    known = "time" in loss.dims and "time" in loss.coords
+    require(known, "loss", "have its dimension time", f"dims {list(map(str, loss.dims))}")
     start = loss.isel(time=0, drop=True)
     levels = start.copy(data=np.zeros(start.shape)) + level
     xr.align(loss, levels, join="exact", copy=False)

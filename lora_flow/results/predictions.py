@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lora_flow.results.clock import is_descent, over_time
 from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import NEAR, end_of_growth, of_end_of_growth, predicted_end_of_growth
 from lora_flow.results.report import Table, cells, kind_of, log10, problem_dims, show
@@ -29,6 +30,7 @@ def predictions(dataset: xr.Dataset) -> str | Table:
     Theory is for the plain flow of factorisations with aligned shifts of rank one, from starts that alpha makes small.
     The floor is for side "B" where W1 has the smaller gain, once the loss has fallen by six decades.
     """
+    dataset = over_time(dataset)
     if reason := _not_about(dataset):
         return f"## {HEADING}\n\nTheory predicts neither T1 nor the alignment floor for this run: {reason}."
     names = [*AT_THE_END, *of_end_of_growth(dataset), *(["initial_loss"] if "initial_loss" in dataset else [])]
@@ -64,6 +66,8 @@ def _not_about(dataset: xr.Dataset) -> str:
     """The reason why theory predicts nothing for any cell; "" where it predicts something."""
     if "sigma_w1" not in dataset.coords:
         return f"the predictions are for a factorisation of two layers with a shift, and this is {kind_of(dataset)}"
+    if is_descent(dataset):
+        return "the predictions are for the plain gradient flow, and this is gradient descent"
     if (flow := dataset.attrs.get("flow", "plain")) != "plain":
         return f"the predictions are for the plain gradient flow, and this is {flow}"
     why = [_cell_not_about(cell, where) for where, cell in cells(dataset[["status"]])]

@@ -12,14 +12,16 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.problems.rounding import rounding_floors
+from lora_flow.results.clock import at_the_end, is_descent, over_time
 from lora_flow.results.levels import spread, told
 from lora_flow.results.phases import aligning, leading
 from lora_flow.storage.blocks import blocks, blockwise
 from lora_flow.storage.lanes import waiting
-from lora_flow.sweeps.schema import LANE_DIMS, layers_of
+from lora_flow.sweeps.schema import DESCENT_DIMS, LANE_DIMS, layers_of
 
 LOG_FLOOR = 1e-40  # stands in for an exact zero where a logarithm is taken
 SOLVED_BY = {"Automatic": "Tsit5 and RKC (auto)", "RungeKuttaChebyshev": "RKC"}  # as --solver has them
+OPTIMISERS = {"gd": "Gradient descent", "sign": "Sign descent", "adam": "Adam"}
 LONG, HEAD = 30, 10  # rows of a table beyond which it goes to a file, and those that are shown then
 
 
@@ -62,8 +64,9 @@ def cells(
 
 def final_values(dataset: xr.Dataset) -> Table:
     """The values at the last time: means over seeds, plus or minus one standard deviation where there are several."""
-    varied = problem_dims(dataset)
-    header = [*varied, "init", "side", "alpha", "rank", "log10 loss", "log10 alignment error"]
+    dataset = over_time(dataset)
+    varied, by = problem_dims(dataset), [dim for dim in DESCENT_DIMS if dim in dataset.dims]
+    header = [*varied, "init", "side", *by, "alpha", "rank", "log10 loss", "log10 alignment error"]
     layers = range(1, 1 + len(layers_of(dataset)))
     header += [*(f"norm Z{i}" for i in layers), "steps", "done"]
     lowest = bool(dataset["loss_floor"].notnull().any())
@@ -79,6 +82,7 @@ def final_values(dataset: xr.Dataset) -> Table:
                 *(show(coordinates[dim]) for dim in varied),
                 coordinates["init"],
                 coordinates.get("side", dataset.attrs.get("side")),
+                *(show(coordinates[dim]) for dim in by),
                 f"{coordinates['alpha']:g}",
                 coordinates["rank"],
                 told(last["loss"], last["floor"]),
@@ -120,7 +124,7 @@ def warnings(dataset: xr.Dataset) -> str:
 
 def problem_dims(dataset: xr.Dataset) -> list[str]:
     """The dimensions along which the problem differs."""
-    return [str(dim) for dim in dataset["status"].dims if dim not in LANE_DIMS]
+    return [str(dim) for dim in dataset["status"].dims if dim not in (*LANE_DIMS, *DESCENT_DIMS)]
 
 
 def show(value: Any) -> str:
@@ -141,7 +145,7 @@ def report(
 
     The text has first `state`, unless empty, then the notes of a figure, then the parts of each run, and the pictures.
     """
-    parts = ["# Gradient flow of LoRA: when it aligns, and where the loss stops", state and f"**{state}**"]
+    parts = ["# LoRA: when it aligns, and where the loss stops", state and f"**{state}**"]
     files: dict[str, str] = {}
     parts += [f"![{picture}]({picture})" for picture in pictures[:1]] + [notes]
     for name, run_parts in runs.items():
@@ -171,8 +175,8 @@ def _csv(part: Table) -> str:
 
 
 def about(dataset: xr.Dataset) -> str:
-    """One paragraph: the problem, the flow, its accuracy."""
-    attrs = dataset.attrs
+    """One paragraph: the problem, the flow and its accuracy, or the descent."""
+    dataset, attrs = over_time(dataset), dataset.attrs
     problem = f"{kind_of(dataset).capitalize()}, {' and '.join(f'{out} x {into}' for out, into in layers_of(dataset))}"
     if varied := problem_dims(dataset):
         problem += f"; {' x '.join(str(dataset.sizes[dim]) for dim in varied)} problems over {', '.join(varied)}"
@@ -184,6 +188,9 @@ def about(dataset: xr.Dataset) -> str:
         f"{dim} {show(dataset[dim].values.tolist()[0])}" for dim in ("init", "alpha", "rank") if dataset.sizes[dim] == 1
     ]
     same += [f"side {attrs['side']}"] if "side" in attrs else []
+    seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
+    if is_descent(dataset):
+        return f"{problem}. {_descent(dataset)} ({attrs['dtype']}); {', '.join([*same, seeds])}."
     drifts = blockwise(lambda one: one.max("time"), dataset[["drift"]])["drift"]
     name, largest = attrs.get("flow", "plain"), float(drifts.max())
     flow = "Flow" if name == "plain" else f"Flow {name}"
@@ -193,11 +200,21 @@ def about(dataset: xr.Dataset) -> str:
         drift = " The run conserves nothing whose drift would tell an integration error."
     finished = bool(dataset["loss"].isel(time=-1).notnull().any())
     solver = SOLVED_BY.get(attrs["solver"], attrs["solver"])
-    seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
     return (
-        f"{problem}. {flow} to t = {attrs['t1']:g} by {solver} at rtol = {attrs['rtol']:g} "
+        f"{problem}. {flow} to {at_the_end(dataset)} by {solver} at rtol = {attrs['rtol']:g} "
         f"({attrs['dtype']}); {', '.join([*same, seeds])}.{drift if finished else ''}"
     )
+
+
+def _descent(dataset: xr.Dataset) -> str:
+    """Who takes steps, of which size."""
+    values = {dim: np.ravel(dataset[dim] if dim in dataset.coords else dataset.attrs[dim]) for dim in DESCENT_DIMS}
+    names, steps = values["optimizer"].tolist(), values["step"]
+    by = f"{' and '.join(OPTIMISERS.get(name, name) for name in names)}, step size {show(float(steps.min()))}"
+    by += f" to {show(float(steps.max()))}" if steps.size > 1 else ""
+    noises = [show(float(noise)) for noise in values["gradient_noise"]]
+    noise = f", noise {' and '.join(noises)} in the gradient" if values["gradient_noise"].any() else ""
+    return f"{by}{noise}, {dataset.attrs['steps']:g} iterations"
 
 
 def kind_of(dataset: xr.Dataset) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from lora_flow.results.clock import clock, is_descent
+
 SAVES = 3  # after the first: an event before so many of them is known only roughly
 NEEDLE = 10.0  # the factor between neighbouring saves, from which on an extreme may lie between them,
 LEVEL = 10**0.1  # unless the value on the other side is as good as the same
@@ -35,8 +37,8 @@ def hides_less(rows: np.ndarray, time: np.ndarray, rounding: float) -> np.ndarra
 def advice(dataset: xr.Dataset) -> str:
     """The ways to save more where little is saved."""
     steps = np.diff(dataset["time"].values)
-    logarithmic = ["--spacing log"] if np.allclose(steps, steps[0]) else []
-    *first, last = [*logarithmic, f"more --saves than {dataset.sizes['time']}", "a shorter --t1"]
+    logarithmic = ["--spacing log"] if np.allclose(steps, steps[0]) and not is_descent(dataset) else []
+    *first, last = [*logarithmic, f"more --saves than {dataset.sizes['time']}", clock(dataset).shorter]
     return f"{', '.join(first)} or {last}"
 
 

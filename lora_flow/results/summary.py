@@ -22,6 +22,7 @@ from lora_flow.results.answers import (
     best,
     rounding_of_errors,
 )
+from lora_flow.results.clock import at_the_end, clock, over_time
 from lora_flow.results.levels import AT_ROUNDING
 from lora_flow.results.phases import aligning, second_leads
 from lora_flow.results.report import Table, kind_of, show
@@ -36,6 +37,7 @@ def answered(dataset: xr.Dataset) -> tuple[list[str], list[str | Table]]:
 
     A line for each cell of few, and else their range; then which is best for what.
     """
+    dataset = over_time(dataset)
     found = answers(dataset)
     return _lines(dataset, found), [_alignment(dataset, found), _losses(dataset, found)]
 
@@ -85,14 +87,14 @@ def _in_a_line(dataset: xr.Dataset, cell: Cell) -> str:
     if np.isfinite(cell.best.median):
         t1 = f" (T1 {when(cell.t1.when, dataset, '= ')})" if cell.t1.reached else ""
         who = f"layer {cell.layer} " if _second_in(dataset) else ""
-        least, there = error(cell.best, dataset), f"{cell.best_at.when:.3g}"
+        least, by = error(cell.best, dataset), f"{clock(dataset).at}{cell.best_at.when:.3g}"
         if cell.hidden:
-            parts.append(f"{who}aligns to 1 - cos of at most {least} by t = {there}{t1}")
+            parts.append(f"{who}aligns to 1 - cos of at most {least} by {by}{t1}")
         elif cell.best.median > APART:
             parts.append(f"{who}does not align (1 - cos is at least {least})")
         else:
-            parts.append(f"{who}aligns to 1 - cos = {least} by t = {there}{t1}")
-    return "; ".join([*parts, f"{_loss(cell)} at t = {dataset.attrs['t1']:g}{_and_then(dataset, cell)}"])
+            parts.append(f"{who}aligns to 1 - cos = {least} by {by}{t1}")
+    return "; ".join([*parts, f"{_loss(cell)} at {at_the_end(dataset)}{_and_then(dataset, cell)}"])
 
 
 def _second_in(dataset: xr.Dataset) -> bool:
@@ -107,10 +109,10 @@ def _loss(cell: Cell) -> str:
 def _and_then(dataset: xr.Dataset, cell: Cell) -> str:
     """The loss's ending, in words."""
     words = {
-        AT_ROUNDING: f", since {when(cell.reached.when, dataset, 't = ')}",
+        AT_ROUNDING: f", since {when(cell.reached.when, dataset, clock(dataset).at)}",
         LOWEST: ", the lowest possible",
         LEVEL: f", level{_of_seeds(cell)}",
-        FALLING: f", still falling by {_rate(cell)} decades per unit of time{_of_seeds(cell)}",
+        FALLING: f", still falling by {_rate(cell)} decades per {clock(dataset).unit}{_of_seeds(cell)}",
         RISING: f", rising{_of_seeds(cell)}",
     }
     return words[cell.ending]
@@ -128,7 +130,9 @@ def _range_of_alignment(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
         return []
     least, most = aligned[0], aligned[-1]
     low, high = (error(cell.best, dataset, alone=True) for cell in (least, most))
-    best_of, worst_of = (f"{_name(dataset, one)}, by t = {one.best_at.when:.3g}" for one in (least, most))
+    best_of, worst_of = (
+        f"{_name(dataset, one)}, by {clock(dataset).at}{one.best_at.when:.3g}" for one in (least, most)
+    )
     seen = " at the saved times" if any(cell.hidden for cell in aligned) else ""
     lines = [f"When it aligns: 1 - cos comes down to between {low} ({best_of}) and {high} ({worst_of}){seen}."]
     reach = sorted((cell for cell in done if cell.t1.middle < np.inf), key=lambda cell: cell.t1.middle)
@@ -140,7 +144,7 @@ def _range_of_alignment(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
         span = f"lies between {low} and {high}"
         if early or bounded:
             span = f"comes {low}, the latest {'' if all_bounded else 'at '}{high}"
-        lines.append(f"T1{of} {f'comes before the first save, t = {_first_save(dataset)}' if all_early else span}.")
+        lines.append(f"T1{of} {f'comes before the first save, {_first_save(dataset)}' if all_early else span}.")
     return lines
 
 
@@ -153,9 +157,10 @@ def _range_of_losses(dataset: xr.Dataset, done: Sequence[Cell]) -> list[str]:
     first, last = ordered[0], ordered[-1]
     low, high = ("rounding" if one.ending == AT_ROUNDING else median(one.loss, alone=True) for one in (first, last))
     moving = FALLING in ends or RISING in ends
-    asked, hint = ("The loss", "; a longer --t1 tells where those stop") if moving else ("Where the loss stops,", "")
+    hint = f"; {clock(dataset).longer} tells where those stop" if moving else ""
+    asked = "The loss" if moving else "Where the loss stops,"
     return [
-        f"{asked} at t = {dataset.attrs['t1']:g}: from {low} ({_name(dataset, first)}) to {high} "
+        f"{asked} at {at_the_end(dataset)}: from {low} ({_name(dataset, first)}) to {high} "
         f"({_name(dataset, last)}); of {len(done)} cells {counts}{hint}."
     ]
 
@@ -167,14 +172,14 @@ def _best_lines(dataset: xr.Dataset, one: Best, cells_there: int) -> list[str]:
     lines = []
     if several and one.at_rounding:
         many = f"at rounding in {one.at_rounding} cells, first " if one.at_rounding > 1 else "at rounding "
-        reached = when(one.lowest.reached.when, dataset, "at t = ")
+        reached = when(one.lowest.reached.when, dataset, f"at {clock(dataset).at}")
         lines.append(f"lowest loss: {many}with {_name(dataset, one.lowest, one.problem)}, {reached}")
     elif several:
         lines.append(f"lowest loss: {_name(dataset, one.lowest, one.problem)}, {median(one.lowest.loss)}")
     if one.fastest is not None and one.level is not None:
         who = f"{_name(dataset, one.fastest, one.problem)}, " if several else ""
         what = "fastest" if several else "speed"
-        there = when(one.time, dataset, "at t = ")
+        there = when(one.time, dataset, f"at {clock(dataset).at}")
         lines.append(f"{what}: {who}at {one.share:g} of the first loss ({one.level:.3g}) {there}")
     else:
         lines.append("no start halves the loss" if several else "the loss is not halved")
@@ -205,11 +210,12 @@ def _alignment(dataset: xr.Dataset, found: Sequence[Cell]) -> str | Table:
         shown = [least, from_then, error(cell.error, dataset), *times]
         shown = [str(cell.layer), *shown] if both else shown
         rows.append([*_start(dataset, cell.where), *(shown if cell.endings else ["-"] * len(shown))])
-    header = [*_dims(dataset), *(["layer"] if both else []), "least 1 - cos", "from t", "1 - cos at the end", "t_align"]
+    since = f"from {clock(dataset).at.rstrip(' =')}"
+    header = [*_dims(dataset), *(["layer"] if both else []), "least 1 - cos", since, "1 - cos at the end", "t_align"]
     header += ["T1"] if timed else []
     text = (
         f"cos is that of the angle between the top left singular vector of {aligning(dataset)}, and the direction that "
-        "it turns to while small. `from t`: the first saved time at which 1 - cos is within a tenth of a decade of its "
+        f"it turns to while small. `{since}`: the first save at which 1 - cos is within a tenth of a decade of its "
         "least. `t_align`: the time at which the part along this direction outgrows the rest."
     )
     text += (
@@ -231,12 +237,12 @@ def _losses(dataset: xr.Dataset, found: Sequence[Cell]) -> Table:
             continue
         loss = "at rounding" if cell.ending == AT_ROUNDING else median(cell.loss)
         rate = _rate(cell) if cell.ending in (FALLING, RISING) else ""
-        since = f" since {when(cell.reached.when, dataset, 't = ')}" if cell.ending == AT_ROUNDING else ""
+        since = f" since {when(cell.reached.when, dataset, clock(dataset).at)}" if cell.ending == AT_ROUNDING else ""
         rows.append([*_start(dataset, cell.where), loss, _endings(cell) + since, rate])
-    header = [*_dims(dataset), f"loss at t = {dataset.attrs['t1']:g}", "then", "decades per unit of time"]
+    header = [*_dims(dataset), f"loss at {at_the_end(dataset)}", "then", f"decades per {clock(dataset).unit}"]
     floor = float(rounding_floors(dataset).median())
     text = (
-        "`level`: the loss changes by less than a hundredth of a decade in the last tenth of the time (on a saddle as "
+        "`level`: the loss changes by less than a hundredth of a decade in the last tenth of the run (on a saddle as "
         f"well); `at rounding`: below {floor:.1g}, where the loss is only rounding. "
         f"{_medians(dataset)}"
     )
@@ -291,9 +297,9 @@ def error(values: OverSeeds, dataset: xr.Dataset, alone: bool = False) -> str:
 def when(found: float, dataset: xr.Dataset, after: str) -> str:
     """A median of times that are reached, after these words; or before which save it was, of the first ones."""
     if found == BEFORE:
-        return f"before the first save, t = {_first_save(dataset)}"
+        return f"before the first save, {_first_save(dataset)}"
     limit = _bound(found, dataset)
-    return f"before t = {limit:.3g}" if np.isfinite(limit) else f"{after}{found:.3g}"
+    return f"before {clock(dataset).at}{limit:.3g}" if np.isfinite(limit) else f"{after}{found:.3g}"
 
 
 def time(values: OverSeeds, dataset: xr.Dataset, seeds: int = 0) -> str:
@@ -310,4 +316,4 @@ def _bound(found: float, dataset: xr.Dataset) -> float:
 
 
 def _first_save(dataset: xr.Dataset) -> str:
-    return f"{float(dataset['time'][0]):.3g}"
+    return f"{clock(dataset).at}{float(dataset['time'][0]):.3g}"

@@ -31,7 +31,8 @@ import jax
 import jax.export
 
 MOST = 256  # programs that are kept, the newest
-PACKAGES = ("lora_flow", "diffrax", "equinox", "jax", "jaxlib", "jaxtyping", "lineax", "numpy", "optimistix")
+_OURS_AND_JAX = ("lora_flow", "jax", "jaxlib", "jaxtyping", "numpy")
+PACKAGES = (*_OURS_AND_JAX, "diffrax", "equinox", "lineax", "optax", "optimistix")
 _READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # waits at no pipe
 _UNTOLD = ("jax_log", "jax_explain", "jax_compilation_cache", "jax_persistent_cache")  # settings that change no program
 

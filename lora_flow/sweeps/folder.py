@@ -28,9 +28,9 @@ _COPIES = [f"{PROBLEM}{suffix}" for suffix in _SUFFIXES]
 FIGURE = "figure"  # the attribute of a run that was made for a figure
 _NOTE, _LAYOUT = "settings", "layout"  # the notes of what a run was asked for, and of how it is cut
 _SAME = ["lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype"]  # attributes of a resumed run
-_SAME += ["t1", "flow", "solver", "rtol", "max_steps", "batch_size"]
-_ALWAYS = {"init", "side", "alpha", "rank", "seeds", "t1", "saves", "spacing", "problem", "problem_seed", "m", "n", "h"}
-_ALWAYS |= {"solver", "rtol", "max_steps", "batch_size", "precision"}  # settings that every version has written
+_SAME += ["t1", "flow", "solver", "rtol", "max_steps", "steps", "batch_size"]
+_ALWAYS = {"init", "side", "alpha", "rank", "seeds", "saves", "problem", "problem_seed", "m", "n", "h"}
+_ALWAYS |= {"batch_size", "precision"}  # settings that every version has written
 
 
 def kept_problem(path: RunPath) -> RunPath | None:
@@ -77,7 +77,7 @@ def _check_unchanged(path: RunPath, template: Template, notes: Any, attrs: Any) 
         names = (name for name in template.settings if name != "devices")  # which is how many there are
         check_same(path, notes.get(_NOTE, {}), template.settings, names)
     if attrs is not None:
-        check_same(path, attrs, now, _SAME)
+        check_same(path, attrs, now, [name for name in _SAME if name in now])
         ours, must = attrs.get("problem_digest"), f"be the one that '{path}' was started with, to resume it"
         require(ours == now["problem_digest"], "problem", must, "other weights or another shift")
 

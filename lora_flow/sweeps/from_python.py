@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lora_flow.sweeps.plan import Plan
 
 PYTHON = "python"  # the problem of such a run, which no command can build again
-ALWAYS = {"problem_class", "init", "side", "alpha", "rank", "seeds", "t1", "saves", "flow", "precision"}
+ALWAYS = {"problem_class", "init", "side", "alpha", "rank", "seeds", "saves", "precision"}
 
 
 def is_from_python(settings: Mapping[str, Any]) -> bool:
@@ -35,7 +35,7 @@ def check_from_command(path: str | RunPath, settings: Mapping[str, Any]) -> None
 
 def told(plan: Plan) -> dict[str, Any]:
     """The settings of a plan that was made in Python, as they are stored."""
-    grid, how, problems = plan.grid, plan.integrator, plan.problems
+    grid, way, problems = plan.grid, plan.way, plan.problems
     seeds = len(grid.seed) if isinstance(grid.seed, range) else list(grid.seed)
     of_several = {"problems": list(map(str, problems.axes["problem"]))} if "problem" in problems.axes else {}
     return of_several | {
@@ -46,15 +46,12 @@ def told(plan: Plan) -> dict[str, Any]:
         "alpha": list(grid.alpha),
         "rank": list(grid.rank),
         "seeds": seeds,
-        "t1": plan.t1,
-        "saves": len(plan.times),
-        "details": bool(how.save_adapters),
-        "flow": str(how.flow),
-        "solver": type(how.solver).__name__,
-        "rtol": float(how.rtol),
-        "max_steps": int(how.max_steps),
+        **{name: list(values) for name, values in grid.descents.items()},
+        "saves": len(way.saved),
+        "details": bool(way.save_adapters),
+        **way.told,
         "batch_size": plan.layout.width,
-        "precision": "double" if plan.times.dtype == "float64" else "single",
+        "precision": "double" if plan.dtype == "float64" else "single",
     }
 
 

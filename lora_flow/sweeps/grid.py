@@ -16,8 +16,9 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
-from lora_flow.checks import InputError, kind, require, require_choice
+from lora_flow.checks import InputError, kind, require, require_choice, require_number
 from lora_flow.dynamics.flows import Flow
+from lora_flow.dynamics.optimizers import OPTIMIZERS
 from lora_flow.initialization import (
     SIDES,
     Scheme,
@@ -32,8 +33,9 @@ from lora_flow.problems.base import Problem, require_problem
 from lora_flow.problems.padding import check_padding
 from lora_flow.problems.stale import check_problem
 from lora_flow.storage.portable import check_labels
+from lora_flow.sweeps.descents import parse_descents
 from lora_flow.sweeps.limits import LARGEST
-from lora_flow.sweeps.schema import LANE_DIMS
+from lora_flow.sweeps.schema import DESCENT_DIMS, LANE_DIMS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +92,27 @@ class Grid:
     rank: tuple[int, ...]
     seed: Sequence[int]
     schemes: Mapping[str, Scheme]  # by the labels of `init`
+    optimizer: tuple[str, ...] = ()  # these three are empty for flows
+    step: tuple[float, ...] = ()
+    gradient_noise: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, problems: Problems, *, init: Any, side: Any, alpha: Any, rank: Any, seeds: Any) -> Grid:
-        """The grid of these values, each one or several, checked against the problems."""
+    def of(
+        cls,
+        problems: Problems,
+        *,
+        init: Any,
+        side: Any,
+        alpha: Any,
+        rank: Any,
+        seeds: Any,
+        descend: Any = None,
+        gradient_noise: Any = 0.0,
+    ) -> Grid:
+        """The grid of these values, each one or several, checked against the problems.
+
+        `descend` names optimisers with their step sizes; None for flows, which know no noise in the gradient.
+        """
         schemes = tuple(map(as_scheme, _listed("init", init)))
         labels = tuple(scheme.name for scheme in schemes)
         twice = "name each value once, own ones as in Scheme(init, name='mine')"
@@ -106,6 +125,7 @@ class Grid:
             rank=_axis("rank", rank),
             seed=_seeds(seeds),
             schemes=dict(zip(labels, schemes, strict=True)),
+            **_descents(descend, gradient_noise),
         )
         for one in grid.side:
             require_choice("side", one, SIDES)
@@ -138,7 +158,13 @@ class Grid:
 
     @property
     def axes(self) -> dict[str, Sequence[Any]]:
-        return {**self.problem_axes, **{dim: getattr(self, dim) for dim in LANE_DIMS}}
+        before, behind = ({dim: getattr(self, dim) for dim in dims} for dims in (LANE_DIMS[:2], LANE_DIMS[2:]))
+        return {**self.problem_axes, **before, **self.descents, **behind}
+
+    @property
+    def descents(self) -> dict[str, Sequence[Any]]:
+        """The axes of a descent; none for flows."""
+        return {dim: getattr(self, dim) for dim in DESCENT_DIMS if getattr(self, dim)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -185,6 +211,20 @@ def _axis(name: str, values: Any) -> tuple[Any, ...]:
     listed = _listed(name, values)
     require(len(set(listed)) == len(listed), name, "name each value once", listed)
     return listed
+
+
+def _descents(descend: Any, noise: Any) -> dict[str, Any]:
+    """The values of these axes."""
+    noises = _axis("gradient_noise", noise)
+    for std in noises:
+        require_number("gradient_noise", std, "be at least 0", lambda known: known >= 0)
+    if descend is None:
+        require(noises in ((0,), (0.0,)), "gradient_noise", "be left out without descend", noise)
+        return {}
+    names, steps = parse_descents(_listed("descend", descend))
+    for name in names:
+        require_choice("the optimiser of descend", name, OPTIMIZERS)
+    return {"optimizer": names, "step": steps, "gradient_noise": tuple(map(float, noises))}
 
 
 def _seeds(seeds: Any) -> Sequence[int]:

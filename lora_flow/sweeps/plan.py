@@ -22,21 +22,21 @@ from jaxtyping import ArrayLike
 from lora_flow.adapter import zero_adapters
 from lora_flow.checks import require, require_flag, require_integer
 from lora_flow.coordinates.base import Coordinates
-from lora_flow.coordinates.shared import coordinates_of
 from lora_flow.dynamics.analysis import modes_of_details
 from lora_flow.dynamics.batch import draw, lane_sharding, round_solver
+from lora_flow.dynamics.descend import save_iterations
 from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.measurements import directions_of
 from lora_flow.dynamics.observables import OBSERVABLES
-from lora_flow.dynamics.solve import Integrator, integrator, require_loss, save_times
+from lora_flow.dynamics.solve import MAX_STEPS, RTOL, integrator, save_times
+from lora_flow.dynamics.ways import Descending, Flowing, Way
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem, as_problem, on_host, own_observables
-from lora_flow.problems.tasks import fastest_rate
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.sweeps.grid import Grid, Problems, stack
 from lora_flow.sweeps.layout import Layout, choose_layout, noted_layout
-from lora_flow.sweeps.limits import LANE
-from lora_flow.sweeps.schema import OF_LANES, label
+from lora_flow.sweeps.limits import LANE, LARGEST
+from lora_flow.sweeps.schema import OF_LANES, OPTIONAL_DIMS, label
 from lora_flow.sweeps.values import Values, detail_values, leave_each, start_values
 from lora_flow.version import __version__
 
@@ -47,16 +47,14 @@ SMALL = 50_000  # numbers in the adapters of all lanes, times about the steps of
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A checked sweep: its problems, lanes, solver, boxes and batches. `plan_sweep` builds it.
+    """A checked sweep: its problems, lanes, way of solving, boxes and batches. `plan_sweep` builds it.
 
     `devices` is the number of this process's devices that batches are spread over. No number depends on it.
     """
 
     problems: Problems
     grid: Grid
-    t1: float
-    times: np.ndarray
-    integrator: Integrator
+    way: Way
     layout: Layout
     devices: int
 
@@ -66,10 +64,15 @@ class Plan:
         return self.layout.noted(self.grid.axes)
 
     @property
+    def dtype(self) -> str:
+        """The floating-point type that is in use."""
+        return str(jnp.result_type(float))
+
+    @property
     def is_small(self) -> bool:
         """Whether all lanes are solved sooner than code for them would be optimised. No part or device decides it."""
         numbers = self.grid.size * max(self.grid.rank) * sum(map(sum, self.coordinates[0].problem.layers))
-        return bool(numbers <= SMALL and numbers * np.max(_costs(self.problems, self.t1)) <= SMALL)
+        return bool(numbers <= SMALL and numbers * np.max(self.way.costs(self.problems.members)) <= SMALL)
 
     @property
     def nbytes(self) -> int:
@@ -78,9 +81,9 @@ class Plan:
 
     def outline(self) -> xr.Dataset:
         """The result before any lane has run: NaN, and status -1. It takes no memory, and is read only."""
-        axes = {dim: values for dim, values in self.grid.axes.items() if dim != "side" or len(values) > 1}
+        axes = {dim: values for dim, values in self.grid.axes.items() if dim not in OPTIONAL_DIMS or len(values) > 1}
         dims, shape = tuple(axes), tuple(map(len, axes.values()))
-        modes = ("time", "mode")
+        modes = (self.way.axis, "mode")
         over_time = {
             name: ((*dims, *modes[: len(own)]), np.broadcast_to(np.nan, (*shape, *own)))
             for name, own in self._shapes.items()
@@ -89,7 +92,7 @@ class Plan:
         dataset = xr.Dataset(
             over_time | of_lanes,
             coords={dim: values if isinstance(values, range) else list(values) for dim, values in axes.items()}
-            | {"time": self.times}
+            | {self.way.axis: self.way.saved}
             | self._gains
             | self._offset,
             attrs=self._attrs,
@@ -119,13 +122,11 @@ class Plan:
         solve_round = round_solver(devices, threads=threads, optimised=not self.is_small)
         problem = self._stacked.problem
         settings = problem, directions_of(problem, bool(self.problems.axes))
-        dtype = jnp.result_type(float)
-        t1, times = jax.device_put((np.asarray(self.t1, dtype), np.asarray(self.times, dtype)))
         parts: dict[int, list[Values]] = {}
         while here := list(itertools.islice(batches, len(devices))):
-            which, shifted, start, bases = self._start([lanes for _, lanes in here], len(devices))
-            placed = jax.device_put((which, shifted, start), lane_sharding(devices))
-            solved = on_host(solve_round(settings, *placed, t1, times, self.integrator))
+            which, shifted, start, own, bases = self._start([lanes for _, lanes in here], len(devices))
+            placed = jax.device_put((which, shifted, start, own), lane_sharding(devices))
+            solved = on_host(solve_round(settings, *placed, self.way))
             for device, (box, lanes) in enumerate(here):
                 offset = device * self.layout.width
                 part = slice(offset, offset + len(lanes))
@@ -137,15 +138,15 @@ class Plan:
     @functools.cached_property
     def coordinates(self) -> tuple[Coordinates, ...]:
         """The coordinates that each problem is solved in."""
-        return coordinates_of(self.problems.members, rank=max(self.grid.rank))
+        return self.way.coordinates(self.problems.members, rank=max(self.grid.rank))
 
     @functools.cached_property
     def _stacked(self) -> Coordinates:
         """The same, stacked as the problems are."""
         return stack(self.coordinates) if self.problems.axes else self.coordinates[0]
 
-    def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[np.ndarray | None, np.ndarray | None, Any, Any]:
-        """Per lane, `(devices * width, ...)`: problem index, whether its weights are offset, adapters, bases.
+    def _start(self, lanes: list[np.ndarray], devices: int) -> tuple[Any, ...]:
+        """Per lane, `(devices * width, ...)`: problem index, whether its weights are offset, adapters, own, bases.
 
         Places without a lane repeat the last one.
         """
@@ -163,7 +164,7 @@ class Plan:
             alphas = np.asarray([coordinates[place]["alpha"] for place in padded], jnp.result_type(float))
             index = which[padded] if self.problems.axes else None
             whole = self.problems.stacked, self._stacked
-            to_leave = self._stacked.changes_problem or self.integrator.save_adapters
+            to_leave = self._stacked.changes_problem or self.way.save_adapters
             drawn = draw(self.grid.schemes[init], side, rank, *whole, index, seeds, alphas, to_leave)
             self._check_finite(init, jax.tree.leaves(drawn), [coordinates[place] for place in padded])
             parts.append([np.asarray(leaf)[: len(members)] for leaf in jax.tree.leaves(drawn)])
@@ -173,7 +174,8 @@ class Plan:
         start, bases = jax.tree.unflatten(jax.tree.structure(drawn), leaves)
         shifted = np.asarray([self.grid.schemes[lane["init"]].offset for lane in coordinates])
         any_shifted = any(scheme.offset for scheme in self.grid.schemes.values())
-        return (which if self.problems.axes else None), (shifted if any_shifted else None), start, bases
+        some = (which if self.problems.axes else None), (shifted if any_shifted else None)
+        return *some, start, self.way.own(coordinates), bases
 
     def _check_finite(self, init: str, drawn: list[Any], lanes: list[dict[str, Any]]) -> None:
         """Raises where an initialisation has returned NaN or infinity."""
@@ -186,7 +188,7 @@ class Plan:
         """The values of one batch to store, by name."""
         which = self.grid.problem_of(numbers)
         problems, lanes = [self.problems.members[i] for i in which], [self.grid.lane(number) for number in numbers]
-        require_loss(solved.initial_loss, solved.rounding_floor)
+        self.way.check(solved)
         values = solved.observables | {"initial_loss": solved.initial_loss, "rounding_floor": solved.rounding_floor}
         values |= {"status": solved.status, "steps": solved.stats["num_steps"]}
         offset, ranks = [self.grid.schemes[lane["init"]].offset for lane in lanes], [lane["rank"] for lane in lanes]
@@ -198,16 +200,16 @@ class Plan:
         if solved.history is None:
             return values
         told = problems, coordinates, offset, start, bases, solved.history
-        return values | detail_values(*told, self.integrator.flow)
+        return values | detail_values(*told, self.way.flow)
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape over (time, mode) of every observable."""
-        problem, times, rank = self.problems.members[0], len(self.times), max(self.grid.rank)
+        problem, times, rank = self.problems.members[0], len(self.way.saved), max(self.grid.rank)
         own = jax.eval_shape(lambda: own_observables(problem, zero_adapters(problem.layers, rank)))
         names = ["loss", *sorted(OBSERVABLES.meanings(len(problem.layers))), *own]
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (times,))
-        if self.integrator.save_adapters:
+        if self.way.save_adapters:
             shapes |= {name: (times, *shape) for name, shape in modes_of_details(problem, rank).items()}
         return shapes
 
@@ -220,17 +222,14 @@ class Plan:
 
     @functools.cached_property
     def _attrs(self) -> dict[str, Any]:
-        side = {"side": self.grid.side[0]} if len(self.grid.side) == 1 else {}
+        axes = self.grid.axes
+        single = {dim: axes[dim][0] for dim in OPTIONAL_DIMS if dim in axes and len(axes[dim]) == 1}
         problem = self.problems.members[0]
         summary = {} if self.problems.axes else as_problem(problem).summary()
         return portable_attrs(
-            side
+            single
+            | self.way.told
             | {
-                "t1": self.t1,
-                "flow": str(self.integrator.flow),
-                "solver": type(self.integrator.solver).__name__,
-                "rtol": float(self.integrator.rtol),
-                "max_steps": self.integrator.max_steps,
                 "batch_size": self.layout.width,
                 "layers": problem.layers,
                 "problem_digest": digest(self.problems),
@@ -238,7 +237,7 @@ class Plan:
                 "jax_version": _version("jax"),
                 "diffrax_version": _version("diffrax"),
                 "platform": jax.local_devices()[0].platform,
-                "dtype": str(jnp.result_type(float)),
+                "dtype": self.dtype,
             }
             | summary
         )
@@ -252,8 +251,8 @@ def plan_sweep(
     alpha: float | ArrayLike | Sequence[float],
     rank: int | ArrayLike | Sequence[int],
     seeds: int | ArrayLike | Sequence[int],
-    t1: float,
-    saves: int | ArrayLike | Sequence[float],
+    t1: float | None = None,
+    saves: int | ArrayLike | Sequence[float] | Sequence[int],
     solver: diffrax.AbstractSolver | str,
     rtol: float,
     max_steps: int,
@@ -261,6 +260,9 @@ def plan_sweep(
     devices: int = 0,
     details: bool = False,
     flow: Flow | str = "plain",
+    descend: str | Sequence[str] | None = None,
+    steps: int | None = None,
+    gradient_noise: float | ArrayLike | Sequence[float] = 0.0,
     layout: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Checks the arguments of `sweep`, all of them before anything is solved.
@@ -268,33 +270,46 @@ def plan_sweep(
     `layout` is what a stored run has noted of its own; without it one is chosen.
     """
     problems = Problems.of(problem)
-    grid = Grid.of(problems, init=init, side=side, alpha=alpha, rank=rank, seeds=seeds)
+    axes = {"init": init, "side": side, "alpha": alpha, "rank": rank, "seeds": seeds}
+    grid = Grid.of(problems, **axes, descend=descend, gradient_noise=gradient_noise)
     require_integer("batch_size", batch_size, "be at least 1", 1)
     require_flag("details", details)
     here = jax.local_device_count()
     require_integer("devices", devices, f"lie between 0, for all, and {here}, the number of devices", 0, here)
     devices = devices or here
-    times = np.asarray(save_times(t1, saves))
-    how = integrator(
-        flow=as_flow(flow),
-        adjoint=diffrax.ForwardMode(),
-        solver=solver,
-        rtol=rtol,
-        max_steps=max_steps,
-        save_adapters=details,
+    of_flow = {"t1": t1, "flow": flow, "solver": solver, "rtol": rtol, "max_steps": max_steps}
+    way = (
+        _descending(grid, steps, saves, details, of_flow)
+        if grid.optimizer
+        else _flowing(steps, saves, details, of_flow)
     )
-    grid.check_starts(problems, how.flow)
+    grid.check_starts(problems, way.flow)
     if layout is None:
-        chosen = choose_layout(grid.shape, _costs(problems, t1), batch_size)
+        costs = way.costs(problems.members).reshape([len(values) for values in problems.axes.values()])
+        chosen = choose_layout(grid.shape, costs, batch_size)
     else:
         chosen = noted_layout(layout, dict(zip(grid.axes, grid.shape, strict=True)))
-    return Plan(problems, grid, float(t1), times, how, chosen, devices)
+    return Plan(problems, grid, way, chosen, devices)
 
 
-def _costs(problems: Problems, t1: float) -> np.ndarray:
-    """About in proportion to the steps of a lane, over the axes of the problems."""
-    rates = np.asarray([fastest_rate(member) for member in problems.members])
-    return np.sqrt(1 + t1 * rates).reshape([len(values) for values in problems.axes.values()])
+def _flowing(steps: Any, saves: Any, details: bool, of_flow: Mapping[str, Any]) -> Flowing:
+    require(steps is None, "steps", "be left out without descend", steps)
+    t1, flow, how = of_flow["t1"], of_flow["flow"], {name: of_flow[name] for name in ("solver", "rtol", "max_steps")}
+    require(t1 is not None, "t1", "be given for a flow (or descend and steps, for gradient descent)", t1)
+    times = save_times(t1, saves)
+    made = integrator(flow=as_flow(flow), adjoint=diffrax.ForwardMode(), save_adapters=details, **how)
+    return Flowing(jnp.asarray(t1, float), times, made)
+
+
+def _descending(grid: Grid, steps: Any, saves: Any, details: bool, of_flow: Mapping[str, Any]) -> Descending:
+    left_out = {"t1": None, "flow": "plain", "solver": "auto", "rtol": RTOL, "max_steps": MAX_STEPS}
+    for name, value in of_flow.items():
+        same = isinstance(value, type(left_out[name])) and value == left_out[name]
+        require(same, name, "be left out with descend", value)
+    require(steps is not None, "steps", "be given with descend", steps)
+    require_integer("steps", steps, f"lie between 1 and {LARGEST}", 1, LARGEST)
+    iterations, noisy = save_iterations(int(steps), saves), any(grid.gradient_noise)
+    return Descending(grid.optimizer, int(steps), tuple(iterations.tolist()), noisy, details)
 
 
 def _joined(parts: Sequence[Values]) -> Values:

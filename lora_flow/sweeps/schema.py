@@ -14,6 +14,8 @@ from lora_flow.dynamics.solve import STATUS
 from lora_flow.storage.lanes import NOT_RUN
 
 LANE_DIMS = ("init", "side", "alpha", "rank", "seed")  # after those of the problems, before time
+DESCENT_DIMS = ("optimizer", "step", "gradient_noise")  # of a descent, before alpha
+OPTIONAL_DIMS = ("side", *DESCENT_DIMS)  # attributes where there is one value
 
 
 class OfLane(NamedTuple):
@@ -33,6 +35,10 @@ OF_LANES = {
 }
 _ABOUT = {
     "time": "gradient-flow time",
+    "iteration": "iteration: steps taken",
+    "optimizer": "optimiser",
+    "step": "step size: the optimiser's learning rate",
+    "gradient_noise": "noise in the gradient: standard deviation of every entry of dL/dW, drawn anew at each step",
     "init": "initialisation",
     "side": "factor that is drawn: by a one-sided initialisation",
     "alpha": "initialisation scale",

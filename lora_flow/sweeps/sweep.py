@@ -41,12 +41,15 @@ def sweep(
     alpha: float | ArrayLike | Sequence[float] = 1e-3,
     rank: int | ArrayLike | Sequence[int] = 4,
     seeds: int | ArrayLike | Sequence[int] = 1,
-    t1: float,
-    saves: int | ArrayLike | Sequence[float] = 101,
+    t1: float | None = None,
+    saves: int | ArrayLike | Sequence[float] | Sequence[int] = 101,
     flow: Flow | str = "plain",
     solver: diffrax.AbstractSolver | str = "auto",
     rtol: float = RTOL,
     max_steps: int = MAX_STEPS,
+    descend: str | Sequence[str] | None = None,
+    steps: int | None = None,
+    gradient_noise: float | ArrayLike | Sequence[float] = 0.0,
     batch_size: int = BATCH_SIZE,
     devices: int = 0,
     details: bool = False,
@@ -58,6 +61,8 @@ def sweep(
     executor: Any = None,
 ) -> xr.Dataset:
     r"""Solves the gradient flow for every combination of initialisation, side, alpha, rank and seed.
+
+    With `descend` it trains by gradient descent, for every combination of these with optimiser and step size.
 
     All lanes share one compiled program: ranks are padded to the largest, and batches are spread over the devices
     present, on which no number depends. All combinations share the seeds.
@@ -72,6 +77,12 @@ def sweep(
     - `alpha`, `rank`: one positive scale or several, and one rank or several.
     - `seeds`: a number of seeds, from 0, or the seeds themselves.
     - `t1`, `saves`, `flow`, `solver`, `rtol`, `max_steps`: as for `solve`.
+    - `descend`, `steps`: so many steps of gradient descent in place of a flow. `descend` is one text or several, an
+      optimiser and its step size each: "adam:1e-3", "sign:1e-3" or "gd:0.1", the names being
+      `lora_flow.dynamics.optimizers.OPTIMIZERS`. All optimisers have the same step sizes. `saves` are then iterations,
+      as for `descend`, and `t1`, `flow`, `solver`, `rtol` and `max_steps` are left out.
+    - `gradient_noise`: with `descend`, the standard deviation of the noise in every entry of dL/dW at every step (see
+      `gradient_noise`), one or several. Each seed has its own noise.
     - `batch_size`: the largest number of lanes that one device steps together; a stored run keeps its own.
     - `devices`: the number of JAX's devices that batches are spread over; 0 for all.
     - `details`: also store what `analyse` computes from the adapters at every saved time: singular values of the
@@ -87,11 +98,12 @@ def sweep(
     - `executor`: the same with anything that has `submit(function, *arguments)` as in `concurrent.futures`.
 
     **Returns:** an `xarray.Dataset` with dims `init, alpha, rank, seed, time` (and `side` before alpha for several
-    sides, `problem` first for several problems). Over all dims it has the variables of `Trajectory.observables`; over
-    all but `time` it has `status` (see its flag attributes), `steps`, `initial_loss`, `rounding_floor` (a loss below it
-    is at rounding), `dead_directions` and `loss_floor` (see `lora_flow.sweeps.values.start_values`). Initialisations
-    that offset the frozen weights by their start (`Scheme.offset`) are solved on `Offset(problem, start)`. With `out`
-    the dataset is that of `load_run(out)`.
+    sides, `problem` first for several problems). A descent has `iteration` in place of `time`, and before alpha
+    `optimizer`, `step` and `gradient_noise`, which are attributes where there is one value. Over all dims it has the
+    variables of `Trajectory.observables`; over all but `time` it has `status` (see its flag attributes), `steps`,
+    `initial_loss`, `rounding_floor` (a loss below it is at rounding), `dead_directions` and `loss_floor` (see
+    `lora_flow.sweeps.values.start_values`). Initialisations that offset the frozen weights by their start
+    (`Scheme.offset`) are solved on `Offset(problem, start)`. With `out` the dataset is that of `load_run(out)`.
 
     **Raises:** `InputError` for bad arguments, for a loss that is negative at a start, and for an `out` that holds
     anything but the run that is asked for; `WorkersLost` where a cluster or an executor has gone. A lane that fails has
@@ -116,6 +128,9 @@ def sweep(
         solver=solver,
         rtol=rtol,
         max_steps=max_steps,
+        descend=descend,
+        steps=steps,
+        gradient_noise=gradient_noise,
         batch_size=batch_size,
         devices=devices,
         details=details,
@@ -138,7 +153,7 @@ def sweep(
 
 
 def _in_memory(plan: Plan, solvers: Executor, progress: bool) -> xr.Dataset:
-    require_memory("the sweep", f"{plan.grid.size} runs at {len(plan.times)} times", COPIES * plan.nbytes)
+    require_memory("the sweep", f"{plan.grid.size} runs at {len(plan.way.saved)} times", COPIES * plan.nbytes)
     dataset = plan.empty()
     for number, values in solved(plan, None, range(plan.layout.boxes.count), solvers, progress):
         block = plan.layout.boxes.block(number)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PROCESS = uuid.uuid4().hex  # tells this process from all others
 OPEN = 4  # plans that a worker keeps open at a time
-_PACKAGES = ("jax", "jaxlib", "diffrax", "equinox")
+_PACKAGES = ("jax", "jaxlib", "diffrax", "equinox", "optax")
 _lock = threading.Lock()
 
 

@@ -181,5 +181,8 @@ def test_every_solver_offered_runs(tmp_path):
 def test_defaults_are_those_of_the_library():
     defaults = {name: parameter.default for name, parameter in inspect.signature(sweep).parameters.items()}
     for name, value in vars(Settings()).items():
-        if name in defaults and name not in ("problem", "t1", "solver"):
+        if name in ("descend", "steps"):
+            assert not value
+            assert defaults[name] is None
+        elif name in defaults and name not in ("problem", "t1", "solver"):
             assert defaults[name] == (value[0] if isinstance(value, tuple) else value), name

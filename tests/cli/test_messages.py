@@ -247,6 +247,7 @@ TABLE: dict[str, dict[str, Argument]] = {
     "digits_problem": {"h": of(64, "integer", also=(3,))},
     "as_problem": {"problem": two_layers},
     "linearised_task": {"problem": two_layers},
+    "gradient_noise": {"std": of(0.1, "not negative"), "key": key, "scaling": of(1.0, "positive")},
     "load_problem": {"path": of("none.npz", "path", "problem", also=("none.npz", "a.txt"))},
     "load_run": {"path": of("none", "path", "the run folder"), "partial": of(False, "flag")},
     "misaligned": {
@@ -386,6 +387,17 @@ TABLE: dict[str, dict[str, Argument]] = {
         "client": of(None, "callable"),
         "executor": of(None, "callable"),
     },
+    "sweep descent": {
+        "problem": one_layer,
+        "rank": of(1, "array"),
+        "descend": of("gd:0.1", "choice", also=("gd", "gd:", "gd:0", "gd:0.1:1", "no:0.1", ["gd:0.1", "adam:1"])),
+        "steps": of(2, "integer", also=(0, 2**40)),
+        "saves": of(2, "iterations"),
+        "gradient_noise": of(
+            0.1, "array", also=(None, NAN, -1.0, True, [0.1, "a"], [0.1, 0.1], [[0.1], [0.2]], [], DATE)
+        ),
+        "progress": of(False, "flag"),
+    },
     "time_to": {
         "loss": of(loss, "dataset", also=(loss.isel(time=-1), dataset, loss.drop_vars("time"))),
         "level": of(1.5, "number", welcome=(NAN,), also=(-1.0, dataset, loss)),
@@ -463,12 +475,13 @@ def test_the_table_has_all_that_is_public():
 
 HOST = {name for name in TABLE if "problem" in name} | {"misaligned", "noisy"}  # draws
 SOLVES = {"solve", "sweep", "descend", "time_to"}  # which have tests of what is traced where they are tested
+FUNCTIONS = {"gradient_noise"}  # what they return has no arrays
 NUMERIC = {"number", "positive", "not negative", "fraction", "above one"}
 TRACED = [
     (name, argument)
     for name, row in TABLE.items()
     for argument, one in row.items()
-    if one.kind in NUMERIC and name not in HOST | SOLVES and argument not in ("tolerance", "atol")
+    if one.kind in NUMERIC and name not in HOST | SOLVES | FUNCTIONS and argument not in ("tolerance", "atol")
 ]
 
 

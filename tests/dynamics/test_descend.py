@@ -27,7 +27,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.integrate import solve_ivp
 
 from lora_flow import Adapter, InputError, MuKlabjan, ScaledGD, ShrinkA, SingleLayer, aligned_problem, descend
-from lora_flow.dynamics.descend import ORDERS, _iterations
+from lora_flow.dynamics.descend import ORDERS, save_iterations
 
 DOUBLE = aligned_problem(jax.random.key(1), m=4, n=3, h=5, delta_w=0.5, component=[0, 1], shift_scale=[3.0, 2.0])
 PROBLEMS = {"SingleLayer": SINGLE, "Factorization": DOUBLE}
@@ -87,9 +87,9 @@ class TestSteps:
         assert "Descent of 400 iterations to t = 8: success, rank 2; loss" in str(seen)
 
     def test_saves(self):
-        np.testing.assert_array_equal(_iterations(10, 6), [0, 2, 4, 6, 8, 10])
-        np.testing.assert_array_equal(_iterations(3, 101), [0, 1, 2, 3])
-        np.testing.assert_array_equal(_iterations(10, np.array([2, 3, 9])), [2, 3, 9])
+        np.testing.assert_array_equal(save_iterations(10, 6), [0, 2, 4, 6, 8, 10])
+        np.testing.assert_array_equal(save_iterations(3, 101), [0, 1, 2, 3])
+        np.testing.assert_array_equal(save_iterations(10, np.array([2, 3, 9])), [2, 3, 9])
 
     def test_divergence_is_a_status(self):
         seen = descended(SINGLE, self.start, 10.0)

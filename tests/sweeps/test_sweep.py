@@ -206,7 +206,7 @@ def test_memory_is_asked_for_before_coordinates_are_sought(details, monkeypatch)
     def sought(problems, *, rank):
         raise AssertionError("coordinates are sought")
 
-    monkeypatch.setattr("lora_flow.sweeps.plan.coordinates_of", sought)
+    monkeypatch.setattr("lora_flow.dynamics.ways.coordinates_of", sought)
     monkeypatch.setattr("lora_flow.runtime.memory.free", lambda: 0.0)
     with pytest.raises(InputError, match="the sweep must be small enough for the 0 bytes of memory that are free"):
         sweep(SMALL, t1=1.0, details=details)
