@@ -55,6 +55,7 @@ COMMANDS = [
     ["lora-flow", "inits"],
     ["lora-flow", "sweep", "--alpha", "1e-3", *SMALL, "--out", "run"],
     ["python", "-c", OPENED],
+    ["lora-flow", "sweep", "--alpha", "1e-3", *SMALL, "--cluster", "local:1", "--out", "on-a-worker"],
     ["lora-flow", "figure", "1", "--seeds", "2", "--out", "figure1"],
     ["lora-flow", "vision", "--seeds", "1", "--steps", "5", "--limit", "64", "--out", "vision"],
     ["python", "-m", "lora_flow", "--version"],
@@ -117,7 +118,7 @@ def test_the_page_of_a_package_index_needs_no_files_beside_it(built):
 
 @pytest.mark.parametrize(("python", "constraints"), ENVIRONMENTS)
 def test_an_installed_wheel_runs(built, python, constraints, tmp_path):
-    made = environment(tmp_path / "env", python, "-c", ROOT / constraints, f"{built[0]}[vision]")
+    made = environment(tmp_path / "env", python, "-c", ROOT / constraints, f"{built[0]}[vision,cluster,remote]")
     for program, *words in COMMANDS:
         run(tmp_path, [made.with_name(program), *words])
     assert (tmp_path / "figure1/figures").is_dir()
