@@ -213,20 +213,21 @@ def root(values: Array) -> Array:
 
 
 @sequential_vmap
-def _svd(x: Float[Array, "rows columns"]) -> tuple[Array, Array, Array]:
+def svd(x: Float[Array, "rows columns"]) -> tuple[Array, Array, Array]:
+    """The thin decomposition (U, S, V^T), of one matrix after another under `vmap`; it has no derivatives."""
     return tuple(jnp.linalg.svd(x, full_matrices=False))
 
 
 @jax.custom_jvp
 def spectrum(x: Float[Array, "rows columns"]) -> Float[Array, " k"]:
     """The singular values, in decreasing order, with first derivatives where they are distinct."""
-    return _svd(x)[1]
+    return svd(x)[1]
 
 
 @spectrum.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     (x,), (dx,) = primals, tangents
-    u, s, vt = _svd(x)
+    u, s, vt = svd(x)
     return s, jnp.einsum("ik,ij,kj->k", u, dx, vt)
 
 

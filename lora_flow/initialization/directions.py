@@ -6,6 +6,9 @@ between programs, and a start with this choice would make runs differ. Here the 
 is the projection of an axis on the open space: the first axis with at least half as much in this space as any other.
 The next vectors come in the same way from the remaining space. For a simple value the result is its vector, with a
 positive sign.
+
+Derivatives are those of the vectors of simple values. Vectors of a multiple value move as far as their space does, and
+those of the value 0 do not move.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lora_flow.algebra.diagonal import Diagonal, Matrix
-from lora_flow.algebra.spectra import norm, positive, singular_triplets, tie
+from lora_flow.algebra.spectra import norm, positive, singular_triplets, svd, tie
 from lora_flow.initialization.checks import above_rounding
 
 Columns = Float[Array, "size count"]
@@ -39,6 +42,7 @@ def triplets(matrix: Matrix, count: int, smallest: bool = False) -> Triplets:
     return _triplets(matrix.dense() if isinstance(matrix, Diagonal) else jnp.asarray(matrix), count, smallest)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _triplets(matrix: Float[Array, "rows columns"], count: int, smallest: bool) -> Triplets:
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
@@ -62,6 +66,25 @@ def _triplets(matrix: Float[Array, "rows columns"], count: int, smallest: bool) 
     if smallest:
         return left[:, ::-1], s[:count][::-1], right[:, ::-1].T
     return left, s[:count], right.T
+
+
+@_triplets.defjvp
+def _(count: int, smallest: bool, primals: Any, tangents: Any) -> tuple[Triplets, Triplets]:
+    """The first-order motion of each vector among those of other values; among equal ones, and where 0, it is held."""
+    (matrix,), (change,) = primals, tangents
+    u, s, vt = _triplets(matrix, count, smallest)
+    every_u, every_s, every_vt = svd(matrix)
+    across, back = every_u.T @ change @ vt.T, every_vt @ change.T @ u  # u_i^T dM v_j and v_i^T dM^T u_j
+    apart = (s[None] - every_s[:, None]) * (s[None] + every_s[:, None])
+    others = (jnp.abs(s[None] - every_s[:, None]) > tie(s.dtype) * every_s[0]) & (s[None] > 0)
+    share = jnp.where(others, 1 / jnp.where(others, apart, 1.0), 0.0)
+    reach = jnp.where(s > 0, 1 / positive(s), 0.0)
+    outside_u = change @ vt.T - every_u @ across
+    outside_v = change.T @ u - every_vt.T @ back
+    moved_u = every_u @ (share * (s[None] * across + every_s[:, None] * back)) + outside_u * reach[None]
+    moved_v = every_vt.T @ (share * (s[None] * back + every_s[:, None] * across)) + outside_v * reach[None]
+    grown = jnp.where(s > 0, jnp.einsum("ij,ik,jk->k", change, u, vt.T), 0.0)
+    return (u, s, vt), (moved_u, grown, moved_v.T)
 
 
 @functools.partial(jax.jit, static_argnums=1)

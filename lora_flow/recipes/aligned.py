@@ -14,6 +14,7 @@ from lora_flow.algebra.diagonal import WRITTEN_OUT, Diagonal
 from lora_flow.arrays import real_array, require_key
 from lora_flow.checks import (
     as_real,
+    concrete,
     kind,
     require,
     require_choice,
@@ -34,8 +35,8 @@ def aligned_problem(
     m: int = 10,
     n: int = 10,
     h: int = 100,
-    delta_w: float = 1 / 1.05**2,
-    shift_scale: float | Sequence[float] = 5.0,
+    delta_w: float | Array = 1 / 1.05**2,
+    shift_scale: float | Array | Sequence[float] = 5.0,
     component: Component | Sequence[Component] = "top",
     spectrum: tuple[float, float] | None = PAPER_SPECTRUM,
 ) -> Factorization:
@@ -76,10 +77,12 @@ def aligned_problem(
         largest, smallest = spectrum
     k = min(m, n, h)
     indices = _component_indices(component, k)
-    scales = np.asarray(real_array("shift_scale", shift_scale, "be positive numbers")).reshape(-1)
-    must = f"be one number or {len(indices)} of them"
+    given = real_array("shift_scale", shift_scale, "be positive numbers")
+    must, known = f"be one number or {len(indices)} of them", concrete(given)
+    scales: Any = (given if known is None else known).reshape(-1)
     require(scales.size in (1, len(indices)), "shift_scale", must, f"{scales.size}")
-    require(bool(np.all(np.isfinite(scales) & (scales > 0))), "shift_scale", "be positive", shift_scale)
+    if known is not None:
+        require(bool(np.all(np.isfinite(scales) & (scales > 0))), "shift_scale", "be positive", shift_scale)
 
     chosen, c = np.asarray(indices), real_array("delta_w", delta_w**-0.5)
     if max(m, n, h) > WRITTEN_OUT:
@@ -90,7 +93,11 @@ def aligned_problem(
         return Factorization(Diagonal(root / c, (h, n)), Diagonal(c * root, (m, h)), shift)
 
     ends = None if spectrum is None else (largest, smallest)
-    return Factorization(*_aligned_weights(key, (int(m), int(n), int(h)), c, scales, chosen, ends))
+    sizes = int(m), int(n), int(h)
+    if concrete(c) is not None:
+        return Factorization(*_aligned_weights(key, sizes, c, scales, chosen, ends))
+    w1, w2, shift = _aligned_weights(key, sizes, jnp.ones(()), scales, chosen, ends)
+    return Factorization(w1 / c, c * w2, shift)  # a shift that is known although delta_w is traced
 
 
 @compiled(quickly=True)  # one compilation in place of one for every operation

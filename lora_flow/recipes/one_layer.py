@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from lora_flow.arrays import require_key
-from lora_flow.checks import require, require_choice, require_integer, require_number
+from lora_flow.checks import concrete, require, require_choice, require_integer, require_number
 from lora_flow.problems.one_layer import ACTIVATIONS, Regression, SingleLayer
 from lora_flow.recipes.aligned import require_angle
-from lora_flow.recipes.turned import turned
+from lora_flow.recipes.turned import is_zero, turned
 
 
 def regression_problem(
@@ -19,8 +20,8 @@ def regression_problem(
     m: int = 10,
     n: int = 10,
     target_rank: int = 2,
-    kappa: float = 1.0,
-    angle: float = 0.0,
+    kappa: float | Array = 1.0,
+    angle: float | Array = 0.0,
     samples: int = 0,
     input_kappa: float = 1.0,
     activation: str = "linear",
@@ -46,8 +47,8 @@ def regression_problem(
     for name, size in (("m", m), ("n", n), ("target_rank", target_rank)):
         require_integer(name, size, "be at least 1", 1)
     require_angle(angle)
-    room = min(m, n) // (1 if angle == 0 else 2)
-    half = "" if angle == 0 else ", half the smallest dimension, for a shift that is turned"
+    room = min(m, n) // (1 if is_zero(angle) else 2)
+    half = "" if is_zero(angle) else ", half the smallest dimension, for a shift that is turned"
     require(target_rank <= room, "target_rank", f"be at most {room}{half}", target_rank)
     for name, ratio in (("kappa", kappa), ("input_kappa", input_kappa)):
         require_number(name, ratio, "be at least 1", lambda known: known >= 1)
@@ -59,9 +60,17 @@ def regression_problem(
     weight = np.asarray(jax.random.normal(keys[0], (m, n))) / np.sqrt(n)
     u, _, vt = np.linalg.svd(weight)
     left, right = turned(u[:, :target_rank], keys[1], angle), turned(vt[:target_rank].T, keys[2], angle)
-    shift = left * np.geomspace(1.0, 1 / kappa, target_rank) @ right.T
+    shift = left * _spaced(kappa, target_rank)[None] @ right.T
     root = np.sqrt(np.geomspace(1.0, 1 / input_kappa, n))[:, None] * vt  # C = root^T root
     if samples == 0 and input_kappa == 1:
         return SingleLayer(shift, weight=weight)
     drawn = np.sqrt(n) * np.eye(n) if samples == 0 else np.asarray(jax.random.normal(keys[3], (samples, n)))
     return Regression(drawn @ root, shift, weight, activation)
+
+
+def _spaced(kappa: float | Array, count: int) -> np.ndarray | Array:
+    """That many values from 1 to 1/kappa, equally spaced in their logarithm."""
+    known = concrete(kappa)
+    if known is not None:
+        return np.geomspace(1.0, 1 / known, count)
+    return jnp.asarray(kappa) ** -np.linspace(0.0, 1.0, count)

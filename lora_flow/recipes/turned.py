@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from jaxtyping import Array
 from lora_flow.algebra.diagonal import dense
 from lora_flow.arrays import require_key
 from lora_flow.checks import (
+    concrete,
     require,
     require_number,
 )
@@ -18,7 +21,7 @@ from lora_flow.problems.factorization import Factorization, check_factorization
 from lora_flow.recipes.aligned import require_angle
 
 
-def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factorization:
+def misaligned(problem: Factorization, key: Array, *, angle: float | Array) -> Factorization:
     r"""The problem with each singular vector of the shift turned away by `angle` degrees.
 
     With `shift = U S V^T` of rank k, U becomes `cos(angle) U + sin(angle) U'`, where U' is a random orthonormal frame
@@ -32,26 +35,34 @@ def misaligned(problem: Factorization, key: Array, *, angle: float) -> Factoriza
     check_factorization(problem)
     require_key(key)
     require_angle(angle)
-    if angle == 0:
+    if is_zero(angle):
         return problem
+    require(concrete(problem.shift) is not None, "problem", "have a shift that is known, to be turned", "a traced one")
     u, sigma, vt = np.linalg.svd(np.asarray(problem.shift), full_matrices=False)
     k = matrix_rank(sigma, problem.shift.shape)
-    room = min(problem.shift.shape) // 2
-    require(k <= room, "angle", f"be 0 for a shift of rank above {room}, which fills its space", f"{angle:g}, rank {k}")
+    room, told = min(problem.shift.shape) // 2, "it" if concrete(angle) is None else f"{angle:g}"
+    require(k <= room, "angle", f"be 0 for a shift of rank above {room}, which fills its space", f"{told}, rank {k}")
     left, right = (turned(x, one, angle) for x, one in zip((u[:, :k], vt[:k].T), jax.random.split(key), strict=True))
-    return Factorization(problem.w1, problem.w2, left * sigma[:k] @ right.T)
+    return Factorization(problem.w1, problem.w2, left * sigma[None, :k] @ right.T)
 
 
-def turned(basis: np.ndarray, key: Array, angle: float) -> np.ndarray:
+def turned(basis: np.ndarray, key: Array, angle: float | Array) -> Any:
     """An orthonormal frame at this angle, in degrees, to the given one: all principal angles are equal."""
-    if angle == 0:
+    if is_zero(angle):
         return basis
+    xp = np if concrete(angle) is not None else jnp
     drawn = np.asarray(jax.random.normal(key, basis.shape))
     across, _ = np.linalg.qr(drawn - basis @ (basis.T @ drawn))
-    return np.cos(np.deg2rad(angle)) * basis + np.sin(np.deg2rad(angle)) * across
+    return xp.cos(xp.deg2rad(angle)) * basis + xp.sin(xp.deg2rad(angle)) * across
 
 
-def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
+def is_zero(parameter: float | Array) -> bool:
+    """Whether a parameter is known to be 0, which one that JAX traces is not."""
+    known = concrete(parameter)
+    return known is not None and bool(known == 0)
+
+
+def noisy(problem: Factorization, key: Array, *, noise: float | Array) -> Factorization:
     r"""The problem with Gaussian noise in the pretrained weights, and with the same target.
 
     Each W_i becomes `W_i + N_i` with entries of N_i iid normal and `||N_i||_F = noise ||W_i||_F`. Fine-tuning aims at
@@ -65,7 +76,7 @@ def noisy(problem: Factorization, key: Array, *, noise: float) -> Factorization:
     check_factorization(problem)
     require_key(key)
     require_number("noise", noise, "be at least 0", lambda known: known >= 0)
-    if noise == 0:
+    if is_zero(noise):
         return problem
     keys = jax.random.split(key)
 
