@@ -29,6 +29,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.export
+import numpy as np
 
 MOST = 256  # programs that are kept, the newest
 _OURS_AND_JAX = ("lora_flow", "jax", "jaxlib", "jaxtyping", "numpy")
@@ -150,9 +151,20 @@ def _read(file: Path) -> tuple[Any, jax.export.Exported] | None:
         with contextlib.suppress(OSError):  # in a folder that may only be read
             os.utime(file)  # the newest are kept
         outline, _, program = content.partition(b"\n")
+        _find_lapack()
         return jax.tree.structure(_filled(json.loads(outline))), jax.export.deserialize(bytearray(program))
     except Exception:  # whatever is wrong with it, the program can be made again
         return None
+
+
+@functools.cache
+def _find_lapack() -> None:
+    """Older versions of JAX look for LAPACK when they lower a call of it, which a program that is read never does.
+
+    Such a program then ends the process. `jax.export` has looked for LAPACK itself since some version before 0.10.
+    """
+    if jax.__version_info__ < (0, 10):
+        jax.jit(jax.lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), np.float32))
 
 
 def _is_own(status: os.stat_result) -> bool:
