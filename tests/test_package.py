@@ -55,11 +55,8 @@ COMMANDS = [
     ["lora-flow", "inits"],
     ["lora-flow", "sweep", "--alpha", "1e-3", *SMALL, "--out", "run"],
     ["python", "-c", OPENED],
-<<<<<<< ours
     ["lora-flow", "sweep", "--alpha", "1e-3", *SMALL, "--cluster", "local:1", "--out", "on-a-worker"],
-=======
     ["lora-flow", "sweep", "--alpha", "1e-4", *SMALL, "--out", "from-kept-programs"],
->>>>>>> theirs
     ["lora-flow", "figure", "1", "--seeds", "2", "--out", "figure1"],
     ["lora-flow", "vision", "--seeds", "1", "--steps", "5", "--limit", "64", "--out", "vision"],
     ["python", "-m", "lora_flow", "--version"],
