@@ -79,6 +79,8 @@ from .recipes.turned import misaligned as misaligned
 from .recipes.turned import noisy as noisy
 from .results.phases import phases as phases
 from .results.phases import time_to as time_to
+from .sensitivities.sensitivity import sensitivity as sensitivity
+from .sensitivities.told import leading_pairs as leading_pairs
 from .solvers.automatic import Automatic as Automatic
 from .solvers.chebyshev import RungeKuttaChebyshev as RungeKuttaChebyshev
 from .solvers.control import ResidualController as ResidualController

@@ -31,10 +31,16 @@ class Plot:
     def _draw(self) -> int:
         from lora_flow_vision.folder import CHECK
 
+        from lora_flow.sensitivities.folder import SENSITIVITY
+
         if CHECK.owns(self.out):
             from lora_flow_vision.command import tell
 
             return tell(local_path("the run folder", self.out))
+        if SENSITIVITY.owns(self.out):
+            from lora_flow.cli.sensitivity import tell as tell_sensitivity
+
+            return tell_sensitivity(self.out)
         return draw(self.out, partial=True)
 
 

@@ -16,6 +16,7 @@ from lora_flow_vision.folder import CHECK
 from lora_flow.checks import require
 from lora_flow.experiments.folder import STUDY, study_of
 from lora_flow.runtime.progress import span
+from lora_flow.sensitivities.folder import SENSITIVITY
 from lora_flow.storage import checksums
 from lora_flow.storage.folder import RESULTS, SETTINGS, Kind, read_settings, steady
 from lora_flow.storage.lanes import NOT_RUN, Boxes, waiting
@@ -62,9 +63,10 @@ def _part(path: RunPath) -> tuple[str, bool]:
         reading = read(path / RESULTS) if (path / RESULTS).is_dir() else None
     except Damaged as damage:
         return f"{path}: damaged or missing {listed(damage.files)}", True
-    if kind is STUDY:
+    if kind in (STUDY, SENSITIVITY):
+        what = f"figure {study_of(path)}" if kind is STUDY else "a sensitivity"
         state = "not finished; it runs as a whole" if reading is None else "finished"
-        return f"{path}: figure {study_of(path)}, {state}", reading is None
+        return f"{path}: {what}, {state}", reading is None
     if reading is None:
         return f"{path}: nothing stored yet", True
     lanes = reading.dataset["status"]
@@ -147,6 +149,8 @@ def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
         return f"lora-flow figure {name} --out {path} --overwrite"
     if name := _figure(parts):
         return f"lora-flow figure {name} --out {path} --resume"
+    if _kind(parts[0]) is SENSITIVITY:
+        return f"lora-flow sensitivity --out {path} --overwrite, with the flags that {path / SETTINGS} has"
     require(list(parts) == [path], f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(parts)} runs")
     go_on = _kind(path).go_on
     assert go_on is not None  # as it is of studies alone
@@ -154,4 +158,4 @@ def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
 
 
 def _kind(path: RunPath) -> Kind:
-    return next((kind for kind in (STUDY, CHECK) if kind.owns(path)), SWEEP)
+    return next((kind for kind in (STUDY, CHECK, SENSITIVITY) if kind.owns(path)), SWEEP)

@@ -190,7 +190,7 @@ class Factorization(AbstractProblem):
         top pair (u, v), and `delta_w` is their ratio. `aligned` says whether the shift, W1 and W2
         have their singular vectors in common (Assumptions 2.1 and 2.2).
         """
-        sigma, s1, s2 = self._gains()
+        sigma, s1, s2 = self.gains()
         host = on_host(self)
         pretrained = host.w2 @ host.w1
         return {
@@ -216,11 +216,11 @@ class Factorization(AbstractProblem):
 
         That is the pair with the largest sigma max(||W1 v||, ||W2^T u||); a shift of rank one has only one pair.
         """
-        sigma, s1, s2 = self._gains()
+        sigma, s1, s2 = self.gains()
         first = int(np.argmax(sigma * np.maximum(s1, s2)))
         return float(sigma[first]), float(s1[first]), float(s2[first])
 
-    def _gains(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def gains(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(sigma, ||W1 v||, ||W2^T u||) of all the shift's singular pairs, the largest sigma first."""
         host = on_host(self)
         if isinstance(host.shift, Diagonal):  # along the coordinate axes

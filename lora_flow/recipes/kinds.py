@@ -6,8 +6,10 @@ One class a kind; a class without fields has no flags of its own. Imports no JAX
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lora_flow.checks import InputError, require, require_choice
@@ -30,9 +32,17 @@ class Kind:
     takes: ClassVar[tuple[str, ...]] = TURNED
     """The flags of this kind; any other must be left out."""
 
+    continuous: ClassVar[tuple[str, ...]] = ()
+    """The axes of this kind by which its problem can be differentiated."""
+
     @staticmethod
     def draw(asked: Flags, key: Array) -> Problem:
         """The problem that the flags ask for, each axis with one value."""
+        raise NotImplementedError
+
+    @staticmethod
+    def made(asked: Flags, key: Array, **continuous: Any) -> Problem:
+        """The same at other values of the `continuous` axes, which JAX may trace."""
         raise NotImplementedError
 
     @staticmethod
@@ -87,12 +97,18 @@ class Aligned(Kind):
     shift of higher rank."""
     axes: ClassVar[tuple[str, ...]] = ("delta_w",)
     takes: ClassVar[tuple[str, ...]] = (*LAYERS, *TURNED, "delta_w")
+    continuous: ClassVar[tuple[str, ...]] = ("delta_w", "angle", "noise")
 
     @staticmethod
     def draw(asked: Flags, key: Array) -> Problem:
+        return Aligned.made(asked, key, delta_w=asked.delta_w[0], angle=asked.angle[0], noise=asked.noise[0])
+
+    @staticmethod
+    def made(asked: Flags, key: Array, **continuous: Any) -> Problem:
         from lora_flow.recipes.aligned import aligned_problem
 
-        return turned(aligned_problem(key, **layers(asked), delta_w=asked.delta_w[0]), asked, key)
+        problem = aligned_problem(key, **layers(asked), delta_w=continuous["delta_w"])
+        return turned(problem, key, continuous["angle"], continuous["noise"])
 
     @staticmethod
     def shape(asked: Flags) -> tuple[int, int, int]:
@@ -123,7 +139,9 @@ class Pretrained(Kind):
             raise InputError(f"pretraining: {error}") from error
         must = "be an initialisation of networks (lora-flow inits marks them)"
         require(scheme.network, "pretraining", must, f"'{init}'")
-        return turned(pretrained_problem(key, **layers(asked), init=init, alpha=alpha), asked, key)
+        return turned(
+            pretrained_problem(key, **layers(asked), init=init, alpha=alpha), key, asked.angle[0], asked.noise[0]
+        )
 
     @staticmethod
     def shape(asked: Flags) -> tuple[int, int, int]:
@@ -150,9 +168,14 @@ class Regression(Kind):
     """The activation behind the layer: linear or relu."""
     axes: ClassVar[tuple[str, ...]] = ("kappa",)
     takes: ClassVar[tuple[str, ...]] = (*DATA, "problem_seed", "angle", "target_rank", "kappa", "activation")
+    continuous: ClassVar[tuple[str, ...]] = ("kappa", "angle")
 
     @staticmethod
     def draw(asked: Flags, key: Array) -> Problem:
+        return Regression.made(asked, key, kappa=asked.kappa[0], angle=asked.angle[0])
+
+    @staticmethod
+    def made(asked: Flags, key: Array, **continuous: Any) -> Problem:
         from lora_flow.recipes.one_layer import regression_problem
 
         return regression_problem(
@@ -160,11 +183,10 @@ class Regression(Kind):
             m=asked.m,
             n=asked.n,
             target_rank=asked.target_rank,
-            kappa=asked.kappa[0],
-            angle=asked.angle[0],
             samples=asked.samples,
             input_kappa=asked.input_kappa,
             activation=asked.activation,
+            **continuous,
         )
 
     @staticmethod
@@ -234,7 +256,7 @@ class Digits(Kind):
     def draw(asked: Flags, key: Array) -> Problem:
         from lora_flow.recipes.files import digits_problem
 
-        return turned(digits_problem(), asked, key)
+        return turned(digits_problem(), key, asked.angle[0], asked.noise[0])
 
     @staticmethod
     def shape(asked: Flags) -> tuple[int, int, int]:
@@ -248,7 +270,7 @@ class File(Kind):
     def draw(asked: Flags, key: Array) -> Problem:
         from lora_flow.recipes.files import load_problem
 
-        return turned(load_problem(asked.problem), asked, key)
+        return turned(load_problem(asked.problem), key, asked.angle[0], asked.noise[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,11 +310,8 @@ def draw_all(asked: Flags) -> Problems:
 
     from lora_flow.sweeps.grid import Problems
 
+    check_flags(asked)
     kind = kind_of(asked.problem)
-    for field in dataclasses.fields(Flags):
-        value, free = getattr(asked, field.name), field.name in ("problem", *kind.takes)
-        must = f"be left out with problem '{asked.problem}'"
-        require(free or value == field.default, field.name, must, value)
     axes = {name: getattr(asked, name) for name in AXES}
     members = []
     for values in itertools.product(*axes.values()):
@@ -304,6 +323,34 @@ def draw_all(asked: Flags) -> Problems:
     return Problems(tuple(members), {name: listed for name, listed in axes.items() if len(listed) > 1})
 
 
+def family(asked: Flags) -> tuple[Callable[..., Problem], dict[str, float]]:
+    """The problem that the flags name as a function of its kind's continuous parameters, and their values.
+
+    **Raises:** `InputError` as `draw_all` does, and for an axis with several values.
+    """
+    import jax
+
+    check_flags(asked)
+    for name in AXES:
+        values = getattr(asked, name)
+        require(len(values) == 1, name, "have one value, at which derivatives are taken", values)
+    kind = kind_of(asked.problem)
+    key = jax.random.key(asked.problem_seed[0])
+    values = {name: getattr(asked, name)[0] for name in kind.continuous}
+    if not values:
+        return functools.partial(kind.draw, asked, key), values
+    return functools.partial(kind.made, asked, key), values
+
+
+def check_flags(asked: Flags) -> None:
+    """Raises for a flag of another kind than the one that the flags name."""
+    kind = kind_of(asked.problem)
+    for field in dataclasses.fields(Flags):
+        value, free = getattr(asked, field.name), field.name in ("problem", *kind.takes)
+        must = f"be left out with problem '{asked.problem}'"
+        require(free or value == field.default, field.name, must, value)
+
+
 def layers(asked: Flags) -> dict[str, Any]:
     """The common arguments of `aligned_problem` and `pretrained_problem`."""
     told: dict[str, Any] = {name: getattr(asked, name) for name in LAYERS}
@@ -312,13 +359,13 @@ def layers(asked: Flags) -> dict[str, Any]:
     return told
 
 
-def turned(problem: Factorization, asked: Flags, key: Array) -> Factorization:
-    """The problem with its shift turned away and noise in its weights, as --angle and --noise ask."""
+def turned(problem: Factorization, key: Array, angle: Any, noise: Any) -> Factorization:
+    """The problem with its shift turned away and noise in its weights."""
     import jax
 
-    from lora_flow.recipes.turned import misaligned, noisy
+    from lora_flow.recipes.turned import is_zero, misaligned, noisy
 
-    if not (asked.angle[0] or asked.noise[0]):
+    if is_zero(angle) and is_zero(noise):
         return problem
-    away = misaligned(problem, jax.random.fold_in(key, 1), angle=asked.angle[0])
-    return noisy(away, jax.random.fold_in(key, 2), noise=asked.noise[0])
+    away = misaligned(problem, jax.random.fold_in(key, 1), angle=angle)
+    return noisy(away, jax.random.fold_in(key, 2), noise=noise)

@@ -129,6 +129,7 @@ dataset = xr.Dataset(
     coords={"time": [0.0, 1.0, 2.0], "alpha": 0.1, "sigma": 1.0, "sigma_w1": 0.5, "sigma_w2": 1.0},
 )
 loss = dataset["loss"]
+whole_gradient = xr.Dataset({"by_shift": (("shift_0", "shift_1"), np.ones((3, 2))), "by_bias": ("bias_0", np.ones(3))})
 
 TABLE: dict[str, dict[str, Argument]] = {
     "AdaptiveStep": {"rate": of("rho", "choice"), **constants},
@@ -364,6 +365,29 @@ TABLE: dict[str, dict[str, Argument]] = {
         "m": size,
         "eigenvalues": of((2.0, 1.0), "array", also=(1.0, (), (0.0,), (NAN,), (-1.0, 1e-20), (1.0,) * 4)),
     },
+    "sensitivity": {
+        "problem": of(one_layer.good, "problem", also=({}, SingleLayer, lambda: 5, lambda size: size)),
+        "with_respect_to": of("alpha", "choice", also=("alpa", (), ["alpha", "alpha"], [None], [["alpha"]])),
+        "observable": of("t_align", "choice", also=("t1", (), ["t_align", "t_align"], [None], "time to", "time to -1")),
+        "at": of(0.5, "positive", also=(2.0,)),
+        "parameters": of(None, "choice", also=({"size": 1.0}, {"size": None}, {5: 1.0}, ["size"])),
+        "init": of("gaussian", "choice", also=(["gaussian", None], "lora-ga")),
+        "side": of("A", "choice", also=("a", ["A", "A"], ["A", None])),
+        "alpha": of(0.1, "array", also=(None, NAN, -1.0, 0.0, True, [0.1, "a"], [0.1, 0.1], [[0.1], [0.2]], [], DATE)),
+        "rank": of(1, "array", also=(None, NAN, 1.5, 0, -1, True, [1, "a"], [1, 1], [[1], [2]], [], 7)),
+        "seeds": of(1, "array", also=(None, NAN, 1.5, 0, -1, True, [1, "a"], [1, 1], [[1], [2]], [], [-1])),
+        "t1": of(1.0, "positive"),
+        "flow": flow,
+        "solver": of("Tsit5", "choice", also=(diffrax.Tsit5, diffrax.Tsit5())),
+        "rtol": of(1e-3, "fraction"),
+        "max_steps": of(100, "integer", also=(0,)),
+        "progress": of(False, "flag"),
+    },
+    "leading_pairs": {
+        "dataset": of(whole_gradient, "dataset", also=(dataset,)),
+        "name": of("shift", "choice", also=("bias",)),
+        "count": of(1, "integer", also=(0, 3)),
+    },
     "sweep": {
         "problem": of(two_layers.good, "problem", also=({}, {"a": 1}, {None: two_layers.good}, [two_layers.good])),
         "init": of("gaussian", "choice", also=(["gaussian", None], "gaussian:2", "gaussian-both:x", [["gaussian"]])),
@@ -474,7 +498,7 @@ def test_the_table_has_all_that_is_public():
 
 
 HOST = {name for name in TABLE if "problem" in name} | {"misaligned", "noisy"}  # draws
-SOLVES = {"solve", "sweep", "descend", "time_to"}  # which have tests of what is traced where they are tested
+SOLVES = {"solve", "sweep", "descend", "sensitivity", "time_to"}  # whose traced values are tested beside each
 FUNCTIONS = {"gradient_noise"}  # what they return has no arrays
 NUMERIC = {"number", "positive", "not negative", "fraction", "above one"}
 TRACED = [

@@ -1,0 +1,40 @@
+"""The folder of a sensitivity: its settings, its results, its picture and its report. Imports no JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tomli_w
+import xarray as xr
+
+from lora_flow.storage.folder import SETTINGS, Kind, Template, steady
+from lora_flow.storage.remote import RunPath, below, run_path
+from lora_flow.storage.swap import write_atomically
+
+MADE = ("report.md", "figures/sensitivity*.png")
+
+
+def _made(path: RunPath) -> list[str]:
+    return [below(path, made) for pattern in MADE for made in path.glob(pattern)]
+
+
+SENSITIVITY = Kind("sensitivity", "a sensitivity's", is_mine=lambda settings: "sensitivity" in settings, made=_made)
+
+
+def begin(path: str | RunPath, settings: Mapping[str, Any]) -> None:
+    """Says what the folder is for, or finds out that it cannot be written, before anything is computed."""
+    place = run_path("out", path) / SETTINGS
+    if not place.exists():
+        write_atomically(place, tomli_w.dumps({"sensitivity": dict(settings)}))
+
+
+def store(path: str | RunPath, settings: Mapping[str, Any], dataset: xr.Dataset) -> None:
+    """Replaces the folder's results and settings once the new ones are whole. Hold the folder's lock."""
+    SENSITIVITY.make(run_path("out", path), {"": Template({"sensitivity": dict(settings)}, dataset)})
+
+
+def load(path: str | RunPath) -> xr.Dataset:
+    """The results of a folder, every number checked."""
+    found = run_path("the run folder", path)
+    return steady(found, lambda: SENSITIVITY.load(found))
