@@ -16,7 +16,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from lora_flow.algebra.spectra import norm
 from lora_flow.checks import kind, require, require_instance, require_number
 
-GROWTH = 0.1  # by which a small mode may grow in a step of order 2: 0.1 GROWTH^2 of its logarithm is then wrong
+GROWTH = (
+    0.14  # by which a small mode may grow in a step; they aim at 0.7 of it, where RKC has 0.0007 of a logarithm wrong
+)
 
 MARGIN = 0.95  # of the longest stable step, since stiffness may grow during a step
 
@@ -72,8 +74,8 @@ class ResidualController(diffrax.AbstractAdaptiveStepSizeController[Any, Any]):
     - `rtol`: the tolerance, relative to the factor and to the residual.
     - `relative_residual`: maps the state to `||E|| / ||shift||`, a scalar, 1 where nothing is learned.
     - `growth_bound`: maps the state to a bound on the growth rate of small modes. Modes too small to enter the norms
-      would otherwise not limit the step. Methods of order 3 and less, stabilised methods among them, take steps that
-      are short relative to 1/growth. Not evaluated for methods of higher order.
+      would otherwise not limit the step. Methods of order 3 and less, stabilised methods among them, aim at
+      steps below a tenth of 1/growth. Not evaluated for methods of higher order.
     - `origin`: the point that the factors are measured from, a PyTree like theirs; zero by default. Where both factors
       of a layer start large, they are measured from the start, because an error that is small beside the factors may be
       large beside the change that they learn.

@@ -80,6 +80,30 @@ def test_where_an_error_comes_with_its_order_alone_neither_rounding_nor_stabilit
     assert not keeps(error._replace(rounding=1.0))
 
 
+@pytest.mark.parametrize(("order", "limited"), [(3, True), (5, False)])
+def test_small_modes_grow_by_about_a_tenth_in_a_step_of_low_order(order, limited):
+    rate, y = 2.0, jnp.ones(2)
+    control = ResidualController(1e-3, relative_residual=jnp.linalg.norm, growth_bound=lambda y: jnp.asarray(rate))
+
+    @jax.jit
+    def step(start, end, state):
+        return control.adapt_step_size(start, end, y, y, None, 1e-12 * y, order, state)[:5]
+
+    def follow(dt):
+        _, state = control.init(None, 0.0, 1.0, y, 0.1, None, lambda *_: -y, order)
+        start, end, kept = jnp.zeros(()), jnp.asarray(dt), []
+        for _ in range(20):
+            keep, start, end, _, state = step(start, end, state)
+            kept.append(bool(keep))
+        return kept, float(end - start)
+
+    kept, length = follow(0.01 / rate)
+    assert all(kept)
+    assert (length == pytest.approx(0.1 / rate, rel=0.05)) == limited
+    assert follow(0.139 / rate)[0][0]
+    assert follow(0.141 / rate)[0][0] != limited
+
+
 @pytest.mark.parametrize(("solver", "grows"), [(Automatic(), False), (diffrax.Tsit5(), True)])
 def test_a_stiff_mode_too_small_to_be_seen_decays_all_the_same(solver, grows):
     """The steps of y' = -y are too long for a second mode of rate 30, of which the error sees nothing at 1e-30."""

@@ -108,6 +108,34 @@ def test_the_error_estimate_is_that_of_the_paper():
     np.testing.assert_allclose(after.field, [*-(y1["a"] ** 3), -(y1["b"] ** 3)], rtol=1e-14)
 
 
+@pytest.mark.parametrize("stages", [8, 13, 57, 201])
+def test_with_many_stages_the_estimate_is_the_error_of_slow_modes_and_blind_to_what_the_stages_damp(stages):
+    """Of a mode with dt lambda = z the paper's estimate is 0.4 |z| (1 + P(z)), and grows with the stages squared."""
+    polynomial, beta = stability_polynomial(stages)
+    slow, stiff = np.array([-0.2, -0.1, 0.1, 0.2]), np.linspace(-0.998 * beta / 1.05, -6.0, 60)
+    rate = np.concatenate([stiff, slow])
+    solver, y0, dt = RungeKuttaChebyshev(), np.ones(64), np.array(1.0)
+    state = begin(solver, decay, y0, dt, rate)._replace(vector=np.eye(64)[0], radius=-rate[:1].reshape(()))
+    y1, error, *_ = step(solver, decay, y0, dt, state, rate)
+    np.testing.assert_allclose(np.abs(error[-4:]), np.abs(y1[-4:] - np.exp(slow)), rtol=0.4)
+    assert np.max(np.abs(error[:-4])) < 10.0
+    assert np.max(0.4 * np.abs(stiff * (1 + polynomial(stiff)))) > 0.2 * beta
+
+
+def test_a_stiff_component_off_its_slow_path_does_not_count_as_an_error_of_the_slow_one():
+    """y' = -y^3 and z' = -3000 (z - y), with z off its path by 5e-5."""
+
+    def field(t, y, args):
+        return jnp.array([-(y[0] ** 3), -3e3 * (y[1] - y[0])])
+
+    solver, y0, dt = RungeKuttaChebyshev(), np.array([1.0, 1 + 1 / 3e3 + 5e-5]), np.array(0.1)
+    y1, error, dense, _ = step(solver, field, y0, dt, begin(solver, field, y0, dt))
+    true = np.abs(y1[0] - 1 / np.sqrt(1 + 2 * 0.1))
+    paper = 0.4 * (dense["k0"] + dense["k1"]) - 0.8 * (y1 - y0)
+    assert 0.5 * true < np.linalg.norm(error) < 3 * true
+    assert np.linalg.norm(paper) > 5 * np.linalg.norm(error)
+
+
 @pytest.mark.parametrize("dominant", [-50.0, 50.0])
 def test_spectral_radius_of_a_symmetric_matrix(dominant):
     rng = np.random.default_rng(3)
