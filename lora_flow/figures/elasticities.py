@@ -51,7 +51,8 @@ def tornado(dataset: xr.Dataset) -> Figure:
         for ax in axes.flat[len(observables) :]:
             ax.set_visible(False)
         if len(inits) > 1:
-            axes.flat[0].legend(loc="best")
+            handles, labels = axes.flat[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=4)
         letters(axes)
     return figure
 

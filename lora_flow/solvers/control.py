@@ -16,9 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from lora_flow.algebra.spectra import norm
 from lora_flow.checks import kind, require, require_instance, require_number
 
-GROWTH = (
-    0.14  # by which a small mode may grow in a step; they aim at 0.7 of it, where RKC has 0.0007 of a logarithm wrong
-)
+GROWTH = 0.14  # by which a small mode may grow in a step; at the 0.7 of it aimed at, 0.0007 of its logarithm is wrong
 
 MARGIN = 0.95  # of the longest stable step, since stiffness may grow during a step
 
