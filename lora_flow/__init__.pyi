@@ -22,6 +22,8 @@ from .dynamics.flows import LoRAPro as LoRAPro
 from .dynamics.flows import Plain as Plain
 from .dynamics.flows import ScaledGD as ScaledGD
 from .dynamics.flows import ShrinkA as ShrinkA
+from .dynamics.in_turn import Learned as Learned
+from .dynamics.in_turn import learn_in_turn as learn_in_turn
 from .dynamics.network_steps import AdaptiveStep as AdaptiveStep
 from .dynamics.network_steps import AdmissibleStep as AdmissibleStep
 from .dynamics.network_steps import AroraStep as AroraStep
@@ -29,6 +31,8 @@ from .dynamics.network_steps import Backtracking as Backtracking
 from .dynamics.network_steps import DuStep as DuStep
 from .dynamics.network_steps import GrowingStep as GrowingStep
 from .dynamics.optimizers import gradient_noise as gradient_noise
+from .dynamics.protected import Protected as Protected
+from .dynamics.protected import SafeGradient as SafeGradient
 from .dynamics.solve import STATUS as STATUS
 from .dynamics.solve import Trajectory as Trajectory
 from .dynamics.solve import save_times as save_times
@@ -43,6 +47,7 @@ from .initialization import gaussian_init as gaussian_init
 from .initialization import gaussian_wide_init as gaussian_wide_init
 from .initialization import gora_init as gora_init
 from .initialization import invariant_init as invariant_init
+from .initialization import keep_away as keep_away
 from .initialization import lora_ga_init as lora_ga_init
 from .initialization import lora_ga_peft_init as lora_ga_peft_init
 from .initialization import lora_one_init as lora_one_init
@@ -59,6 +64,8 @@ from .problems.base import AbstractProblem as AbstractProblem
 from .problems.base import Problem as Problem
 from .problems.base import as_problem as as_problem
 from .problems.base import linearised_task as linearised_task
+from .problems.continual import ProtectedInputs as ProtectedInputs
+from .problems.continual import Tasks as Tasks
 from .problems.deep import DeepLinear as DeepLinear
 from .problems.factorization import Factorization as Factorization
 from .problems.network import LinearNetwork as LinearNetwork
@@ -69,6 +76,7 @@ from .problems.one_layer import SoftmaxRegression as SoftmaxRegression
 from .problems.rounding import rounding_floor as rounding_floor
 from .problems.symmetric import SymmetricFactorization as SymmetricFactorization
 from .recipes.aligned import aligned_problem as aligned_problem
+from .recipes.continual import tasks_problem as tasks_problem
 from .recipes.files import digits_problem as digits_problem
 from .recipes.files import load_problem as load_problem
 from .recipes.network import network_problem as network_problem

@@ -33,7 +33,16 @@ PAGES = [
     "docs/contributing.md",
     *(
         pytest.param(f"docs/{name}.md", marks=pytest.mark.long)
-        for name in ("initialisations", "descent", "lora-one", "networks", "problems", "sensitivities", "symmetric")
+        for name in (
+            "initialisations",
+            "descent",
+            "lora-one",
+            "networks",
+            "problems",
+            "sensitivities",
+            "symmetric",
+            "continual",
+        )
     ),
 ]
 

@@ -20,13 +20,13 @@ def column_norms(matrix: Matrix) -> np.ndarray:
 
 
 def gram_schmidt(
-    x: Float[Array, "rows columns"],
+    x: Float[Array, "rows columns"], least: Any = 0.0
 ) -> tuple[Float[Array, "rows columns"], Float[Array, "columns columns"]]:
     """A thin QR factorisation x = Q R by Gram-Schmidt with every column orthogonalised twice (Giraud et al. 2005).
 
     A column that depends on earlier ones gets zeros in Q; its diagonal place of R has the size of what is left of it,
-    which is rounding. There is no LAPACK in it: such calls inside a compiled program are slow for many small matrices,
-    and on CPU can wait for each other for ever.
+    which is rounding, or at most `least`. There is no LAPACK in it: such calls inside a compiled program are slow for
+    many small matrices, and on CPU can wait for each other for ever.
     """
     sizes = norm(x, axis=0)
     rounding = x.shape[0] * jnp.finfo(x.dtype).eps
@@ -38,7 +38,7 @@ def gram_schmidt(
             again = q.T @ column
             column, overlap = column - q @ again, overlap + again
         size = norm(column)
-        independent = size > rounding * sizes[j]
+        independent = size > jnp.maximum(rounding * sizes[j], least)
         unit = jnp.where(independent, column / jnp.where(independent, size, 1.0), 0.0)
         return q.at[:, j].set(unit), r.at[:, j].set(overlap).at[j, j].set(size)
 

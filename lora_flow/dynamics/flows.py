@@ -140,11 +140,11 @@ class ScaledGD(Flow):
     damping: Float[Array, ""]
 
     def __init__(self, damping: float | Array = 0.0):
-        self.damping = _not_negative("damping", damping)
+        self.damping = not_negative("damping", damping)
 
     def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
         return Adapter(
-            _over_gram(adapter.b, descent.a, self.damping), _over_gram(adapter.a.T, descent.b.T, self.damping).T
+            over_gram(adapter.b, descent.a, self.damping), over_gram(adapter.a.T, descent.b.T, self.damping).T
         )
 
     @property
@@ -152,7 +152,7 @@ class ScaledGD(Flow):
         return bool(self.damping > 0)
 
     def check_start(self, adapters: Adapters) -> None:
-        _check_rank(adapters, self.damping)
+        check_rank(adapters, self.damping)
 
 
 class LoRAPro(Flow):
@@ -173,13 +173,13 @@ class LoRAPro(Flow):
     damping: Float[Array, ""]
 
     def __init__(self, damping: float | Array = 0.0):
-        self.damping = _not_negative("damping", damping)
+        self.damping = not_negative("damping", damping)
 
     def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
         a, b = adapter
-        along_a = _over_gram(b, descent.a, self.damping)
-        along_b = _over_gram(a.T, descent.b.T, self.damping).T
-        common = 0.5 * _over_gram(a.T, a @ along_a.T, self.damping).T  # half of (B^T B)^{-1} B^T G A^T (A A^T)^{-1}
+        along_a = over_gram(b, descent.a, self.damping)
+        along_b = over_gram(a.T, descent.b.T, self.damping).T
+        common = 0.5 * over_gram(a.T, a @ along_a.T, self.damping).T  # half of (B^T B)^{-1} B^T G A^T (A A^T)^{-1}
         return Adapter(along_a - common @ a, along_b - b @ common)
 
     @property
@@ -187,7 +187,7 @@ class LoRAPro(Flow):
         return bool(self.damping > 0)
 
     def check_start(self, adapters: Adapters) -> None:
-        _check_rank(adapters, self.damping)
+        check_rank(adapters, self.damping)
 
 
 class ShrinkA(Flow):
@@ -202,7 +202,7 @@ class ShrinkA(Flow):
     rate: Float[Array, ""]
 
     def __init__(self, rate: float | Array):
-        self.rate = _not_negative("rate", rate)
+        self.rate = not_negative("rate", rate)
 
     def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
         return Adapter(descent.a - self.rate * adapter.a, descent.b)
@@ -291,7 +291,7 @@ def parse_flow(text: str) -> Flow:
 
 
 @jax.custom_jvp
-def _over_gram(x: Float[Array, "n r"], y: Float[Array, "r k"], damping: Float[Array, ""]) -> Float[Array, "r k"]:
+def over_gram(x: Float[Array, "n r"], y: Float[Array, "r k"], damping: Float[Array, ""]) -> Float[Array, "r k"]:
     """(x^T x + damping I)^{-1} y; 0 along columns of x that are 0, which padding makes.
 
     By a QR factorisation of x, which keeps the digits that x^T x would lose.
@@ -299,16 +299,16 @@ def _over_gram(x: Float[Array, "n r"], y: Float[Array, "r k"], damping: Float[Ar
     return solve_gram(jnp.concatenate([x, jnp.sqrt(damping) * jnp.eye(x.shape[1], dtype=x.dtype)]), y)
 
 
-@_over_gram.defjvp
+@over_gram.defjvp
 def _(primals: Any, tangents: Any) -> Any:
     (x, y, damping), (dx, dy, ddamping) = primals, tangents
-    z = _over_gram(x, y, damping)
+    z = over_gram(x, y, damping)
     change = dy - dx.T @ (x @ z) - x.T @ (dx @ z) - ddamping * z
-    return z, _over_gram(x, change, damping)
+    return z, over_gram(x, change, damping)
 
 
-def _check_rank(adapters: Adapters, damping: Any) -> None:
-    """Raises unless both factors of every layer have as many directions as Z = [B; A^T], above rounding."""
+def check_rank(adapters: Adapters, damping: Any, factors: str = "AB") -> None:
+    """Raises unless these factors of every layer have as many directions as Z = [B; A^T], above rounding."""
     known = concrete(damping)
     if known is None or known > 0 or any(concrete(leaf) is None for leaf in jax.tree.leaves(adapters)):
         return
@@ -316,7 +316,7 @@ def _check_rank(adapters: Adapters, damping: Any) -> None:
         stacked = np.concatenate([np.asarray(b), np.asarray(a).T])
         rounding = 10 * len(stacked) * np.finfo(stacked.dtype).eps * np.linalg.norm(stacked, 2)
         alive = int(np.linalg.matrix_rank(stacked, tol=rounding))
-        for name, factor in (("A", a), ("B", b)):
+        for name, factor in [one for one in (("A", a), ("B", b)) if one[0] in factors]:
             found = int(np.linalg.matrix_rank(np.asarray(factor), tol=rounding))
             must = f"be positive where a factor's rank is below {alive}, the number of directions"
             require(found == alive, "damping", must, f"0 with {name}_{layer} of rank {found}")
@@ -326,7 +326,7 @@ def _positive(name: str, value: Any) -> Array:
     return _number(name, value, "be positive", lambda known: known > 0)
 
 
-def _not_negative(name: str, value: Any) -> Array:
+def not_negative(name: str, value: Any) -> Array:
     return _number(name, value, "be at least 0", lambda known: known >= 0)
 
 

@@ -23,6 +23,7 @@ from lora_flow.initialization.of_networks import spectral_both_init as spectral_
 from lora_flow.initialization.of_networks import tied_init as tied_init
 from lora_flow.initialization.random import SIDES as SIDES
 from lora_flow.initialization.random import gaussian_init as gaussian_init
+from lora_flow.initialization.random import keep_away as keep_away
 from lora_flow.initialization.random import orthogonal_init as orthogonal_init
 from lora_flow.initialization.table import INITIALIZATIONS as INITIALIZATIONS
 from lora_flow.initialization.table import Init as Init

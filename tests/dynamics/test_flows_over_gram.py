@@ -8,9 +8,9 @@ from flows import RANK, M, N, few, random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_flow.dynamics.flows import _over_gram
+from lora_flow.dynamics import flows
 
-over_gram = jax.jit(_over_gram)
+over_gram = jax.jit(flows.over_gram)
 
 
 class TestOverGram:
