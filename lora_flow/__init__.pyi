@@ -60,6 +60,7 @@ from .initialization import pissa_init as pissa_init
 from .initialization import spectral_both_init as spectral_both_init
 from .initialization import spectral_init as spectral_init
 from .initialization import tied_init as tied_init
+from .problems.attention import AttentionLoRA as AttentionLoRA
 from .problems.base import AbstractProblem as AbstractProblem
 from .problems.base import Problem as Problem
 from .problems.base import as_problem as as_problem
@@ -76,6 +77,7 @@ from .problems.one_layer import SoftmaxRegression as SoftmaxRegression
 from .problems.rounding import rounding_floor as rounding_floor
 from .problems.symmetric import SymmetricFactorization as SymmetricFactorization
 from .recipes.aligned import aligned_problem as aligned_problem
+from .recipes.attention import attention_problem as attention_problem
 from .recipes.continual import tasks_problem as tasks_problem
 from .recipes.files import digits_problem as digits_problem
 from .recipes.files import load_problem as load_problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -17,7 +18,7 @@ from lora_flow.sweeps.limits import BATCHES, COPIES, LANE, LARGEST, OBSERVABLES
 LARGEST_SEED = {"double": 2**63 - 1, "single": 2**31 - 1}
 _LISTS = ("init", "side", "gradient_noise", "alpha", "rank", *AXES)
 _COUNTS = ("m", "n", "h", "saves", "max_steps", "steps", "batch_size", "devices", "samples")
-_RANKS = ("input_rank", "target_rank")
+_RANKS = ("input_rank", "target_rank", "task_rank")
 
 
 def check_sizes(settings: Settings, devices: int, out: RunPath, stored: int = 0) -> None:
@@ -76,8 +77,8 @@ def _check_room(settings: Settings, devices: int, out: RunPath, stored: int) -> 
 
 def _weights(settings: Settings, number: int) -> tuple[str, int | float]:
     """The flag that asks for most of the frozen weights, and their size where they are written out."""
-    m, n, h, samples = (max(size, 0) for size in (settings.m, settings.n, settings.h, settings.samples))
-    parts = {"m": 0} | kind_of(settings.problem).written_out(m, n, h, samples)
+    sizes: dict[str, Any] = {name: max(getattr(settings, name), 0) for name in ("m", "n", "h", "samples")}
+    parts = {"m": 0} | kind_of(settings.problem).written_out(dataclasses.replace(settings, **sizes))
     most = max(parts, key=lambda name: parts[name])
     return most, COPIES * number * sum(parts.values())
 

@@ -42,6 +42,7 @@ PAGES = [
             "sensitivities",
             "symmetric",
             "continual",
+            "attention",
         )
     ),
 ]

@@ -54,6 +54,10 @@ class Sweep:
 
     lora-flow sweep --problem symmetric --eigenvalues 2 1 --init tied --alpha 0.1 --rank 1 2 4 --t1 50 --out runs/sym
 
+    LoRA on an attention head, with few and many sequences:
+
+    lora-flow sweep --problem attention --m 100 --sample-ratio 1 3 --alpha 0.01 --rank 1 --t1 20 --out runs/head
+
     LoRA on weights that are trained first:
 
     lora-flow sweep --problem pretrained --pretraining gaussian-both:0.1 gaussian-both:10 --alpha 1e-4 --out runs/pre
@@ -103,6 +107,7 @@ class Sweep:
     regression: kinds.Regression = dataclasses.field(default_factory=kinds.Regression)
     network: kinds.Network = dataclasses.field(default_factory=kinds.Network)
     symmetric: kinds.Symmetric = dataclasses.field(default_factory=kinds.Symmetric)
+    attention: kinds.Attention = dataclasses.field(default_factory=kinds.Attention)
     descents: flags.Descents = dataclasses.field(default_factory=flags.Descents)
     solver: flags.Solving = dataclasses.field(default_factory=flags.Solving)
 

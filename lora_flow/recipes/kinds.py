@@ -51,9 +51,14 @@ class Kind:
         return 0, 0, 0
 
     @staticmethod
-    def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
+    def written_out(asked: Flags) -> dict[str, int | float]:
         """The count of numbers in large weights and data, by the flag that sets it; a `Diagonal` counts as none."""
         return {}
+
+    @staticmethod
+    def together(members: tuple[Problem, ...]) -> tuple[Problem, ...]:
+        """The problems with arrays of the same shapes, as one program takes them."""
+        return members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +67,9 @@ class Trained:
 
     problem: str = "aligned"
     """To fine-tune: aligned (two layers, the flags below), pretrained (the same, with weights that are trained first),
-    regression (one layer on data), digits (real images), or a .npz or .safetensors file with arrays w1 (h, n),
-    w2 (m, h) and shift or target (m, n). To train from scratch: network (two layers; --rank is the width), symmetric
-    (one factor)."""
+    regression (one layer on data), attention (a head with labels of a teacher), digits (real images), or a .npz or
+    .safetensors file with arrays w1 (h, n), w2 (m, h) and shift or target (m, n). To train from scratch: network (two
+    layers; --rank is the width), symmetric (one factor)."""
     m: int = 10
     """Outputs: rows of W2 and of the target, for every problem that is drawn."""
     n: int = 10
@@ -148,7 +153,8 @@ class Pretrained(Kind):
         return asked.m, asked.n, asked.h
 
     @staticmethod
-    def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
+    def written_out(asked: Flags) -> dict[str, int | float]:
+        m, n, h = asked.m, asked.n, asked.h
         return {"m": m * max(n, h), "n": n * max(m, h), "h": h * max(m, n)}
 
 
@@ -165,7 +171,7 @@ class Regression(Kind):
     kappa: tuple[float, ...] = (1.0,)
     """Condition number of the shift; its singular values go from 1 to 1/kappa."""
     activation: str = "linear"
-    """The activation behind the layer: linear or relu."""
+    """The activation behind the layer, linear or relu; of attention, linear or softmax."""
     axes: ClassVar[tuple[str, ...]] = ("kappa",)
     takes: ClassVar[tuple[str, ...]] = (*DATA, "problem_seed", "angle", "target_rank", "kappa", "activation")
     continuous: ClassVar[tuple[str, ...]] = ("kappa", "angle")
@@ -194,8 +200,9 @@ class Regression(Kind):
         return asked.m, asked.n, 0
 
     @staticmethod
-    def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
-        return {"m": m * max(m, n), "n": n * n, "samples": samples * n}
+    def written_out(asked: Flags) -> dict[str, int | float]:
+        m, n = asked.m, asked.n
+        return {"m": m * max(m, n), "n": n * n, "samples": asked.samples * n}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,8 +252,75 @@ class Symmetric(Kind):
         return asked.m, asked.m, 0
 
     @staticmethod
-    def written_out(m: int, n: int, h: int, samples: int) -> dict[str, int]:
-        return {"m": 2 * m * m}
+    def written_out(asked: Flags) -> dict[str, int | float]:
+        return {"m": 2 * asked.m**2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention(Kind):
+    """With --problem attention: LoRA on a pre-trained attention head with tokens of dimension m (--rank 1).
+
+    It takes --activation too, linear or softmax.
+    """
+
+    tokens: tuple[int, ...] = (3,)
+    """T, the number of tokens in a sequence."""
+    sample_ratio: tuple[float, ...] = (3.0,)
+    """alpha', the number of sequences over m."""
+    ridge: tuple[float, ...] = (0.5,)
+    """lambda', the ridge on the adapters."""
+    label_noise: tuple[float, ...] = (0.5,)
+    """Delta, the variance of the noise behind the labels."""
+    task_rank: int = 1
+    """Columns of w*, which the adapters have to learn."""
+    pretraining_ratio: tuple[float, ...] = (0.1,)
+    """alpha, the number of sequences of pre-training over m^2."""
+    pretraining_ridge: tuple[float, ...] = (0.1,)
+    """lambda, the ridge of pre-training."""
+    teacher_width: float = 1.0
+    """kappa0, the rank of the teacher's map over m."""
+    pretrained_by: str = "law"
+    """law (a draw of the frozen map from its law for large m) or descent (L-BFGS on the loss of pre-training)."""
+    beta: tuple[float, ...] = (1.0,)
+    """Multiplier of the frozen map."""
+    kept: tuple[float, ...] = (1.0,)
+    """Share that is kept of a pool of sequences: those with the smallest frozen pre-activations."""
+    reused: bool = False
+    """Fine-tune on sequences of pre-training (by descent)."""
+    axes: ClassVar[tuple[str, ...]] = (
+        *("tokens", "sample_ratio", "ridge", "label_noise", "pretraining_ratio", "pretraining_ridge"),
+        *("beta", "kept"),
+    )
+    takes: ClassVar[tuple[str, ...]] = (
+        *("m", "problem_seed", "activation", "task_rank", "teacher_width", "pretrained_by", "reused"),
+        *axes,
+    )
+
+    @staticmethod
+    def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.recipes.attention import attention_problem
+
+        one = {name: getattr(asked, name)[0] for name in Attention.axes}
+        rest = ("m", "activation", "task_rank", "teacher_width", "pretrained_by", "reused")
+        return attention_problem(key, **one, **{name: getattr(asked, name) for name in rest})
+
+    @staticmethod
+    def shape(asked: Flags) -> tuple[int, int, int]:
+        return asked.m, asked.m, 0
+
+    @staticmethod
+    def written_out(asked: Flags) -> dict[str, int | float]:
+        problems = math.prod(len(getattr(asked, name)) for name in (*Attention.axes, "problem_seed"))
+        row, longest = asked.m * problems, max(asked.tokens)
+        return {"m": row * asked.m, "sample_ratio": row * asked.m * longest * max(asked.sample_ratio)}
+
+    @staticmethod
+    def together(members: tuple[Problem, ...]) -> tuple[Problem, ...]:
+        from lora_flow.problems.attention import AttentionLoRA
+
+        attention = [member for member in members if isinstance(member, AttentionLoRA)]
+        sequences, length = (max(member.tokens.shape[axis] for member in attention) for axis in (0, 1))
+        return tuple(member.padded(sequences, length) for member in attention)
 
 
 class Digits(Kind):
@@ -274,7 +348,7 @@ class File(Kind):
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags(Symmetric, Network, Regression, Pretrained, Aligned, Trained):
+class Flags(Attention, Symmetric, Network, Regression, Pretrained, Aligned, Trained):
     """All flags of all kinds."""
 
 
@@ -284,9 +358,11 @@ KINDS: dict[str, type[Kind]] = {
     "regression": Regression,
     "network": Network,
     "symmetric": Symmetric,
+    "attention": Attention,
     "digits": Digits,
 }
-AXES = (*Aligned.axes, *Trained.axes, *Regression.axes, *Pretrained.axes)  # several values: several problems
+# several values: several problems
+AXES = (*Aligned.axes, *Trained.axes, *Regression.axes, *Pretrained.axes, *Attention.axes)
 
 
 def kind_of(problem: str) -> type[Kind]:
@@ -320,7 +396,7 @@ def draw_all(asked: Flags) -> Problems:
         members.append(kind.draw(dataclasses.replace(asked, **one), jax.random.key(seed)))
     for name, listed in axes.items():
         require(len(set(listed)) == len(listed), name, "name each value once", listed)
-    return Problems(tuple(members), {name: listed for name, listed in axes.items() if len(listed) > 1})
+    return Problems(kind.together(tuple(members)), {name: listed for name, listed in axes.items() if len(listed) > 1})
 
 
 def family(asked: Flags) -> tuple[Callable[..., Problem], dict[str, float]]:

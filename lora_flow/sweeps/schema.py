@@ -52,6 +52,14 @@ _ABOUT = {
     "noise": "relative noise in each pretrained weight: its norm over the weight's",
     "kappa": "condition number of the shift",
     "pretraining": "start that the pretrained weights were trained from",
+    "tokens": "tokens in a sequence, T",
+    "sample_ratio": "sequences over their dimension, alpha'",
+    "ridge": "ridge on the adapters, lambda'",
+    "label_noise": "noise behind the labels, Delta: a variance",
+    "pretraining_ratio": "sequences of pre-training over their dimension squared, alpha",
+    "pretraining_ridge": "ridge of pre-training, lambda",
+    "beta": "multiplier of the frozen map",
+    "kept": "share of a pool of sequences that is kept",
     "loss": "loss: 1/2 ||shift - update||_F^2 of a factorisation, L - L* of a network",
 }
 

@@ -39,6 +39,7 @@ EYE, MASKED, KEY, NAN, DATE = (
     float("nan"),
     datetime.date(2026, 1, 1),
 )
+CUBE = np.ones((2, 3, 3))
 ROW, COLUMN = np.ones((1, 3)), np.zeros((3, 1))
 ONE, TWO, NOWHERE = ((Adapter(a, COLUMN),) * count for a, count in ((ROW, 1), (ROW, 2), (NAN * ROW, 1)))
 
@@ -136,6 +137,20 @@ TABLE: dict[str, dict[str, Argument]] = {
     "AdmissibleStep": constants,
     "AroraStep": {},
     "Automatic": {"chebyshev": of(lora_flow.RungeKuttaChebyshev(), "choice", also=(diffrax.Tsit5(),))},
+    "AttentionLoRA": {
+        "tokens": of(CUBE, "array", also=(EYE, NAN * CUBE, np.ones((0, 3, 3)))),
+        "labels": of(CUBE, "array", also=(EYE, NAN * CUBE, CUBE[:1], CUBE[:, :1])),
+        "frozen": of(CUBE, "array", also=(EYE, NAN * CUBE, CUBE[:1])),
+        "lengths": of(np.array([3, 2]), "array", also=([0, 0], [4, 1], [-1, 1], [1.5, 1], [1, 1, 1], NAN, [NAN, 1])),
+        "ridge": of(0.1, "not negative"),
+        "activation": of("linear", "choice"),
+        "direction": of(COLUMN, "array", also=(np.ones(3), np.ones((4, 1)), NAN * EYE)),
+        "missing": of(EYE, "array", also=("other matrix", NAN * EYE)),
+        "noise": of(0.1, "not negative"),
+        "held_out": of(
+            lora_flow.AttentionLoRA(CUBE, CUBE), "problem", also=(lora_flow.AttentionLoRA(CUBE[..., :2], CUBE),)
+        ),
+    },
     "Backtracking": {
         "first": of(1.0, "positive"),
         "factor": of(0.5, "fraction"),
@@ -208,6 +223,20 @@ TABLE: dict[str, dict[str, Argument]] = {
         "labels": of(np.arange(3), "array", also=(np.ones(3), np.arange(2), EYE.astype(int), 1, [0, 1, 3], [-1, 0, 1])),
         "weight": of(EYE, "matrix"),
         "scaling": of(1.0, "positive"),
+    },
+    "attention_problem": {
+        "key": key,
+        "m": size,
+        "tokens": of(2, "integer", also=(0,)),
+        **dict.fromkeys(
+            ("sample_ratio", "pretraining_ratio", "pretraining_ridge", "teacher_width"), of(1.0, "positive")
+        ),
+        **dict.fromkeys(("ridge", "label_noise", "beta"), of(0.5, "not negative")),
+        "task_rank": of(1, "integer", also=(0,)),
+        "pretrained_by": of("law", "choice"),
+        "kept": of(1.0, "positive", also=(1.5,)),
+        "reused": of(False, "flag"),
+        "activation": of("linear", "choice"),
     },
     "aligned_problem": {
         "key": key,
