@@ -1,0 +1,90 @@
+"""What theory says of LoRA on an attention head: every line from runs, every formula broken once."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora_flow.claims import attention
+from lora_flow.claims.table import CLAIMS
+from lora_flow.problems.attention import AttentionLoRA
+from lora_flow.theory import attention as theory
+
+pytestmark = pytest.mark.long
+
+SEEDS = 3
+NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ == attention.__name__]
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return {name: CLAIMS[name](SEEDS) for name in NAMES}
+
+
+@pytest.fixture
+def anew():
+    """Nothing of theory is kept from before the test, nor after."""
+    kept = (attention.pretrained, attention.told, attention.told_of_fitted)
+    for one in kept:
+        one.cache_clear()
+    yield
+    for one in kept:
+        one.cache_clear()
+
+
+def test_every_line_holds(lines):
+    assert len(lines) == 12
+    for name, line in lines.items():
+        assert line.verdict == "holds", f"{name}: {line.cases}"
+
+
+one, fine_tune, error = theory.Pretraining, theory.fine_tune, theory.generalisation_error
+thresholded, noise = theory.thresholded, one.effective_noise
+
+
+def with_more_noise(noise, *rest, **how):
+    return fine_tune(2 * noise, *rest, **how)
+
+
+BROKEN = {
+    "attention_map": (theory, "thresholded", lambda delta, eps, kappa0: thresholded(delta, 1.1 * eps, kappa0)),
+    "attention_overlap": (theory, "fine_tune", with_more_noise),
+    "attention_elsewhere": (theory, "fine_tune", with_more_noise),
+    "attention_test_error": (theory, "generalisation_error", lambda noise, *rest: error(1.1 * noise, *rest)),
+    "attention_noise": (AttentionLoRA, "characteristics", lambda self: {"effective_noise": 1.4}),
+    "attention_rescaling": (one, "best_beta", lambda self: 0.5),
+    "attention_rescaled": (one, "effective_noise", lambda self, beta=1.0: noise(self, 1.0)),
+    "attention_selected": (one, "selected_noise", lambda self, kept: noise(self)),
+    "attention_reused": (one, "reused_noise", noise),
+    "attention_mismatch": (one, "reused_noise", noise),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_formula_makes_its_line_fail(lines, anew, monkeypatch, name):
+    module, formula, wrong = BROKEN[name]
+    assert lines[name].verdict == "holds"
+    monkeypatch.setattr(module, formula, wrong)
+    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+
+
+def test_lines_fail_where_the_flow_disobeys(lines, monkeypatch):
+    """As if the loss had fallen by a twentieth when the overlap rises, and the flow had ended beside its minimum."""
+    run = attention.flow()
+    loss = run.loss.copy()
+    loss[:, 1:] *= 0.95
+    monkeypatch.setattr(attention, "flow", lambda: run._replace(loss=loss, least=run.least - 0.002))
+    for name in ("attention_phases", "attention_flow"):
+        assert lines[name].verdict == "holds"
+        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+
+
+def test_the_docs_page_has_every_line_with_its_verdict(lines):
+    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
+    rows = [row.split(" | ") for row in page.splitlines() if re.match(r"\| \d+ \|", row)]
+    assert len(rows) == len(CLAIMS)
+    for i, (row, name) in enumerate(zip(rows, CLAIMS, strict=True), start=1):
+        if name in lines:
+            line = lines[name]
+            assert row[:3] == [f"| {i}", line.source, line.statement.replace("|", "\\|")]
+            assert row[5].split()[0] == line.verdict.split()[0]
