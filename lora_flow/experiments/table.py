@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lora_flow.experiments import (
     adaptive_step,
+    attention,
     beyond,
     growing_step,
     imbalance,
@@ -26,6 +27,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "inits": inits.EXPERIMENT,
     "kappa": kappa.EXPERIMENT,
     "symmetric": symmetric.EXPERIMENT,
+    "attention": attention.EXPERIMENT,
     "pretraining": pretraining.EXPERIMENT,
     "imbalance": imbalance.EXPERIMENT,
     "width": width.EXPERIMENT,
