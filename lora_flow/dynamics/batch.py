@@ -56,12 +56,18 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True, optimised: bool
         ) -> Trajectory:
             settings, way = eqx.combine(arrays, rest)
 
-            def lane(index: Array | None, shifted: Array | None, adapters: Adapters, own: Any) -> Trajectory:
+            def prepared(index: Array | None, shifted: Array | None, adapters: Adapters) -> Any:
                 problem, directions = _pick(settings, index)
-                problem = offset_where(shifted, problem, adapters)
-                return way.lane(problem, adapters, directions, own)
+                return offset_where(shifted, problem, adapters), adapters, directions
 
-            return jax.vmap(lane)(which, shifted, start, own)
+            def look(lane: Any) -> Trajectory:
+                drawn, run = lane
+                return way.look(*prepared(*drawn), run)
+
+            drawn = which, shifted, start
+            run = jax.vmap(lambda drawn, own: way.lane(*prepared(*drawn), own))(drawn, own)
+            # what is saved of one lane after another stays in the cache of a CPU
+            return jax.lax.map(look, (drawn, run)) if devices[0].platform == "cpu" else jax.vmap(look)((drawn, run))
 
         specs = PartitionSpec(), lanes, lanes, lanes, lanes
         batched = jax.shard_map(solve_batch, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)

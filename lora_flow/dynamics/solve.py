@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -296,16 +296,29 @@ def solve_lane(
     how: Integrator,
 ) -> Trajectory:
     """One lane, unchecked and not compiled: the part of `solve` that is written once and batched from outside."""
+    return look_back(
+        problem, adapters, directions, times, how, step_lane(problem, adapters, directions, t1, times, how)
+    )
+
+
+class Steps(NamedTuple):
+    """What is left of a lane's steps: what was `saved` over the times, the `final` state, and how the run ended."""
+
+    saved: Any
+    final: Float[Array, "1 d"]
+    ok: Bool[Array, ""]
+    stopped: Bool[Array, ""]
+    stats: dict[str, Any]
+
+
+def step_lane(
+    problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], t1: Array, times: Array, how: Integrator
+) -> Steps:
+    """The first half of `solve_lane`: all of its steps."""
     state, unflatten = ravel_pytree(adapters)  # one array: the solver's sums are then one operation each
     field = velocity(problem, how.flow)
-
-    def look(state: Array) -> Any:
-        seen = unflatten(state)
-        return problem.loss(seen), measure(seen, directions), own_observables(problem, seen)
-
-    # looking at all the states together is far cheaper than at one after another, where there is room for them
-    afterwards = how.save_adapters or state.size <= KEPT_STATE
-    along = diffrax.SubSaveAt(ts=times, fn=lambda t, state, args: state if afterwards else look(state))
+    look = _looks(problem, directions, unflatten)
+    along = diffrax.SubSaveAt(ts=times, fn=lambda t, state, args: state if _looks_later(state, how) else look(state))
     solver = how.solver
     if isinstance(solver, Automatic | RungeKuttaChebyshev):  # whose steps take long to trace
         solver = TracedOnce(solver)
@@ -323,21 +336,48 @@ def solve_lane(
             max_steps=how.max_steps,
             throw=False,
         )
-        saved, final = solution.ys
+    stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
+    ok = solution.result == diffrax.RESULTS.successful
+    stopped = solution.result == diffrax.RESULTS.max_steps_reached
+    saved, final = solution.ys
+    return Steps(saved, final, ok, stopped, stats)
+
+
+def look_back(
+    problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], times: Array, how: Integrator, steps: Steps
+) -> Trajectory:
+    """The second half of `solve_lane`: the observables of what its steps have saved."""
+    state, unflatten = ravel_pytree(adapters)
+    look, afterwards = _looks(problem, directions, unflatten), _looks_later(state, how)
+    with jax.default_matmul_precision("highest"):
         start = state if afterwards else look(state)
-        saved = where(times > 0, saved, start)  # which is not saved where the first step is never made
+        saved = where(times > 0, steps.saved, start)  # which is not saved where the first step is never made
         reached = finite(saved)
         seen = prepend(start, where(reached, saved, 0.0))
         loss, measurements, own = jax.vmap(look)(seen) if afterwards else seen
         floor = rounding_floor(problem, adapters)
     named = observed(loss, measurements, own, reached, conserved_by(problem, how.flow))
-    ok = solution.result == diffrax.RESULTS.successful
-    stopped = solution.result == diffrax.RESULTS.max_steps_reached
-    came = jnp.all(reached) & jnp.all(jnp.isfinite(final))
-    status = jnp.where(ok & came, 0, jnp.where(stopped & jnp.all(jnp.isfinite(final)), 1, 2))
-    stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
+    came = jnp.all(reached) & jnp.all(jnp.isfinite(steps.final))
+    status = jnp.where(steps.ok & came, 0, jnp.where(steps.stopped & jnp.all(jnp.isfinite(steps.final)), 1, 2))
     history = jax.vmap(unflatten)(where(reached, saved, jnp.nan)) if how.save_adapters else None
-    return Trajectory(times, named, loss[0], floor, unflatten(final[0]), status, stats, history)
+    return Trajectory(times, named, loss[0], floor, unflatten(steps.final[0]), status, steps.stats, history)
+
+
+def _looks_later(state: Array, how: Integrator) -> bool:
+    """Whether states are saved and looked at together, far cheaper than one after another: where there is room."""
+    return how.save_adapters or state.size <= KEPT_STATE
+
+
+def _looks(
+    problem: Problem, directions: tuple[Direction, ...], unflatten: Callable[[Array], Adapters]
+) -> Callable[[Array], Any]:
+    """What observables are made of, of a state: the loss, the measurements, and the problem's own."""
+
+    def look(state: Array) -> Any:
+        seen = unflatten(state)
+        return problem.loss(seen), measure(seen, directions), own_observables(problem, seen)
+
+    return look
 
 
 def observed(

@@ -21,7 +21,7 @@ from lora_flow.dynamics.descend import descend_lane
 from lora_flow.dynamics.flows import Flow, Plain
 from lora_flow.dynamics.measurements import Direction
 from lora_flow.dynamics.optimizers import OPTIMIZERS, gradient_noise, one_of
-from lora_flow.dynamics.solve import Integrator, Trajectory, require_loss, solve_lane
+from lora_flow.dynamics.solve import Integrator, Steps, Trajectory, look_back, require_loss, step_lane
 from lora_flow.problems.base import Problem, as_problem
 from lora_flow.problems.tasks import fastest_rate
 
@@ -54,8 +54,12 @@ class Way(eqx.Module):
     def save_adapters(self) -> bool: ...
 
     @abc.abstractmethod
-    def lane(self, problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], own: Any) -> Trajectory:
-        """One lane, unchecked and not compiled; `own` is of this lane."""
+    def lane(self, problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], own: Any) -> Any:
+        """The steps of one lane, unchecked and not compiled; `own` is of this lane."""
+
+    def look(self, problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], run: Any) -> Trajectory:
+        """The trajectory of what `lane` has returned: that itself."""
+        return run
 
     @abc.abstractmethod
     def own(self, lanes: Sequence[Mapping[str, Any]]) -> Any:
@@ -111,8 +115,11 @@ class Flowing(Way):
     def __str__(self) -> str:
         return f"to t = {self._end:g}"
 
-    def lane(self, problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], own: Any) -> Trajectory:
-        return solve_lane(problem, adapters, directions, self.t1, self.times, self.integrator)
+    def lane(self, problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], own: Any) -> Steps:
+        return step_lane(problem, adapters, directions, self.t1, self.times, self.integrator)
+
+    def look(self, problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], run: Steps) -> Trajectory:
+        return look_back(problem, adapters, directions, self.times, self.integrator, run)
 
     def own(self, lanes: Sequence[Mapping[str, Any]]) -> None:
         return None
