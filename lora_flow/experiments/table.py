@@ -6,6 +6,7 @@ from lora_flow.experiments import (
     adaptive_step,
     attention,
     beyond,
+    continual,
     growing_step,
     imbalance,
     inits,
@@ -35,4 +36,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "adaptive-step": adaptive_step.EXPERIMENT,
     "growing-step": growing_step.EXPERIMENT,
     "scaling": scaling.EXPERIMENT,
+    "continual": continual.EXPERIMENT,
 }
