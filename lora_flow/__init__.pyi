@@ -97,4 +97,6 @@ from .solvers.control import ResidualController as ResidualController
 from .sweeps.run import load_run as load_run
 from .sweeps.sweep import sweep as sweep
 from .sweeps.workers import WorkersLost as WorkersLost
+from .theory.scaling import effective as effective
+from .theory.scaling import lora_alpha as lora_alpha
 from .version import __version__ as __version__

@@ -39,6 +39,7 @@ PAGES = [
             "lora-one",
             "networks",
             "problems",
+            "scaling",
             "sensitivities",
             "symmetric",
             "continual",

@@ -18,6 +18,7 @@ from lora_flow.dynamics.descend import Descent, MuKlabjan, descend
 from lora_flow.dynamics.lanes import finished, stack
 from lora_flow.problems.one_layer import SingleLayer, SoftmaxRegression
 from lora_flow.theory import descent as theory
+from lora_flow.theory import scaling
 
 PAPER = "Mu & Klabjan"
 ALPHAS, SIZES, SCALINGS = (0.1, 1.0), (0.1, 0.05, 0.025, 0.0125), (2.0, 10.0)
@@ -214,25 +215,26 @@ def order_of_descent(seeds: int) -> Cases:
     yield "t = 6", 1, [np.polyfit(np.log(SIZES), row, 1)[0] for row in np.log(from_the_flow(seeds)).T]
 
 
-def _twins(without: Callable[..., Any], size: float, adam: bool, seeds: int) -> Cases:
+def _twins(optimizer: str, size: float, seeds: int) -> Cases:
     """Descents with scalings, and those without that should change W alike, whose steps are of this size."""
     alpha, settings = 0.1, []
-    for scaling in SCALINGS:
-        step = size / without(scaling, alpha, 1.0)[1]
-        settings += [(scaling, alpha, step), (1.0, *without(scaling, alpha, step))]
+    for s in SCALINGS:
+        step = size / float(scaling.effective(s, alpha, 1.0, optimizer)[1])
+        settings += [(s, alpha, step), (1.0, *map(float, scaling.effective(s, alpha, step, optimizer)))]
     scalings, alphas, sizes = zip(*settings, strict=True)
-    change = train(scalings, alphas, sizes, seeds, adam).change[:, :, :2]  # later Adam magnifies rounding
-    for scaling, scaled, twin in zip(SCALINGS, change[::2], change[1::2], strict=True):
-        yield f"s = {scaling:g}", 0, np.max(norm(scaling * scaled - twin) / norm(twin))
+    run = train(scalings, alphas, sizes, seeds, optimizer == "adam")
+    change = run.change[:, :, :2]  # later Adam magnifies rounding
+    for s, scaled, twin in zip(SCALINGS, change[::2], change[1::2], strict=True):
+        yield f"s = {s:g}", 0, np.max(norm(s * scaled - twin) / norm(twin))
 
 
 @claim("derived here, for 2606.12883", SCALED, within=1e-9, identity=True)
 def scaling_of_descent(seeds: int) -> Cases:
     """a scaling s is the same as sqrt(s) A(0) and s eta, for gradient descent: s B A apart, relative"""
-    yield from _twins(theory.without_scaling, 0.1, False, seeds)
+    yield from _twins("gd", 0.1, seeds)
 
 
 @claim("derived here, for 2606.12883", SCALED, within=1e-9, identity=True)
 def scaling_of_adam(seeds: int) -> Cases:
     """a scaling s is the same as sqrt(s) A(0) and sqrt(s) eta, for Adam with epsilon 0: the same"""
-    yield from _twins(theory.without_scaling_adam, 0.02, True, seeds)
+    yield from _twins("adam", 0.02, seeds)

@@ -1,5 +1,6 @@
 """The claims in the order in which they are tried: of arXiv 2503.06982 and the talk on it, then on one adapted layer,
-then on linear networks that are trained from scratch, on symmetric factorisations, on large starts, and on attention.
+then on linear networks that are trained from scratch, on symmetric factorisations, on large starts, on attention, and
+on LoRA's scaling.
 
 A formula that a paper states in two forms has a line for each: the right reading is meant to hold, the other to fail.
 """
@@ -10,6 +11,7 @@ from lora_flow.claims import (
     layer_descent,
     layer_flows,
     layer_large,
+    layer_scaling,
     layer_starts,
     lora_alignment,
     lora_convergence,
@@ -29,7 +31,7 @@ CHAPTERS = (
     *(lora_early, lora_alignment, lora_convergence, lora_spectral, lora_mirror),
     *(layer_alignment, layer_starts, layer_flows, layer_descent),
     *(network_flow, network_bias, network_weights, network_descent, network_local),
-    *(symmetric, layer_large, attention),
+    *(symmetric, layer_large, attention, layer_scaling),
 )
 CLAIMS: dict[str, Claim] = {
     name: claim for chapter in CHAPTERS for name, claim in ENTERED.items() if claim.__module__ == chapter.__name__

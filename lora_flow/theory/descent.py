@@ -60,16 +60,3 @@ def least_total(c0: Value, c1: Value, steps: Value) -> Value:
 def sharper_total(c0: Value, c1: Value, steps: Value) -> Value:
     """The sum of the step sizes is even at least (sqrt(c0^2 + 2 c1 T) - c0)/c1, which gives O(1/sqrt(T))."""
     return (np.sqrt(c0**2 + 2 * c1 * steps) - c0) / c1
-
-
-def without_scaling(scaling: Value, alpha: Value, step: Value) -> tuple[Value, Value]:
-    """(alpha, step) with a scaling of 1 that train `s B A` in the same way by gradient descent, from B = 0.
-
-    For arXiv 2606.12883, on the scaling factor.
-    """
-    return np.sqrt(scaling) * alpha, scaling * step
-
-
-def without_scaling_adam(scaling: Value, alpha: Value, step: Value) -> tuple[Value, Value]:
-    """The same for Adam with epsilon 0, whose steps do not depend on the size of the gradient."""
-    return np.sqrt(scaling) * alpha, np.sqrt(scaling) * step

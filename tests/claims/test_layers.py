@@ -9,7 +9,7 @@ from scipy.linalg import expm
 
 from lora_flow.claims import layer_alignment, layer_descent, layer_flows, layer_starts
 from lora_flow.claims.table import CLAIMS
-from lora_flow.theory import descent, lora_one
+from lora_flow.theory import descent, lora_one, scaling
 from lora_flow.theory.gradient_flow import Gains
 
 pytestmark = pytest.mark.long
@@ -89,8 +89,13 @@ ROW, ONE = np.array([[1.0, 2.0]]), np.eye(1)
         (descent.growth, (1.0, 1.0, 2.0), (1 + 16 * np.sqrt(2), 64 * np.sqrt(2))),
         (descent.least_total, (2.0, 4.0, 10), np.log(21) / 4),
         (descent.sharper_total, (2.0, 4.0, 10), (np.sqrt(84) - 2) / 4),
-        (descent.without_scaling, (4.0, 0.1, 0.2), (0.2, 0.8)),
-        (descent.without_scaling_adam, (4.0, 0.1, 0.2), (0.2, 0.4)),
+        (scaling.effective, (4.0, 0.1, 0.2, "gd"), (0.2, 0.8)),
+        (scaling.effective, (4.0, 0.1, 0.2, "adam"), (0.2, 0.4)),
+        (scaling.effective, (4.0, 0.1, 0.2, "sign"), (0.2, 0.4)),
+        (scaling.lora_alpha, (9,), 768.0),
+        (scaling.lora_alpha, ([4, 16], 3.0), [6.0, 12.0]),
+        (scaling.first_step, (0.1, 2.0, 0.5, (8, 2), 2), (0.4 / np.sqrt(np.pi), 0.1 * np.sqrt(8))),
+        (scaling.largest_alpha, (0.5, 0.5, 4, 9), 9 * 2 / (0.5 * 5)),
     ],
 )
 def test_formulas_by_hand(formula, arguments, by_hand):
@@ -138,7 +143,8 @@ BROKEN = {
     "stationarity": (descent, "stationarity_bound", lambda excess, total: 0.2 * excess / total),
     "least_total": (descent, "least_total", lambda c0, c1, steps: 10 * np.log1p(c1 * steps / c0) / c1),
     "sharper_total": (descent, "sharper_total", lambda c0, c1, steps: np.sqrt(8 * steps / c1)),
-    "scaling_of_descent": (descent, "without_scaling", lambda s, alpha, step: (alpha, s * step)),
+    "scaling_of_descent": (scaling, "effective", lambda s, std, step, optimizer: (std, s * step)),
+    "scaling_of_adam": (scaling, "effective", lambda s, std, step, optimizer: (np.sqrt(s) * std, s * step)),
 }
 
 

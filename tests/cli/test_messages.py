@@ -277,6 +277,14 @@ TABLE: dict[str, dict[str, Argument]] = {
     "digits_problem": {"h": of(64, "integer", also=(3,))},
     "as_problem": {"problem": two_layers},
     "linearised_task": {"problem": two_layers},
+    "effective": {
+        **dict.fromkeys(("scaling", "std", "step"), of(0.5, "array", also=(None, NAN, -1.0, 0.0, True, [0.0], np.inf))),
+        "optimizer": of("gd", "choice"),
+    },
+    "lora_alpha": {
+        "rank": of(2, "array", also=(None, NAN, -1, 0, 0.5, True, [0, 1], np.inf)),
+        "coefficient": of(256.0, "array", also=(None, NAN, -1.0, 0.0, True, [0.0], np.inf)),
+    },
     "gradient_noise": {"std": of(0.1, "not negative"), "key": key, "scaling": of(1.0, "positive")},
     "load_problem": {"path": of("none.npz", "path", "problem", also=("none.npz", "a.txt"))},
     "load_run": {"path": of("none", "path", "the run folder"), "partial": of(False, "flag")},
