@@ -1,0 +1,80 @@
+"""The base of flows: a velocity from the negative gradient, and what else a solver asks of a flow."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lora_flow.adapter import Adapter, Adapters
+from lora_flow.checks import require_number
+from lora_flow.fields import take_new_fields
+
+
+class Flow(eqx.Module):
+    """One layer's velocity from its negative gradient; called with the updates and the adapters of all layers."""
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        take_new_fields(cls)
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        """w such that the flow conserves `w A A^T - B^T B` of every layer; NaN where no such w exists."""
+        return jnp.asarray(jnp.nan)
+
+    @property
+    def rates(self) -> Adapter:
+        """The factors that multiply an optimiser's learning rate for A and for B; 1 by default."""
+        return Adapter(jnp.ones(()), jnp.ones(()))
+
+    @property
+    def before(self) -> Flow:
+        """The flow that acts on the gradient before an optimiser does: everything but `rates`.
+
+        An optimiser that normalises, as Adam does, undoes any rescaling of a factor, so rescaling must come after.
+        """
+        return self
+
+    def check_optimiser(self) -> None:
+        """Raises where `before` followed by `rates` differs from the flow, for an optimiser linear in the gradient."""
+
+    @abc.abstractmethod
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter: ...
+
+    def __str__(self) -> str:
+        """As `parse_flow` takes it."""
+        digits = (str(np.asarray(leaf)[()]).removesuffix(".0") for leaf in jax.tree.leaves(self))
+        return ":".join([self.name, *digits])
+
+    def __call__(self, updates: Adapters, adapters: Adapters) -> Adapters:
+        return tuple(map(self.velocity, updates, adapters))
+
+    @property
+    def always_defined(self) -> bool:
+        """Whether the flow is defined for all adapters."""
+        return True
+
+    def check_start(self, adapters: Adapters) -> None:
+        """Raises where the flow is not defined at these adapters."""
+
+
+def positive(name: str, value: Any) -> Array:
+    return _number(name, value, "be positive", lambda known: known > 0)
+
+
+def not_negative(name: str, value: Any) -> Array:
+    return _number(name, value, "be at least 0", lambda known: known >= 0)
+
+
+def _number(name: str, value: Any, must: str, where: Callable[[np.ndarray], Any]) -> Array:
+    require_number(name, value, must, where)
+    return jnp.asarray(value, float)
