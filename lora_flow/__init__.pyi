@@ -37,6 +37,10 @@ from .dynamics.solve import STATUS as STATUS
 from .dynamics.solve import Trajectory as Trajectory
 from .dynamics.solve import save_times as save_times
 from .dynamics.solve import solve as solve
+from .dynamics.spectral_flows import BaLoRA as BaLoRA
+from .dynamics.spectral_flows import LoRAMuon as LoRAMuon
+from .dynamics.spectral_flows import Muon as Muon
+from .dynamics.spectral_flows import balance as balance
 from .growth import extend as extend
 from .initialization import INITIALIZATIONS as INITIALIZATIONS
 from .initialization import Scheme as Scheme

@@ -71,11 +71,13 @@ class Solving:
 
     flow: str = "plain"
     """The flow that drives the adapters: plain (gradient flow), lora-plus:RATIO (B learns RATIO times as fast as A),
-    scaled[:DAMPING] (each factor preconditions the other), lora-pro[:DAMPING] (the gradient's tangent part), or
-    shrink-a:RATE (A decays at RATE)."""
+    scaled[:DAMPING] (each factor preconditions the other), lora-pro[:DAMPING] (the gradient's tangent part),
+    shrink-a:RATE (A decays at RATE), muon[:SMOOTHING] (orthogonalised gradients), lora-muon[:DAMPING[:SMOOTHING]]
+    (spectral steepest descent at rank r), or balora (balanced factors)."""
     solver: str = "auto"
-    """auto (Tsit5; for the plain flow RKC where stability limits the step), RKC (Runge-Kutta-Chebyshev, for long stiff
-    runs of the plain flow), Tsit5, Dopri5, Dopri8, Bosh3 or Heun. Python takes any of diffrax's solvers."""
+    """auto (Tsit5; for plain, balora, muon and lora-muon RKC where stability limits the step), RKC
+    (Runge-Kutta-Chebyshev, for long stiff runs of these flows), Tsit5, Dopri5, Dopri8, Bosh3 or Heun. Python takes any
+    of diffrax's solvers."""
     rtol: float = 5e-4
     """Tolerance, relative to the factors and to the residual. The default keeps the loss within 0.05 decades, down to
     1e-26 on the problem of Figure 1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,23 +46,46 @@ def gram_schmidt(
     return jax.lax.fori_loop(0, count, orthogonalise, (jnp.zeros_like(x), jnp.zeros((count, count), x.dtype)))
 
 
+class Root(NamedTuple):
+    """R, upper triangular, with R^T R = x^T x: a root of a Gram matrix that keeps the digits of x.
+
+    Solutions have 0 in the places of columns of x that depend on earlier ones.
+    """
+
+    r: Float[Array, "k k"]
+    inverse: Float[Array, " k"]  # of R's diagonal, 0 for such columns
+
+    @classmethod
+    def of(cls, x: Float[Array, "rows k"]) -> Root:
+        _, r = gram_schmidt(x)
+        size = jnp.diagonal(r)
+        independent = size > x.shape[0] * jnp.finfo(x.dtype).eps * norm(x, axis=0)
+        return cls(r, jnp.where(independent, 1 / jnp.where(independent, size, 1.0), 0.0))
+
+    def solve_transposed(self, y: Float[Array, "k n"]) -> Float[Array, "k n"]:
+        """z with R^T z = y."""
+
+        def down(j: Any, z: Array) -> Array:
+            return z.at[j].set(self.inverse[j] * (y[j] - self.r[:, j] @ z))
+
+        return jax.lax.fori_loop(0, len(self.r), down, jnp.zeros_like(y))
+
+    def solve(self, y: Float[Array, "k n"]) -> Float[Array, "k n"]:
+        """z with R z = y."""
+        count = len(self.r)
+
+        def up(i: Any, z: Array) -> Array:
+            j = count - 1 - i
+            above = jnp.where(jnp.arange(count) > j, self.r[j], 0.0)
+            return z.at[j].set(self.inverse[j] * (y[j] - above @ z))
+
+        return jax.lax.fori_loop(0, count, up, jnp.zeros_like(y))
+
+
 def solve_gram(x: Float[Array, "rows columns"], y: Float[Array, "columns k"]) -> Float[Array, "columns k"]:
     """z with x^T x z = y and 0 in the places of columns of x that depend on earlier ones; without LAPACK."""
-    _, r = gram_schmidt(x)
-    size = jnp.diagonal(r)
-    independent = size > x.shape[0] * jnp.finfo(x.dtype).eps * norm(x, axis=0)
-    inverse = jnp.where(independent, 1 / jnp.where(independent, size, 1.0), 0.0)
-    count = len(size)
-
-    def down(j: Any, z: Array) -> Array:  # R^T z = y
-        return z.at[j].set(inverse[j] * (y[j] - r[:, j] @ z))
-
-    def up(i: Any, z: Array) -> Array:  # R z = the z of before
-        j = count - 1 - i
-        above = jnp.where(jnp.arange(count) > j, r[j], 0.0)
-        return z.at[j].set(inverse[j] * (z[j] - above @ z))
-
-    return jax.lax.fori_loop(0, count, up, jax.lax.fori_loop(0, count, down, jnp.zeros_like(y)))
+    root = Root.of(x)
+    return root.solve(root.solve_transposed(y))
 
 
 @jax.custom_jvp

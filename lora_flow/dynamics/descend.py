@@ -327,6 +327,7 @@ def _stepper(
                 change = jax.tree.map(jnp.multiply, rates, change)
                 remembered.append(memory_after)
             adapters = _replaced(adapters, group, jax.tree.map(lambda x, dx: x + size * dx, factors, change))
+        adapters = tuple(map(flow.project, adapters))
         return _State(adapters, iteration + 1, time + size, remembered)
 
     return advance

@@ -1,4 +1,4 @@
-"""The base of flows: a velocity from the negative gradient, and what else a solver asks of a flow."""
+"""The base of flows: a velocity from the negative gradient, what else a solver asks of a flow, and gradient flow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import require_number
+from lora_flow.checks import concrete, require, require_number
 from lora_flow.fields import take_new_fields
 
 
@@ -63,8 +63,63 @@ class Flow(eqx.Module):
         """Whether the flow is defined for all adapters."""
         return True
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether the Jacobian's spectrum is real, as that of a symmetric matrix: what stabilised methods are for."""
+        return False
+
     def check_start(self, adapters: Adapters) -> None:
         """Raises where the flow is not defined at these adapters."""
+
+    def project(self, adapter: Adapter) -> Adapter:
+        """Onto the factors among which the flow stays: what `solve` makes of its start, and `descend` of each step."""
+        return adapter
+
+    def check_projected_start(self, adapters: Adapters) -> None:
+        """Raises where the flow is not defined at what `project` makes of these adapters, or stands still there."""
+        self.check_start(adapters)
+
+
+class Plain(Flow):
+    """Gradient flow: the negative gradient as it is. Conserves A A^T - B^T B."""
+
+    name: ClassVar[str] = "plain"
+
+    @property
+    def conserves(self) -> Float[Array, ""]:
+        return jnp.ones(())
+
+    @property
+    def symmetric(self) -> bool:
+        return True
+
+    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
+        return descent
+
+
+def check_rank(adapters: Adapters, damping: Any, factors: str = "AB") -> None:
+    """Raises unless these factors of every layer have as many directions as Z = [B; A^T], above rounding."""
+    known = concrete(damping)
+    if known is None or known > 0 or not is_known(adapters):
+        return
+    for layer, (a, b) in enumerate(adapters, start=1):
+        alive, rounding = directions(a, b)
+        for name, factor in [one for one in (("A", a), ("B", b)) if one[0] in factors]:
+            found = int(np.linalg.matrix_rank(np.asarray(factor), tol=rounding))
+            must = f"be positive where a factor's rank is below {alive}, the number of directions"
+            require(found == alive, "damping", must, f"0 with {name}_{layer} of rank {found}")
+
+
+def is_known(adapters: Adapters) -> bool:
+    """Whether JAX traces none of the factors."""
+    return all(concrete(leaf) is not None for leaf in jax.tree.leaves(adapters))
+
+
+def directions(a: Array, b: Array) -> tuple[int, float]:
+    """The number of directions of Z = [B; A^T], and the size up to which singular values of a factor are rounding."""
+    stacked = np.concatenate([np.asarray(b), np.asarray(a).T])
+    rounding = 10 * len(stacked) * np.finfo(stacked.dtype).eps * np.linalg.norm(stacked, 2)
+    return int(np.linalg.matrix_rank(stacked, tol=rounding)), float(rounding)
 
 
 def positive(name: str, value: Any) -> Array:

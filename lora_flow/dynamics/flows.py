@@ -11,32 +11,23 @@ times as fast.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
 from lora_flow.algebra.thin import solve_gram
-from lora_flow.checks import InputError, concrete, kind, require
+from lora_flow.checks import InputError, kind, require
 from lora_flow.dynamics.flow import Flow as Flow
-from lora_flow.dynamics.flow import not_negative, positive
-
-
-class Plain(Flow):
-    """Gradient flow: the negative gradient as it is. Conserves A A^T - B^T B."""
-
-    name: ClassVar[str] = "plain"
-
-    @property
-    def conserves(self) -> Float[Array, ""]:
-        return jnp.ones(())
-
-    def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter:
-        return descent
+from lora_flow.dynamics.flow import Plain as Plain
+from lora_flow.dynamics.flow import check_rank as check_rank
+from lora_flow.dynamics.flow import not_negative as not_negative
+from lora_flow.dynamics.flow import positive
+from lora_flow.dynamics.spectral_flows import BaLoRA, LoRAMuon, Muon
 
 
 class LoRAPlus(Flow):
@@ -212,8 +203,18 @@ class Chain(Flow):
         for flow in self.flows:
             flow.check_start(adapters)
 
+    def project(self, adapter: Adapter) -> Adapter:
+        for flow in self.flows:
+            adapter = flow.project(adapter)
+        return adapter
 
-FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in (Plain, LoRAPlus, ScaledGD, LoRAPro, ShrinkA)}
+    def check_projected_start(self, adapters: Adapters) -> None:
+        for flow in self.flows:
+            flow.check_projected_start(adapters)
+
+
+KINDS: tuple[Callable[..., Flow], ...] = (Plain, LoRAPlus, ScaledGD, LoRAPro, ShrinkA, Muon, LoRAMuon, BaLoRA)
+FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in KINDS}  # type: ignore[attr-defined]
 
 
 def as_flow(flow: Any) -> Flow:
@@ -224,15 +225,17 @@ def as_flow(flow: Any) -> Flow:
 
 
 def parse_flow(text: str) -> Flow:
-    """A flow by its name, with its number after a colon: "lora-plus:16", "scaled" or "scaled:1e-3", "shrink-a:0.1"."""
-    name, colon, number = text.partition(":")
+    """A flow by its name, with its numbers after colons: "lora-plus:16", "scaled" or "scaled:1e-3", "shrink-a:0.1"."""
+    name, *numbers = text.split(":")
     must = "be " + ", ".join(map(repr, FLOWS)) + ", with a number after a colon, as in 'lora-plus:16'"
     require(name in FLOWS, "flow", must, repr(text))
+    most = len(inspect.signature(FLOWS[name]).parameters)
+    takes = f"with at most {most} number{'s' * (most > 1)} after colons" if most else "without a number"
+    require(len(numbers) <= most, "flow", f"come {takes} for '{name}'", repr(text))
     try:
-        return FLOWS[name](*([float(number)] if colon else []))
+        return FLOWS[name](*map(float, numbers))
     except TypeError:
-        takes = "come without a number" if colon else "come with a number after a colon"
-        raise InputError(f"flow must {takes} for '{name}', got {text!r}") from None
+        raise InputError(f"flow must come with a number after a colon for '{name}', got {text!r}") from None
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -254,18 +257,3 @@ def _(primals: Any, tangents: Any) -> Any:
     z = over_gram(x, y, damping)
     change = dy - dx.T @ (x @ z) - x.T @ (dx @ z) - ddamping * z
     return z, over_gram(x, change, damping)
-
-
-def check_rank(adapters: Adapters, damping: Any, factors: str = "AB") -> None:
-    """Raises unless these factors of every layer have as many directions as Z = [B; A^T], above rounding."""
-    known = concrete(damping)
-    if known is None or known > 0 or any(concrete(leaf) is None for leaf in jax.tree.leaves(adapters)):
-        return
-    for layer, (a, b) in enumerate(adapters, start=1):
-        stacked = np.concatenate([np.asarray(b), np.asarray(a).T])
-        rounding = 10 * len(stacked) * np.finfo(stacked.dtype).eps * np.linalg.norm(stacked, 2)
-        alive = int(np.linalg.matrix_rank(stacked, tol=rounding))
-        for name, factor in [one for one in (("A", a), ("B", b)) if one[0] in factors]:
-            found = int(np.linalg.matrix_rank(np.asarray(factor), tol=rounding))
-            must = f"be positive where a factor's rank is below {alive}, the number of directions"
-            require(found == alive, "damping", must, f"0 with {name}_{layer} of rank {found}")

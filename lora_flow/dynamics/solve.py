@@ -128,8 +128,9 @@ def solve(
     - `saves`: a number of equally spaced times, 0 and t1 included, or the times themselves.
     - `flow`: turns the negative gradient into the velocity: one of `lora_flow.dynamics.flows`, `ScaledGD(damping)` for
       instance, or its name and number, "scaled:1e-3". "plain" is gradient flow, the equations above.
-    - `solver`: "auto", which is `Tsit5` until stability limits the step, then `RungeKuttaChebyshev` (for flows that are
-      not plain, Tsit5 throughout); or another name in `SOLVERS`; or any diffrax solver.
+    - `solver`: "auto", which is `Tsit5` until stability limits the step, then `RungeKuttaChebyshev` (for the flows
+      "plain", "balora", "muon" and "lora-muon"; for others Tsit5 throughout); or another name in `SOLVERS`; or any
+      diffrax solver.
     - `rtol`: the tolerance of `ResidualController`, relative to the factors and to the residual.
     - `stepsize_controller`, `dt0`: replace this controller and its first step. "auto" is then Tsit5 throughout, because
       another controller cannot follow a change of methods. For gradient descent, use
@@ -151,7 +152,7 @@ def solve(
     times = save_times(t1, saves)
     adapters = as_start("adapters", adapters, problem.layers)
     driven = as_flow(flow)
-    driven.check_start(adapters)
+    driven.check_projected_start(adapters)
     how = integrator(
         flow=driven,
         solver=solver,
@@ -249,11 +250,11 @@ def integrator(
     if stepsize_controller is not None:
         must = "be a controller of diffrax, made, as PIDController(rtol=1e-6, atol=1e-9)"
         require_instance("stepsize_controller", stepsize_controller, diffrax.AbstractStepSizeController, must)
-    plain = isinstance(flow, Plain)
     if not isinstance(solver, diffrax.AbstractSolver):
-        solver = _named(solver, own_control=stepsize_controller is None, plain=plain)
+        solver = _named(solver, own_control=stepsize_controller is None, symmetric=flow.symmetric)
     if isinstance(solver, RungeKuttaChebyshev | Automatic):
-        require(plain, "solver", "be of another kind than RKC for a flow that is not plain", "RKC")
+        must = f"be of another kind than RKC for {type(flow).__name__}, whose Jacobian need not have a real spectrum"
+        require(flow.symmetric, "solver", must, "RKC")
         solver = solver.with_loops(loop_kind(adjoint))
     if stepsize_controller is None:
         require(
@@ -278,13 +279,13 @@ def integrator(
     )
 
 
-def _named(name: Any, own_control: bool, plain: bool) -> diffrax.AbstractSolver:
+def _named(name: Any, own_control: bool, symmetric: bool) -> diffrax.AbstractSolver:
     require_choice("solver", name, SOLVERS, "or a diffrax solver")
     if name == "RKC":
         return RungeKuttaChebyshev(tell_rounding=own_control)
     if name != "auto":
         return getattr(diffrax, name)()
-    return Automatic() if own_control and plain else diffrax.Tsit5()
+    return Automatic() if own_control and symmetric else diffrax.Tsit5()
 
 
 def solve_lane(
@@ -315,6 +316,7 @@ def step_lane(
     problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], t1: Array, times: Array, how: Integrator
 ) -> Steps:
     """The first half of `solve_lane`: all of its steps."""
+    adapters = _projected(how, adapters)
     state, unflatten = ravel_pytree(adapters)  # one array: the solver's sums are then one operation each
     field = velocity(problem, how.flow)
     look = _looks(problem, directions, unflatten)
@@ -347,6 +349,7 @@ def look_back(
     problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], times: Array, how: Integrator, steps: Steps
 ) -> Trajectory:
     """The second half of `solve_lane`: the observables of what its steps have saved."""
+    adapters = _projected(how, adapters)
     state, unflatten = ravel_pytree(adapters)
     look, afterwards = _looks(problem, directions, unflatten), _looks_later(state, how)
     with jax.default_matmul_precision("highest"):
@@ -361,6 +364,12 @@ def look_back(
     status = jnp.where(steps.ok & came, 0, jnp.where(steps.stopped & jnp.all(jnp.isfinite(steps.final)), 1, 2))
     history = jax.vmap(unflatten)(where(reached, saved, jnp.nan)) if how.save_adapters else None
     return Trajectory(times, named, loss[0], floor, unflatten(steps.final[0]), status, steps.stats, history)
+
+
+def _projected(how: Integrator, adapters: Adapters) -> Adapters:
+    """The start of the flow, which both halves make from the adapters given."""
+    with jax.default_matmul_precision("highest"):
+        return tuple(map(how.flow.project, adapters))
 
 
 def _looks_later(state: Array, how: Integrator) -> bool:

@@ -149,7 +149,7 @@ class Grid:
             return
         for problem, name, r in itertools.product(problems.members, self.init, self.rank):
             try:
-                flow.check_start(self._draw_one(problem, name, r, jax.random.key(0)))
+                flow.check_projected_start(self._draw_one(problem, name, r, jax.random.key(0)))
             except InputError as error:
                 raise InputError(f"{error} (init {name}, rank {r})") from None
 

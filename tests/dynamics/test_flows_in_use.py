@@ -69,7 +69,7 @@ class TestNames:
             "scaled:0.001",
             "plain",
         ]
-        assert set(FLOWS) == {"plain", "lora-plus", "scaled", "lora-pro", "shrink-a"}
+        assert set(FLOWS) == {"plain", "lora-plus", "scaled", "lora-pro", "shrink-a", "muon", "lora-muon", "balora"}
 
     @pytest.mark.parametrize(
         ("make", "message"),
@@ -115,7 +115,7 @@ class TestInSolveAndSweep:
     @pytest.mark.parametrize("solver", ["RKC", RungeKuttaChebyshev(), Automatic(RungeKuttaChebyshev())])
     def test_stabilised_methods_are_refused(self, solver):
         start = gaussian_init(jax.random.key(0), self.problem, rank=2, alpha=0.1)
-        with pytest.raises(InputError, match="solver must be of another kind than RKC for a flow that is not plain"):
+        with pytest.raises(InputError, match="solver must be of another kind than RKC for LoRAPlus"):
             solve(self.problem, start, t1=1.0, flow="lora-plus:2", solver=solver)
 
     @every
