@@ -42,6 +42,7 @@ PAGES = [
             "scaling",
             "sensitivities",
             "symmetric",
+            "spectral",
             "continual",
             "attention",
         )

@@ -8,10 +8,12 @@ A formula that a paper states in two forms has a line for each: the right readin
 from lora_flow.claims import (
     attention,
     layer_alignment,
+    layer_balanced,
     layer_descent,
     layer_flows,
     layer_large,
     layer_scaling,
+    layer_spectral,
     layer_starts,
     lora_alignment,
     lora_convergence,
@@ -32,6 +34,7 @@ CHAPTERS = (
     *(layer_alignment, layer_starts, layer_flows, layer_descent),
     *(network_flow, network_bias, network_weights, network_descent, network_local),
     *(symmetric, layer_large, attention, layer_scaling),
+    *(layer_spectral, layer_balanced),
 )
 CLAIMS: dict[str, Claim] = {
     name: claim for chapter in CHAPTERS for name, claim in ENTERED.items() if claim.__module__ == chapter.__name__

@@ -41,6 +41,7 @@ class Figure:
     - growing-step: steps of linear networks that grow as the loss falls, and local rates
     - scaling: the best lora_alpha against the rank, gradient descent and Adam
     - continual: what plain, projected, exact and safely started LoRA forget of old tasks, and what they still learn
+    - muon: singular values of B A over time under gradient flow, BaLoRA, Muon and LoRA-Muon
 
     Figures 1, 3 and 4 are of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982). Their tables
     have the published values beside the values of the runs. lora-one and preconditioner are Figures 2 and 4 of

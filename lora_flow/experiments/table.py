@@ -12,6 +12,7 @@ from lora_flow.experiments import (
     inits,
     kappa,
     lora_one,
+    muon,
     paper,
     phase,
     pretraining,
@@ -37,4 +38,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "growing-step": growing_step.EXPERIMENT,
     "scaling": scaling.EXPERIMENT,
     "continual": continual.EXPERIMENT,
+    "muon": muon.EXPERIMENT,
 }
