@@ -11,10 +11,10 @@ import pytest
 pytestmark = pytest.mark.usefixtures("one_machine", "drawn_once")
 
 COMMAND_LINES = [
-    ("swep", "the command must be 'sweep', 'plot', 'status', 'figure', 'theory', 'in"),
-    ("--out OUT", "the command must be 'sweep', 'plot', 'status', 'figure', 'theory', 'in"),
-    ("-v", "the command must be 'sweep', 'plot', 'status', 'figure', 'theory', 'in"),
-    ("help", "the command must be 'sweep', 'plot', 'status', 'figure', 'theory', 'in"),
+    ("swep", "the command must be 'sweep', 'plot', 'sensitivity', 'status', 'figure', 'theory', 'in"),
+    ("--out OUT", "the command must be 'sweep', 'plot', 'sensitivity', 'status', 'figure', 'theory', 'in"),
+    ("-v", "the command must be 'sweep', 'plot', 'sensitivity', 'status', 'figure', 'theory', 'in"),
+    ("help", "the command must be 'sweep', 'plot', 'sensitivity', 'status', 'figure', 'theory', 'in"),
     ("sweep sweep --out OUT", "Unrecognized options: sweep"),
     ("sweep", "--out must be given"),
     ("sweep --out", "Missing value for argument '--out'. Expected 1 values."),
