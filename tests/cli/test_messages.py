@@ -123,6 +123,9 @@ of_network = {**initialisation, "problem": network, "rank": of(1, "integer", als
 start, starts = of(ONE, "adapters", also=(TWO, NOWHERE)), of(TWO, "adapters", also=(ONE, NOWHERE * 2))
 time = of(1.0, "array", also=(-1.0, NAN, [NAN], np.inf))
 substeps = of(64, "integer", also=(0,))
+basis = of(np.eye(3)[:, :1], "matrix", also=(np.ones((3, 2)),))
+away_from = of(None, "matrix", welcome=(None,), also=(np.ones((3, 2)), np.eye(2)))
+in_turn = lora_flow.Tasks(np.zeros((3, 3)), [(EYE, EYE)])
 constants = {"c1": of(0.5, "fraction"), "c2": of(1.5, "above one", also=(1.0,))}
 dataset = xr.Dataset(
     {name: ("time", np.geomspace(1, 2, 3)) for name in ("loss", "norm_along1", "norm_across1", "overlap_1")}
@@ -188,6 +191,44 @@ TABLE: dict[str, dict[str, Argument]] = {
     },
     "LoRAMuon": {"damping": of(0.1, "not negative"), "smoothing": of(0.1, "positive")},
     "LoRAPlus": {"ratio": of(16.0, "positive")},
+    "Protected": {
+        "basis": basis,
+        "exact": of(True, "flag"),
+        "damping": of(0.1, "not negative"),
+    },
+    "ProtectedInputs": {
+        "size": size,
+        "eps": of(1e-3, "fraction", welcome=(0.0,)),
+        "decay": of(0.5, "fraction", welcome=(1.0,)),
+    },
+    "SafeGradient": {"problem": one_layer, "basis": basis},
+    "Tasks": {
+        "weight": of(EYE, "matrix", also=("other matrix",)),
+        "tasks": of([(EYE, EYE)], "choice", also=([(EYE,)], [(EYE, np.ones((2, 2)))], [(np.ones((2, 2)), EYE)])),
+        "now": of(0, "integer", also=(1,)),
+        "scaling": of(1.0, "positive"),
+    },
+    "keep_away": {"adapters": of(ONE, "choice"), "basis": basis},
+    "learn_in_turn": {
+        "tasks": of(in_turn, "choice", also=(SingleLayer(EYE),)),
+        "key": key,
+        "rank": rank,
+        "alpha": alpha,
+        "init": of("gaussian", "choice"),
+        "away": of(True, "flag"),
+        "flow": of(None, "choice", "flow", welcome=(made, object), also=("plain:1",)),
+        "inputs": of(None, "choice", also=(lora_flow.ProtectedInputs(5),)),
+    },
+    "tasks_problem": {
+        "key": key,
+        "m": size,
+        "n": size,
+        "count": of(2, "integer", also=(0,)),
+        "width": of(1, "integer", also=(0, 9)),
+        "overlap": of(0.5, "fraction", welcome=(0.0, 1.0)),
+        "rank": of(1, "integer", also=(0, 9)),
+        "samples": of(0, "integer"),
+    },
     "LoRAPro": {"damping": of(0.1, "not negative")},
     "Muon": {"smoothing": of(0.1, "positive")},
     "MuKlabjan": {"smoothness": of(1.0, "positive")},
@@ -256,9 +297,9 @@ TABLE: dict[str, dict[str, Argument]] = {
     },
     "lora_one_theory_init": initialisation,
     "loram_init": {**initialisation, "rank": of(2, "integer", also=(0, 1, 4))},
-    "orthogonal_init": {**initialisation, "rank": of(2, "integer", also=(0, 3, 4))},
+    "orthogonal_init": {**initialisation, "rank": of(2, "integer", also=(0, 3, 4)), "away_from": away_from},
     "spectral_init": {**initialisation, "rank": of(3, "integer", also=(0, 2, 4))},
-    "gaussian_init": {**initialisation, "side": of("A", "choice", also=("a", "AB"))},
+    "gaussian_init": {**initialisation, "side": of("A", "choice", also=("a", "AB")), "away_from": away_from},
     "balance": {"adapters": of(ONE, "adapters")},
     "balanced_init": of_network,
     "gaussian_both_init": {**of_network, "ratio": of(4.0, "positive")},
@@ -473,7 +514,7 @@ TABLE: dict[str, dict[str, Argument]] = {
     },
 }
 # which users are given, and do not make
-RESULTS = {"Canonical", "Descent", "Trajectory", "WorkersLost", "oracles.Cascade", "oracles.Products"}
+RESULTS = {"Canonical", "Descent", "Learned", "Trajectory", "WorkersLost", "oracles.Cascade", "oracles.Products"}
 PAIRS = {"Adapter", "Scheme"}  # which hold anything: whoever takes them checks them, as the rows above do
 ABSTRACT = {"AbstractProblem", "Adapters", "Flow", "Problem", "StepRule", "InputError", "PrecisionWarning"}
 
@@ -491,6 +532,8 @@ def function(name):
     name = name.partition(" ")[0]
     if name == "Chain":
         return lambda flows: lora_flow.Chain(*flows) if isinstance(flows, tuple) else lora_flow.Chain(flows)
+    if name == "learn_in_turn":
+        return lambda **row: lora_flow.learn_in_turn(**row, t1=1.0)
     return functools.reduce(getattr, name.split("."), lora_flow)
 
 
@@ -535,10 +578,15 @@ def test_the_table_has_all_that_is_public():
     assert set(rows) == callables - RESULTS - PAIRS - ABSTRACT - ELSEWHERE
     for name, arguments in rows.items():
         wanted = set(inspect.signature(functools.reduce(getattr, name.split("."), lora_flow)).parameters)
-        assert arguments == wanted - {"origin"}, name
+        assert arguments == wanted - {"origin", "how"}, name
 
 
-HOST = {name for name in TABLE if "problem" in name} | {"misaligned", "noisy"}  # draws
+HOST = {name for name in TABLE if "problem" in name} | {
+    "misaligned",
+    "noisy",
+    "ProtectedInputs",
+    "learn_in_turn",
+}  # draws
 SOLVES = {"solve", "sweep", "descend", "sensitivity", "time_to"}  # whose traced values are tested beside each
 FUNCTIONS = {"gradient_noise"}  # what they return has no arrays
 NUMERIC = {"number", "positive", "not negative", "fraction", "above one"}
