@@ -6,6 +6,7 @@ from .adapter import zero_adapters as zero_adapters
 from .algebra.diagonal import Diagonal as Diagonal
 from .checks import InputError as InputError
 from .checks import PrecisionWarning as PrecisionWarning
+from .checks import StartWarning as StartWarning
 from .coordinates.canonical import Canonical as Canonical
 from .coordinates.canonical import canonical as canonical
 from .coordinates.narrow import narrow as narrow
@@ -22,6 +23,7 @@ from .dynamics.flows import LoRAPro as LoRAPro
 from .dynamics.flows import Plain as Plain
 from .dynamics.flows import ScaledGD as ScaledGD
 from .dynamics.flows import ShrinkA as ShrinkA
+from .dynamics.flows import StableLoRA as StableLoRA
 from .dynamics.in_turn import Learned as Learned
 from .dynamics.in_turn import learn_in_turn as learn_in_turn
 from .dynamics.network_steps import AdaptiveStep as AdaptiveStep
@@ -41,6 +43,7 @@ from .dynamics.spectral_flows import BaLoRA as BaLoRA
 from .dynamics.spectral_flows import LoRAMuon as LoRAMuon
 from .dynamics.spectral_flows import Muon as Muon
 from .dynamics.spectral_flows import balance as balance
+from .dynamics.stable_steps import stable_lora as stable_lora
 from .growth import extend as extend
 from .initialization import INITIALIZATIONS as INITIALIZATIONS
 from .initialization import Scheme as Scheme

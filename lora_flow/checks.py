@@ -21,6 +21,10 @@ class PrecisionWarning(UserWarning):
     """The floating-point type in use cannot carry the tolerance that was asked for."""
 
 
+class StartWarning(UserWarning):
+    """A start from which a part of the flow that was asked for does nothing."""
+
+
 def require(condition: object, name: str, must: str, got: Any) -> None:
     """Raise `InputError("<name> must <must>, got <got>")` unless `condition` holds."""
     if not condition:

@@ -72,8 +72,9 @@ class Solving:
     flow: str = "plain"
     """The flow that drives the adapters: plain (gradient flow), lora-plus:RATIO (B learns RATIO times as fast as A),
     scaled[:DAMPING] (each factor preconditions the other), lora-pro[:DAMPING] (the gradient's tangent part),
-    shrink-a:RATE (A decays at RATE), muon[:SMOOTHING] (orthogonalised gradients), lora-muon[:DAMPING[:SMOOTHING]]
-    (spectral steepest descent at rank r), or balora (balanced factors)."""
+    shrink-a:RATE (A decays at RATE), stable-lora:RATE (the same until ||A||/n < ||B||/m, layer by layer),
+    muon[:SMOOTHING] (orthogonalised gradients), lora-muon[:DAMPING[:SMOOTHING]] (spectral steepest descent at rank r),
+    or balora (balanced factors)."""
     solver: str = "auto"
     """auto (Tsit5; for plain, balora, muon and lora-muon RKC where stability limits the step), RKC
     (Runge-Kutta-Chebyshev, for long stiff runs of these flows), Tsit5, Dopri5, Dopri8, Bosh3 or Heun. Python takes any

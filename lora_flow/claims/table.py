@@ -14,6 +14,7 @@ from lora_flow.claims import (
     layer_large,
     layer_scaling,
     layer_spectral,
+    layer_stable,
     layer_starts,
     lora_alignment,
     lora_convergence,
@@ -31,7 +32,7 @@ from lora_flow.claims.frame import ENTERED, Claim
 
 CHAPTERS = (
     *(lora_early, lora_alignment, lora_convergence, lora_spectral, lora_mirror),
-    *(layer_alignment, layer_starts, layer_flows, layer_descent),
+    *(layer_alignment, layer_starts, layer_flows, layer_descent, layer_stable),
     *(network_flow, network_bias, network_weights, network_descent, network_local),
     *(symmetric, layer_large, attention, layer_scaling),
     *(layer_spectral, layer_balanced),

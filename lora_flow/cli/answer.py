@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from lora_flow.checks import InputError
-from lora_flow.cli.output import any_text, complain, hush
+from lora_flow.cli.output import any_text, complain, hush, warnings_of_starts
 from lora_flow.runtime import interrupts
 from lora_flow.storage.remote import first_line, is_of_store
 from lora_flow.sweeps.workers import WorkersLost
@@ -31,7 +31,7 @@ _MUST |= {errno.ENAMETOOLONG: "have a shorter name", errno.EMFILE: "be opened", 
 def answer(words: list[str]) -> int:
     """Runs what the words say, and tells how it ended."""
     interrupts.nothing_stored()
-    with any_text():
+    with any_text(), warnings_of_starts():
         command: Command | None = None
         try:
             from lora_flow.cli.parse import parse

@@ -7,7 +7,11 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
+from typing import Any
+
+from lora_flow.checks import StartWarning
 
 IN_ASCII = {"±": "+-", "−": "-", "–": "-", "—": "-", "×": "x", "·": ".", "•": "*", "→": "->", "…": "...", "≤": "<="}
 IN_ASCII |= dict.fromkeys("│┃", "|") | dict.fromkeys("─━", "-") | dict.fromkeys("╭╮╰╯├┤┌┐└┘", "+")
@@ -43,6 +47,22 @@ def any_text() -> Iterator[None]:
         for name in closed:
             getattr(sys, name).close()
             setattr(sys, name, None)
+
+
+@contextlib.contextmanager
+def warnings_of_starts() -> Iterator[None]:
+    """Within, a warning of a start is a line of the command, without its place in the source."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, StartWarning):
+                complain(f"warning: {message}")
+            else:
+                shown(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def complain(line: str) -> None:

@@ -20,14 +20,14 @@ class Theory:
     """Test theory against runs: every claim with its prediction, the measured value, and the verdict.
 
     The claims are those of Xu et al. (arXiv 2503.06982) and of the talk on that paper, of LoRA-One (arXiv 2502.01235),
-    of Mu and Klabjan (arXiv 2512.18248), on other flows and initialisations, on linear networks trained from scratch
-    (Min et al. 2021, arXiv 2105.06351; Xu et al. 2023, AISTATS; Xu et al. 2025, arXiv 2505.11664), on symmetric
-    factorisations (Mohammadi et al. 2024, arXiv 2411.15972), on large starts, on LoRA's scaling (arXiv 2606.12883), on
-    an attention head (Duranthon et al. 2026, arXiv 2606.05899), on Muon (Kang et al. 2026, arXiv 2602.06385), LoRA-Muon
-    (Cesista et al. 2026, arXiv 2606.12921) and BaLoRA (Castin et al. 2026, arXiv 2605.31484). The command makes the
-    runs for each. A formula that a paper prints wrongly is also tested as printed, and fails. The folder gets
-    theory.csv, with a row for every case, theory.md and figures/theory.png. The command takes about three minutes on
-    two cores.
+    of Mu and Klabjan (arXiv 2512.18248), on Stable-LoRA (arXiv 2603.05204), on other flows and initialisations, on
+    linear networks trained from scratch (Min et al. 2021, arXiv 2105.06351; Xu et al. 2023, AISTATS; Xu et al. 2025,
+    arXiv 2505.11664), on symmetric factorisations (Mohammadi et al. 2024, arXiv 2411.15972), on large starts, on LoRA's
+    scaling (arXiv 2606.12883), on an attention head (Duranthon et al. 2026, arXiv 2606.05899), on Muon (Kang et al.
+    2026, arXiv 2602.06385), LoRA-Muon (Cesista et al. 2026, arXiv 2606.12921) and BaLoRA (Castin et al. 2026, arXiv
+    2605.31484). The command makes the runs for each. A formula that a paper prints wrongly is also tested as printed,
+    and fails. The folder gets theory.csv, with a row for every case, theory.md and figures/theory.png. The command
+    takes about three minutes on two cores.
 
     For example: lora-flow theory --out runs/theory
     """

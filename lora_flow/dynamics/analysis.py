@@ -58,11 +58,13 @@ def analyse_states(
     solved: Problem,
     bases: Any = None,
     lanes: np.ndarray | None = None,
+    on: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """`analyse` of states, NumPy's arrays with one axis in front, that were solved in the given coordinates.
 
     There the problem is `solved`: that of the coordinates, or this one offset. A state leaves the coordinates by the
-    `bases` of its lane, which have an axis of lanes in front. So many states leave at once as memory has plenty of room
+    `bases` of its lane, which have an axis of lanes in front. `on` says where a flow's latch is on, `(state, layer)`.
+    So many states leave at once as memory has plenty of room
     for: in a network of width 10,000 a state takes as much as the whole run of a narrow one.
     """
     reached = np.all([np.isfinite(leaf).all(axis=(-2, -1)) for leaf in jax.tree.leaves(states)], axis=0)
@@ -73,7 +75,7 @@ def analyse_states(
     at_once = min(max(1, AT_ONCE // size), count)
     for begin in range(0, count, at_once):
         chosen = np.minimum(np.arange(begin, begin + at_once), count - 1)  # as many in each part: one program
-        here = _chosen(finite, chosen), bases if lanes is None else _chosen(bases, lanes[chosen])
+        here = _chosen(finite, chosen), bases if lanes is None else _chosen(bases, lanes[chosen]), _chosen(on, chosen)
         left, *changes = on_host(_left(coordinates, solved, flow, *here))
         named = DETAILS.values(list(map(SavedLayer, left, *changes, directions)))
         named |= as_problem(problem).details(left)
@@ -90,18 +92,18 @@ def _chosen(tree: Any, index: np.ndarray) -> Any:
 
 @compiled()
 def _left(
-    coordinates: Coordinates, solved: Problem, flow: Flow, states: Adapters, bases: Any
+    coordinates: Coordinates, solved: Problem, flow: Flow, states: Adapters, bases: Any, on: Any
 ) -> tuple[Adapters, Adapters, Adapters]:
     """The states, their negative gradients and their velocities, out of the coordinates."""
     field = vector_field(solved)
 
-    def one(adapters: Adapters, bases: Any) -> tuple[Adapters, Adapters, Adapters]:
+    def one(adapters: Adapters, bases: Any, on: Any) -> tuple[Adapters, Adapters, Adapters]:
         descent = field(adapters)
         left, along = jax.linearize(lambda inside: coordinates.leave(inside, bases), adapters)
-        return left, along(descent), along(flow(descent, adapters))
+        return left, along(descent), along(flow(descent, adapters, *(() if on is None else (on,))))
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one)(states, bases)
+        return jax.vmap(one)(states, bases, on)
 
 
 def modes_of_details(problem: Problem, rank: int) -> dict[str, tuple[int, ...]]:

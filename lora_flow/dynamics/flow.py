@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -10,10 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.checks import concrete, require, require_number
+from lora_flow.checks import InputError, concrete, kind, require, require_number
 from lora_flow.fields import take_new_fields
 
 
@@ -55,12 +56,36 @@ class Flow(eqx.Module):
         digits = (str(np.asarray(leaf)[()]).removesuffix(".0") for leaf in jax.tree.leaves(self))
         return ":".join([self.name, *digits])
 
-    def __call__(self, updates: Adapters, adapters: Adapters) -> Adapters:
-        return tuple(map(self.velocity, updates, adapters))
+    @property
+    def latched(self) -> bool:
+        """Whether a part of the flow goes off in a layer as soon as the layer's `margin` is below 0, and stays off."""
+        return False
+
+    @property
+    def off(self) -> Flow:
+        """The flow of a layer in which the latched part is off."""
+        return self
+
+    def margin(self, adapter: Adapter, layer: tuple[int, int]) -> Float[Array, ""]:
+        """At least 0 until the latched part goes off in a layer of shape `(out, in)`; always 1 without such a part."""
+        return jnp.ones(())
+
+    def __call__(self, updates: Adapters, adapters: Adapters, on: Bool[Array, " layer"] | None = None) -> Adapters:
+        """The velocities of all layers; of a latched flow `on` says in which layers that part is on.
+
+        **Raises:** `InputError` for a latched flow without `on`.
+        """
+        if not self.latched:
+            return tuple(map(self.velocity, updates, adapters))
+        if on is None:
+            must = "have no latch, which only solve and sweep remember (for gradient descent take stable_lora)"
+            raise InputError(f"flow must {must}, got {kind(self)}")  # whose numbers may be traced
+        both = zip(on, map(self.velocity, updates, adapters), map(self.off.velocity, updates, adapters), strict=True)
+        return tuple(jax.tree.map(functools.partial(jnp.where, one), *velocities) for one, *velocities in both)
 
     @property
     def always_defined(self) -> bool:
-        """Whether the flow is defined for all adapters."""
+        """Whether `check_start` has nothing to say of any adapters."""
         return True
 
     @property
@@ -69,7 +94,7 @@ class Flow(eqx.Module):
         return False
 
     def check_start(self, adapters: Adapters) -> None:
-        """Raises where the flow is not defined at these adapters."""
+        """Raises where the flow is not defined at these adapters, and warns where a latched part is off at once."""
 
     def project(self, adapter: Adapter) -> Adapter:
         """Onto the factors among which the flow stays: what `solve` makes of its start, and `descend` of each step."""

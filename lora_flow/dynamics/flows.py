@@ -12,21 +12,24 @@ times as fast.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.algebra.spectra import norm
 from lora_flow.algebra.thin import solve_gram
-from lora_flow.checks import InputError, kind, require
+from lora_flow.checks import InputError, StartWarning, kind, require
 from lora_flow.dynamics.flow import Flow as Flow
 from lora_flow.dynamics.flow import Plain as Plain
 from lora_flow.dynamics.flow import check_rank as check_rank
+from lora_flow.dynamics.flow import is_known, positive
 from lora_flow.dynamics.flow import not_negative as not_negative
-from lora_flow.dynamics.flow import positive
 from lora_flow.dynamics.spectral_flows import BaLoRA, LoRAMuon, Muon
 
 
@@ -131,9 +134,9 @@ class LoRAPro(Flow):
 
 
 class ShrinkA(Flow):
-    r"""Adds `-rate A` to A's velocity: Stable-LoRA (arXiv 2603.05204) while its decay is on, as a flow.
+    r"""Adds `-rate A` to A's velocity, for ever; `StableLoRA` (arXiv 2603.05204) while its decay is on.
 
-    The source multiplies A by 1 - lam before a step of size eta; `rate = lam/eta`. Under the plain flow the imbalance
+    Stable-LoRA multiplies A by 1 - lam before a step of size eta; `rate = lam/eta`. Under the plain flow the imbalance
     then obeys `d/dt (A A^T - B^T B) = -2 rate A A^T`. **Raises:** `InputError` unless the rate is at least 0.
     """
 
@@ -148,12 +151,62 @@ class ShrinkA(Flow):
         return Adapter(descent.a - self.rate * adapter.a, descent.b)
 
 
+class StableLoRA(ShrinkA):
+    r"""Stable-LoRA (arXiv 2603.05204) as a flow: `ShrinkA` until its rule is met, and from then on the plain flow.
+
+    In each layer, with B `(m, r)` and A `(r, n)`, A shrinks at the `rate` k until `||A||_F/n < ||B||_F/m`, and never
+    again, whatever the norms do afterwards. From B = 0, and while little is learned, the rule is met at
+    `log(1 + k m ||A_0|| / (n ||G A_0^T||)) / k` (`lora_flow.theory.stable_lora.switch_off_time`), with G the layer's
+    task. Runs record `shrunk_until1` and so on, the time up to which A of that layer has been shrunk.
+
+    A start that meets the rule, as one with A = 0, is warned of: such a layer is never shrunk. **Raises:** `InputError`
+    unless the rate is at least 0, and where nothing remembers the latch, as in `descend` (see `stable_lora`).
+    """
+
+    name: ClassVar[str] = "stable-lora"
+
+    def __init__(self, rate: float | Array):
+        super().__init__(rate)
+
+    @property
+    def latched(self) -> bool:
+        return True
+
+    @property
+    def off(self) -> Flow:
+        return Plain()
+
+    def margin(self, adapter: Adapter, layer: tuple[int, int]) -> Float[Array, ""]:
+        return excess_of_a(adapter, layer)
+
+    @property
+    def always_defined(self) -> bool:
+        return False
+
+    def check_start(self, adapters: Adapters) -> None:
+        if not is_known(adapters):
+            return
+        for layer, (a, b) in enumerate(adapters, start=1):
+            size_a, size_b = np.linalg.norm(a) / np.shape(a)[-1], np.linalg.norm(b) / np.shape(b)[-2]
+            if size_a < size_b:
+                told = f"||A||/n = {size_a:.3g} is less than ||B||/m = {size_b:.3g} at the start"
+                warnings.warn(f"flow '{self}' never shrinks A of layer {layer}: {told}", StartWarning, stacklevel=3)
+
+
+def excess_of_a(adapter: Adapter, layer: tuple[int, int]) -> Float[Array, ""]:
+    """`||A||_F/n - ||B||_F/m` of a layer of shape `(m, n)`, relative to their sum; 0 where both factors are zero."""
+    m, n = layer
+    size_a, size_b = norm(adapter.a) / n, norm(adapter.b) / m
+    both = size_a + size_b
+    return (size_a - size_b) / jnp.where(both > 0, both, 1.0)
+
+
 class Chain(Flow):
     """One flow after another, in the order given, as in `optax.chain`.
 
     With an optimiser of optax, learning rates (`LoRAPlus`) must come last, because they act after the optimiser.
 
-    **Raises:** `InputError` for what is no flow.
+    **Raises:** `InputError` for what is no flow, and for several flows with a latch.
     """
 
     flows: tuple[Flow, ...]
@@ -161,6 +214,8 @@ class Chain(Flow):
     def __init__(self, *flows: Flow):
         for flow in flows:
             require(isinstance(flow, Flow), "flows", "be Flows, made, as ScaledGD(0.1)", kind(flow))
+        latches = [flow for flow in flows if flow.latched]
+        require(len(latches) < 2, "flows", "hold at most one with a latch", ", ".join(f"'{flow}'" for flow in latches))
         self.flows = flows
 
     def __str__(self) -> str:
@@ -196,6 +251,18 @@ class Chain(Flow):
         return descent
 
     @property
+    def latched(self) -> bool:
+        return any(flow.latched for flow in self.flows)
+
+    @property
+    def off(self) -> Flow:
+        return Chain(*(flow.off for flow in self.flows))
+
+    def margin(self, adapter: Adapter, layer: tuple[int, int]) -> Float[Array, ""]:
+        margins = (flow.margin(adapter, layer) for flow in self.flows if flow.latched)
+        return next(margins, super().margin(adapter, layer))
+
+    @property
     def always_defined(self) -> bool:
         return all(flow.always_defined for flow in self.flows)
 
@@ -213,7 +280,17 @@ class Chain(Flow):
             flow.check_projected_start(adapters)
 
 
-KINDS: tuple[Callable[..., Flow], ...] = (Plain, LoRAPlus, ScaledGD, LoRAPro, ShrinkA, Muon, LoRAMuon, BaLoRA)
+KINDS: tuple[Callable[..., Flow], ...] = (
+    Plain,
+    LoRAPlus,
+    ScaledGD,
+    LoRAPro,
+    ShrinkA,
+    StableLoRA,
+    Muon,
+    LoRAMuon,
+    BaLoRA,
+)
 FLOWS: dict[str, Callable[..., Flow]] = {kind.name: kind for kind in KINDS}  # type: ignore[attr-defined]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -32,7 +32,8 @@ from lora_flow.checks import (
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.measurements import Direction, Measurement, measure, principal_directions
 from lora_flow.dynamics.observables import observables
-from lora_flow.problems.base import AbstractProblem, Problem, as_problem, own_observables, vector_field
+from lora_flow.dynamics.phases import Steps, in_phases, latch_observables
+from lora_flow.problems.base import AbstractProblem, Layers, Problem, as_problem, own_observables, vector_field
 from lora_flow.problems.derivatives import probe
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
@@ -58,7 +59,8 @@ class Trajectory(eqx.Module):
 
     - `times`: `(time,)`, in gradient-flow time.
     - `observables`: name -> `(time,)`; "loss", those of `lora_flow.dynamics.observables.observables`, and those of the
-      problem's own `observe(adapters)`, where the problem has one. NaN at times that a failed lane did not reach.
+      problem's own `observe(adapters)`, where the problem has one. NaN at times that a failed lane did not reach. Under
+      `StableLoRA` also "shrunk_until1" and so on, the time up to which A of that layer was shrunk.
     - `initial_loss`: scalar, the loss at t = 0, whether 0 is among `times` or not.
     - `rounding_floor`: scalar; a loss below it is at rounding, see `lora_flow.rounding_floor`.
     - `adapters`: one `Adapter` a layer, at the time reached, which is t1 where `status` is 0.
@@ -92,11 +94,13 @@ class Trajectory(eqx.Module):
             alignment = ", no direction to align with"
         drift = float(jnp.max(self.observables["drift"]))
         conserved = "" if np.isnan(drift) else f", drift of the conserved quantities {drift:.1g}"
+        until = [f"{value:.4g}" for name, value in last.items() if name.startswith("shrunk_until")]
+        shrunk = f", A shrunk until t = {', '.join(until)}" if until else ""
         return (
             f"Trajectory to t = {float(self.times[-1]):g}: {STATUS[int(self.status)]} after "
             f"{int(self.stats['num_steps'])} steps ({int(self.stats['num_rejected_steps'])} rejected), "
             f"rank {self.adapters[0].rank}; loss {float(self.initial_loss):.4g} -> {reached}"
-            f"{alignment}{conserved}"
+            f"{alignment}{conserved}{shrunk}"
         )
 
 
@@ -139,7 +143,8 @@ def solve(
       `jacrev`; `diffrax.ForwardMode()` for `jvp` and `jacfwd`; `diffrax.DirectAdjoint()` for both and for second
       derivatives, which take long to compile. Other derivatives are refused by name. For gradients right to 1e-3 pass
       `rtol=2e-4`, and `rtol=5e-6` with RKC.
-    - `max_steps`: the number of steps after which the run is given up, with status 1 ("max_steps").
+    - `max_steps`: the number of steps after which the run is given up, with status 1 ("max_steps"). Under `StableLoRA`
+      they are counted anew once a layer is no longer shrunk.
     - `save_adapters`: keep the adapters at every saved time as `Trajectory.history`, from which `analyse` computes the
       more expensive quantities.
 
@@ -162,6 +167,7 @@ def solve(
         adjoint=as_adjoint(adjoint),
         max_steps=max_steps,
         save_adapters=save_adapters,
+        layers=problem.layers,
     )
     inputs = guard_inputs(how.adjoint, (problem, adapters, jnp.asarray(t1, float), times, how))
     solved = _solve(*inputs)
@@ -218,7 +224,11 @@ def save_times(
 
 
 class Integrator(eqx.Module):
-    """Checked arguments of `solve`: how to step and what to keep. Arrays may change without recompiling."""
+    """Checked arguments of `solve`: how to step and what to keep. Arrays may change without recompiling.
+
+    `layers` has the shapes of the problem as it was given, which a flow with a latch counts with in any coordinates;
+    else None.
+    """
 
     flow: Flow
     solver: diffrax.AbstractSolver
@@ -228,6 +238,7 @@ class Integrator(eqx.Module):
     adjoint: diffrax.AbstractAdjoint
     max_steps: int = eqx.field(static=True)
     save_adapters: bool = eqx.field(static=True)
+    layers: Layers | None = eqx.field(static=True)
 
 
 def integrator(
@@ -240,8 +251,9 @@ def integrator(
     dt0: float | Array | None = None,
     max_steps: int = MAX_STEPS,
     save_adapters: bool = False,
+    layers: Layers,
 ) -> Integrator:
-    """Checks the arguments of `solve` of the same names and fills in the defaults."""
+    """Checks the arguments of `solve` of the same names and fills in the defaults; `layers` are the problem's."""
     require_integer("max_steps", max_steps, "be at least 1", 1)
     require_flag("save_adapters", save_adapters)
     require_number("rtol", rtol, "lie between 0 and 1", lambda tolerance: 0 < tolerance < 1)
@@ -274,8 +286,9 @@ def integrator(
             stacklevel=3,
         )
     start = None if dt0 is None else jnp.asarray(dt0)
+    shapes = tuple((m, n) for m, n in layers) if flow.latched else None
     return Integrator(
-        flow, solver, jnp.asarray(rtol, float), stepsize_controller, start, adjoint, max_steps, save_adapters
+        flow, solver, jnp.asarray(rtol, float), stepsize_controller, start, adjoint, max_steps, save_adapters, shapes
     )
 
 
@@ -302,47 +315,45 @@ def solve_lane(
     )
 
 
-class Steps(NamedTuple):
-    """What is left of a lane's steps: what was `saved` over the times, the `final` state, and how the run ended."""
-
-    saved: Any
-    final: Float[Array, "1 d"]
-    ok: Bool[Array, ""]
-    stopped: Bool[Array, ""]
-    stats: dict[str, Any]
-
-
 def step_lane(
     problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], t1: Array, times: Array, how: Integrator
 ) -> Steps:
     """The first half of `solve_lane`: all of its steps."""
     adapters = _projected(how, adapters)
     state, unflatten = ravel_pytree(adapters)  # one array: the solver's sums are then one operation each
-    field = velocity(problem, how.flow)
     look = _looks(problem, directions, unflatten)
-    along = diffrax.SubSaveAt(ts=times, fn=lambda t, state, args: state if _looks_later(state, how) else look(state))
     solver = how.solver
     if isinstance(solver, Automatic | RungeKuttaChebyshev):  # whose steps take long to trace
         solver = TracedOnce(solver)
-    with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
-        solution = diffrax.diffeqsolve(
+
+    def keep(state: Array) -> Any:
+        return state if _looks_later(state, how) else look(state)
+
+    def run(begin: Array, state: Array, on: Array | None = None, event: diffrax.Event | None = None) -> Any:
+        field = velocity(problem, how.flow, on)
+        ts = times if event is None else jnp.maximum(times, begin)
+        along = diffrax.SubSaveAt(ts=ts, fn=lambda t, state, args: keep(state))
+        return diffrax.diffeqsolve(
             diffrax.ODETerm(lambda t, state, args: ravel_pytree(field(unflatten(state)))[0]),
             solver,
-            t0=jnp.zeros_like(t1),
+            t0=begin,
             t1=t1,
             dt0=how.dt0,
             y0=state,
-            stepsize_controller=_controller(problem, adapters, directions, unflatten, how, times),
+            stepsize_controller=controller,
             saveat=diffrax.SaveAt(subs=[along, diffrax.SubSaveAt(t1=True)]),
             adjoint=how.adjoint,
             max_steps=how.max_steps,
             throw=False,
+            event=event,
         )
-    stats = {name: solution.stats[name] for name in ("num_steps", "num_accepted_steps", "num_rejected_steps")}
-    ok = solution.result == diffrax.RESULTS.successful
-    stopped = solution.result == diffrax.RESULTS.max_steps_reached
-    saved, final = solution.ys
-    return Steps(saved, final, ok, stopped, stats)
+
+    with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
+        controller = _controller(problem, adapters, directions, unflatten, how, times)
+        if how.layers is None:
+            return Steps.of(run(jnp.zeros_like(t1), state))
+        kept = jax.eval_shape(keep, state)
+        return in_phases(how.flow, how.layers, state, unflatten, t1, times, run, kept)
 
 
 def look_back(
@@ -360,10 +371,12 @@ def look_back(
         loss, measurements, own = jax.vmap(look)(seen) if afterwards else seen
         floor = rounding_floor(problem, adapters)
     named = observed(loss, measurements, own, reached, conserved_by(problem, how.flow))
+    latched = latch_observables(how.flow, times, steps.until)
+    named |= {name: jnp.where(reached, values, jnp.nan) for name, values in latched.items()}
     came = jnp.all(reached) & jnp.all(jnp.isfinite(steps.final))
     status = jnp.where(steps.ok & came, 0, jnp.where(steps.stopped & jnp.all(jnp.isfinite(steps.final)), 1, 2))
     history = jax.vmap(unflatten)(where(reached, saved, jnp.nan)) if how.save_adapters else None
-    return Trajectory(times, named, loss[0], floor, unflatten(steps.final[0]), status, steps.stats, history)
+    return Trajectory(times, named, loss[0], floor, unflatten(steps.final), status, steps.stats, history)
 
 
 def _projected(how: Integrator, adapters: Adapters) -> Adapters:
@@ -429,10 +442,10 @@ def conserved_by(problem: Problem, flow: Flow) -> Float[Array, ""]:
     return jnp.where(changes, jnp.nan, flow.conserves)
 
 
-def velocity(problem: Problem, flow: Flow) -> Callable[[Adapters], Adapters]:
-    """The right-hand side: the flow applied to the problem's negative gradient."""
-    field = vector_field(problem)
-    return lambda adapters: flow(field(adapters), adapters)
+def velocity(problem: Problem, flow: Flow, on: Bool[Array, " layer"] | None = None) -> Callable[[Adapters], Adapters]:
+    """The right-hand side: the flow applied to the problem's negative gradient, its latch where it is `on`."""
+    field, latch = vector_field(problem), () if on is None else (on,)
+    return lambda adapters: flow(field(adapters), adapters, *latch)
 
 
 @compiled()

@@ -17,6 +17,7 @@ from lora_flow.experiments import (
     phase,
     pretraining,
     scaling,
+    stable_lora,
     symmetric,
     width,
 )
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "inits": inits.EXPERIMENT,
     "kappa": kappa.EXPERIMENT,
     "symmetric": symmetric.EXPERIMENT,
+    "stable-lora": stable_lora.EXPERIMENT,
     "attention": attention.EXPERIMENT,
     "pretraining": pretraining.EXPERIMENT,
     "imbalance": imbalance.EXPERIMENT,

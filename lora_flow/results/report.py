@@ -69,10 +69,12 @@ def final_values(dataset: xr.Dataset) -> Table:
     header = [*varied, "init", "side", *by, "alpha", "rank", "log10 loss", "log10 alignment error"]
     layers = range(1, 1 + len(layers_of(dataset)))
     header += [*(f"norm Z{i}" for i in layers), "steps", "done"]
+    until = {name: f"A{i} shrunk until" for i in layers if (name := f"shrunk_until{i}") in dataset}
+    header += until.values()
     lowest = bool(dataset["loss_floor"].notnull().any())
     header += (["lowest possible loss"] if lowest else []) + (["distance"] if "distance" in dataset else [])
     rows = []
-    names = ["status", "loss", "steps", "loss_floor", *(f"norm_z{i}" for i in layers)]
+    names = ["status", "loss", "steps", "loss_floor", *(f"norm_z{i}" for i in layers), *until]
     names += ["distance"] if "distance" in dataset else []
     error = leading(dataset.isel(time=-1), "alignment_error", "alignment_error_2")
     ended = dataset[names].isel(time=-1).assign(floor=rounding_floors(dataset), error=error)
@@ -90,6 +92,7 @@ def final_values(dataset: xr.Dataset) -> Table:
                 *(spread(last[f"norm_z{i}"], 3) for i in layers),
                 _steps(last),
                 f"{int((last['status'] == 0).sum())} of {last.sizes['seed']}",
+                *(spread(last[name], 3) for name in until),
                 *([_floor(last["loss_floor"])] if lowest else []),
                 *([_mantissa(last["distance"])] if "distance" in last else []),
             ]

@@ -144,17 +144,18 @@ class Grid:
         return grid
 
     def check_starts(self, problems: Problems, flow: Flow) -> None:
-        """Raises where the flow is not defined at a start: a draw of every problem, scheme and rank is tried."""
+        """Raises where the flow is not defined at a start: a draw of every problem, scheme, side and rank is tried."""
         if flow.always_defined:
             return
-        for problem, name, r in itertools.product(problems.members, self.init, self.rank):
+        for problem, name, side, r in itertools.product(problems.members, self.init, self.side, self.rank):
             try:
-                flow.check_projected_start(self._draw_one(problem, name, r, jax.random.key(0)))
+                flow.check_projected_start(self._draw_one(problem, name, r, jax.random.key(0), side))
             except InputError as error:
                 raise InputError(f"{error} (init {name}, rank {r})") from None
 
-    def _draw_one(self, problem: Problem, name: str, rank: int, key: Array) -> Adapters:
-        return initialize(self.schemes[name], key, problem, rank=rank, alpha=self.alpha[0], side=self.side[0])
+    def _draw_one(self, problem: Problem, name: str, rank: int, key: Array, side: str = "") -> Adapters:
+        of_side = side or self.side[0]
+        return initialize(self.schemes[name], key, problem, rank=rank, alpha=self.alpha[0], side=of_side)
 
     @property
     def axes(self) -> dict[str, Sequence[Any]]:

@@ -28,6 +28,7 @@ from lora_flow.dynamics.descend import save_iterations
 from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.measurements import directions_of
 from lora_flow.dynamics.observables import OBSERVABLES
+from lora_flow.dynamics.phases import latch_meanings
 from lora_flow.dynamics.solve import MAX_STEPS, RTOL, integrator, save_times
 from lora_flow.dynamics.ways import Descending, Flowing, Way
 from lora_flow.initialization import Init
@@ -97,7 +98,7 @@ class Plan:
             | self._offset,
             attrs=self._attrs,
         )
-        return label(dataset, as_problem(self.problems.members[0]).meanings())
+        return label(dataset, as_problem(self.problems.members[0]).meanings() | self._of_latch)
 
     def empty(self) -> xr.Dataset:
         """The same in memory, to be filled box by box."""
@@ -200,18 +201,25 @@ class Plan:
         if solved.history is None:
             return values
         told = problems, coordinates, offset, start, bases, solved.history
-        return values | detail_values(*told, self.way.flow)
+        until = [solved.observables[name] for name in self._of_latch]  # below the time once the latch is off
+        on = np.stack([one >= self.way.saved for one in until], axis=-1) if until else None
+        return values | detail_values(*told, self.way.flow, on)
 
     @functools.cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape over (time, mode) of every observable."""
         problem, times, rank = self.problems.members[0], len(self.way.saved), max(self.grid.rank)
         own = jax.eval_shape(lambda: own_observables(problem, zero_adapters(problem.layers, rank)))
-        names = ["loss", *sorted(OBSERVABLES.meanings(len(problem.layers))), *own]
+        names = ["loss", *sorted(OBSERVABLES.meanings(len(problem.layers))), *own, *self._of_latch]
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(names, (times,))
         if self.way.save_adapters:
             shapes |= {name: (times, *shape) for name, shape in modes_of_details(problem, rank).items()}
         return shapes
+
+    @property
+    def _of_latch(self) -> dict[str, str]:
+        """Name -> meaning of the observables that the flow adds."""
+        return latch_meanings(self.way.flow, len(self.problems.members[0].layers))
 
     @functools.cached_property
     def _gains(self) -> dict[str, Any]:
@@ -281,7 +289,7 @@ def plan_sweep(
     way = (
         _descending(grid, steps, saves, details, of_flow)
         if grid.optimizer
-        else _flowing(steps, saves, details, of_flow)
+        else _flowing(problems, steps, saves, details, of_flow)
     )
     grid.check_starts(problems, way.flow)
     if layout is None:
@@ -292,12 +300,13 @@ def plan_sweep(
     return Plan(problems, grid, way, chosen, devices)
 
 
-def _flowing(steps: Any, saves: Any, details: bool, of_flow: Mapping[str, Any]) -> Flowing:
+def _flowing(problems: Problems, steps: Any, saves: Any, details: bool, of_flow: Mapping[str, Any]) -> Flowing:
     require(steps is None, "steps", "be left out without descend", steps)
     t1, flow, how = of_flow["t1"], of_flow["flow"], {name: of_flow[name] for name in ("solver", "rtol", "max_steps")}
     require(t1 is not None, "t1", "be given for a flow (or descend and steps, for gradient descent)", t1)
     times = save_times(t1, saves)
-    made = integrator(flow=as_flow(flow), adjoint=diffrax.ForwardMode(), save_adapters=details, **how)
+    how |= {"adjoint": diffrax.ForwardMode(), "save_adapters": details, "layers": problems.members[0].layers}
+    made = integrator(flow=as_flow(flow), **how)
     return Flowing(jnp.asarray(t1, float), times, made)
 
 

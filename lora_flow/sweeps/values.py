@@ -65,11 +65,12 @@ def detail_values(
     bases: Any,
     history: Adapters,
     flow: Flow,
+    on: np.ndarray | None = None,
 ) -> Values:
     """The results of `analyse` for adapters over time, `(lane, time, ...)`, all lanes of one problem together.
 
     `problems`, `coordinates` and `offset` have an entry for each lane. The adapters, in these coordinates, leave them
-    by the `bases` first.
+    by the `bases` first. `on` says where a flow's latch is on, `(lane, time, layer)`.
     """
     groups: dict[Any, list[int]] = {}
     for i, (problem, shifted) in enumerate(zip(problems, offset, strict=True)):
@@ -85,7 +86,8 @@ def detail_values(
         states = jax.tree.map(lambda leaf, to=members: leaf[to].reshape(-1, *leaf.shape[2:]), history)
         times = history[0].a.shape[1]
         lanes = np.repeat(members, times)
-        for name, array in analyse_states(problem, flow, states, inside, solved, bases, lanes).items():
+        latch = None if on is None else on[members].reshape(-1, on.shape[-1])
+        for name, array in analyse_states(problem, flow, states, inside, solved, bases, lanes, latch).items():
             values = array.reshape(len(members), times, *array.shape[1:])
             details.setdefault(name, np.empty((len(problems), *values.shape[1:])))[members] = values
     return details

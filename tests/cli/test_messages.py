@@ -257,6 +257,7 @@ TABLE: dict[str, dict[str, Argument]] = {
     },
     "ScaledGD": {"damping": of(0.1, "not negative")},
     "ShrinkA": {"rate": of(0.1, "not negative")},
+    "StableLoRA": {"rate": of(0.1, "not negative")},
     "SingleLayer": {
         "shift": of(EYE, "matrix"),
         "scaling": of(1.0, "positive"),
@@ -441,6 +442,7 @@ TABLE: dict[str, dict[str, Argument]] = {
         "max_steps": of(100, "integer", also=(0,)),
         "save_adapters": of(False, "flag"),
     },
+    "stable_lora": {"optimizer": of(optax.sgd(0.1), "choice"), "lam": of(0.1, "not negative", also=(1.0,))},
     "SymmetricFactorization": {"matrix": of(EYE, "matrix", also=(np.ones((2, 3)), np.triu(np.ones((3, 3))), -EYE))},
     "symmetric_problem": {
         "key": key,
@@ -516,7 +518,16 @@ TABLE: dict[str, dict[str, Argument]] = {
 # which users are given, and do not make
 RESULTS = {"Canonical", "Descent", "Learned", "Trajectory", "WorkersLost", "oracles.Cascade", "oracles.Products"}
 PAIRS = {"Adapter", "Scheme"}  # which hold anything: whoever takes them checks them, as the rows above do
-ABSTRACT = {"AbstractProblem", "Adapters", "Flow", "Problem", "StepRule", "InputError", "PrecisionWarning"}
+ABSTRACT = {
+    "AbstractProblem",
+    "Adapters",
+    "Flow",
+    "Problem",
+    "StepRule",
+    "InputError",
+    "PrecisionWarning",
+    "StartWarning",
+}
 
 
 def values(argument):
@@ -588,7 +599,7 @@ HOST = {name for name in TABLE if "problem" in name} | {
     "learn_in_turn",
 }  # draws
 SOLVES = {"solve", "sweep", "descend", "sensitivity", "time_to"}  # whose traced values are tested beside each
-FUNCTIONS = {"gradient_noise"}  # what they return has no arrays
+FUNCTIONS = {"gradient_noise", "stable_lora"}  # what they return has no arrays
 NUMERIC = {"number", "positive", "not negative", "fraction", "above one"}
 TRACED = [
     (name, argument)

@@ -237,7 +237,10 @@ COMMAND_LINES = [
     ("sweep --out OUT --angle nan", "angle must lie between 0 and 90 degrees, got nan"),
     ("sweep --out OUT --noise -1", "noise must be at least 0, got -1.0"),
     ("sweep --out OUT --noise inf", "noise must be at least 0, got inf"),
-    ("sweep --out OUT --flow plane", "flow must be 'plain', 'lora-plus', 'scaled', 'lora-pro', 'shrink-a', 'muon'"),
+    (
+        "sweep --out OUT --flow plane",
+        "flow must be 'plain', 'lora-plus', 'scaled', 'lora-pro', 'shrink-a', 'stable-lora'",
+    ),
     ("sweep --out OUT --flow lora-plus", "flow must come with a number after a colon for 'lora-plus', got 'lora-"),
     ("sweep --out OUT --flow lora-plus:0", "ratio must be positive, got 0.0"),
     ("sweep --out OUT --flow lora-plus:x", "flow must have a number after the colon, got 'lora-plus:x'"),
@@ -247,6 +250,11 @@ COMMAND_LINES = [
         "solver must be of another kind than RKC for ScaledGD, whose",
     ),
     ("sweep --out OUT --flow shrink-a", "flow must come with a number after a colon for 'shrink-a', got 'shrink"),
+    ("sweep --out OUT --flow stable-lora:-1", "rate must be at least 0, got -1.0"),
+    (
+        "sweep --out OUT --flow stable-lora:1 --solver RKC",
+        "solver must be of another kind than RKC for StableLoRA, whose",
+    ),
     ("sweep --out OUT --flow plain:1", "flow must come without a number for 'plain', got 'plain:1'"),
     ("sweep --out OUT --solver Tsit6", "solver must be 'auto', 'RKC', 'Tsit5', 'Dopri5', 'Dopri8', 'Bosh3' or"),
     ('sweep --out OUT --solver ""', "solver must be 'auto', 'RKC', 'Tsit5', 'Dopri5', 'Dopri8', 'Bosh3' or"),

@@ -38,6 +38,7 @@ from lora_flow import (
     ScaledGD,
     ShrinkA,
     SingleLayer,
+    StableLoRA,
     aligned_problem,
     canonical,
     gaussian_init,
@@ -56,7 +57,7 @@ class TestNames:
     positive = st.floats(1e-300, 1e300)
 
     @settings(max_examples=100, deadline=None)
-    @given(kind=st.sampled_from([LoRAPlus, ScaledGD, LoRAPro, ShrinkA]), number=positive)
+    @given(kind=st.sampled_from([LoRAPlus, ScaledGD, LoRAPro, ShrinkA, StableLoRA]), number=positive)
     def test_round_trip(self, kind, number):
         flow = kind(number)
         assert eqx.tree_equal(parse_flow(str(flow)), flow)
@@ -69,7 +70,17 @@ class TestNames:
             "scaled:0.001",
             "plain",
         ]
-        assert set(FLOWS) == {"plain", "lora-plus", "scaled", "lora-pro", "shrink-a", "muon", "lora-muon", "balora"}
+        assert set(FLOWS) == {
+            "plain",
+            "lora-plus",
+            "scaled",
+            "lora-pro",
+            "shrink-a",
+            "stable-lora",
+            "muon",
+            "lora-muon",
+            "balora",
+        }
 
     @pytest.mark.parametrize(
         ("make", "message"),
