@@ -25,9 +25,9 @@ class Theory:
     arXiv 2505.11664), on symmetric factorisations (Mohammadi et al. 2024, arXiv 2411.15972), on large starts, on LoRA's
     scaling (arXiv 2606.12883), on an attention head (Duranthon et al. 2026, arXiv 2606.05899), on Muon (Kang et al.
     2026, arXiv 2602.06385), LoRA-Muon (Cesista et al. 2026, arXiv 2606.12921) and BaLoRA (Castin et al. 2026, arXiv
-    2605.31484). The command makes the runs for each. A formula that a paper prints wrongly is also tested as printed,
-    and fails. The folder gets theory.csv, with a row for every case, theory.md and figures/theory.png. The command
-    takes about three minutes on two cores.
+    2605.31484), and on continual learning. The command makes the runs for each. A formula that a paper prints wrongly
+    is also tested as printed, and fails. The folder gets theory.csv, with a row for every case, theory.md and
+    figures/theory.png. The command takes about seven minutes on two cores.
 
     For example: lora-flow theory --out runs/theory
     """

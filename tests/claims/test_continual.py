@@ -1,0 +1,98 @@
+"""What theory says of continual learning: every line from runs, every formula and every rule broken once."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lora_flow import Adapter, Protected
+from lora_flow.algebra.subspaces import without
+from lora_flow.claims import continual
+from lora_flow.claims.table import CLAIMS
+from lora_flow.theory import continual as theory
+
+pytestmark = pytest.mark.long
+
+SEEDS = 3
+NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ == continual.__name__]
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return {name: CLAIMS[name](SEEDS) for name in NAMES}
+
+
+def test_every_line_holds(lines):
+    assert len(lines) == 12
+    for name, line in lines.items():
+        assert line.verdict == "holds", f"{name}: {line.cases}"
+
+
+exact_motion, optimum, floor = theory.exact_motion, theory.constrained_optimum, theory.floor
+BROKEN = {
+    "safe_motion": ("exact_motion", lambda g, a, b, basis: exact_motion(g, a, b, basis[:, :-1])),
+    "safe_optimum": ("constrained_optimum", lambda g, a, b, basis: (1 + 1e-6) * optimum(g, a, b, basis)),
+    "safe_rank": ("rank_outside", lambda rank, blocked: rank - blocked),
+    "safe_gradients_violate": ("violation", lambda motion, basis: np.linalg.norm(motion @ basis)),
+    "safe_floor": ("floor", lambda shift, basis, covariance=None: 1.05 * floor(shift, basis, covariance)),
+    "plain_forgets": ("forgetting", lambda change, basis: np.sum((change @ basis) ** 2)),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_formula_makes_its_line_fail(lines, monkeypatch, name):
+    formula, wrong = BROKEN[name]
+    assert lines[name].verdict == "holds"
+    monkeypatch.setattr(theory, formula, wrong)
+    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+
+
+def test_the_floor_of_white_inputs_is_not_that_of_correlated_ones(lines, monkeypatch):
+    monkeypatch.setattr(theory, "floor", lambda shift, basis, covariance=None: floor(shift, basis))
+    assert CLAIMS["safe_floor"](SEEDS).verdict == "fails (1 of 9)"
+
+
+class Leaky(Protected):
+    """The exact rule without Pi, and project-A without N."""
+
+    def velocity(self, descent, adapter):
+        moved = super().velocity(descent, adapter)
+        return Adapter(moved.a, descent.b) if self.exact else Adapter(descent.a, moved.b)
+
+
+def test_lines_fail_where_the_rules_leak(lines, monkeypatch):
+    monkeypatch.setattr(continual, "Protected", Leaky)
+    monkeypatch.setattr(continual, "SHAPES", ((11, 8, 6, 4),))  # one program for each
+    monkeypatch.setattr(continual, "SMALL", ((11, 8, 6, 4),))
+    for name in ("safe_motion", "safe_optimum", "safe_flow", "safe_descent", "safe_rank"):
+        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+
+
+def test_lines_fail_where_the_runs_disobey(lines, monkeypatch):
+    """Rules exchanged: plain for projected, projected for safe, safe for plain."""
+    single, turns = continual.single, continual.turns
+    other = {"plain": "safe-start", "projected": "plain", "exact": "plain", "safe-start": "plain"}
+    monkeypatch.setattr(continual, "single", lambda name, seeds: single(other[name], seeds))
+    monkeypatch.setattr(continual, "turns", lambda name: turns(other[name]))
+    names = ("projected_forgets", "safe_floor", "plain_forgets", "safe_start_in_turn")
+    for name in (*names, "orthogonal_tasks_are_forgotten", "exact_loses_plasticity"):
+        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+
+
+def test_the_leak_is_one():
+    """`Leaky` differs from `Protected` where it says, so the test above tests what it says."""
+    rng = np.random.default_rng(0)
+    one, basis = Adapter(rng.normal(size=(2, 5)), rng.normal(size=(4, 2))), np.eye(5)[:, :1]
+    assert np.abs(np.asarray(Leaky(basis).velocity(one, one).a - without(one.a, basis))).max() > 0.1
+
+
+def test_the_docs_page_has_every_line_with_its_verdict(lines):
+    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
+    rows = [row.split(" | ") for row in page.splitlines() if re.match(r"\| \d+ \|", row)]
+    assert len(rows) == len(CLAIMS)
+    for i, (row, name) in enumerate(zip(rows, CLAIMS, strict=True), start=1):
+        if name in lines:
+            line = lines[name]
+            assert row[:3] == [f"| {i}", line.source, line.statement.replace("|", "\\|")]
+            assert row[5].split()[0] == line.verdict.split()[0]
