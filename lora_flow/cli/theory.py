@@ -27,7 +27,7 @@ class Theory:
     2026, arXiv 2602.06385), LoRA-Muon (Cesista et al. 2026, arXiv 2606.12921) and BaLoRA (Castin et al. 2026, arXiv
     2605.31484), and on continual learning. The command makes the runs for each. A formula that a paper prints wrongly
     is also tested as printed, and fails. The folder gets theory.csv, with a row for every case, theory.md and
-    figures/theory.png. The command takes about seven minutes on two cores.
+    figures/theory.png. The command takes some minutes on two cores.
 
     For example: lora-flow theory --out runs/theory
     """
@@ -43,7 +43,7 @@ class Theory:
         held = {one.name for one in folder.iterdir() if not is_generated(one.name)} if folder.is_dir() else set()
         free = not folder.exists() or (folder.is_dir() and held <= {"theory.csv", "theory.md", "figures"})
         require(free, "out", "be a new folder or one of an earlier check", f"'{folder}', which holds something else")
-        with locked(folder):  # or find out that it cannot be made before three minutes are spent
+        with locked(folder):  # or find out that it cannot be made before minutes are spent
             return self._check(folder)
 
     def _check(self, folder: Path) -> int:
