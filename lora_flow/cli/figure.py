@@ -31,7 +31,7 @@ class Figure:
     - inits: all the initialisations on one layer, with a task along the weight's top singular pairs and one across them
     - kappa: the rate of the plain and of the preconditioned flow against the condition number of the task
     - symmetric: one factor of a symmetric matrix: its loss and noise with fewer, as many and more columns than it needs
-    - stable-lora: what shrinking A early buys, from four sizes of A(0), at several rates
+    - stable-lora: the loss over time with Stable-LoRA's shrinking of A, from four sizes of A(0)
     - attention: LoRA on a pre-trained attention head: overlap and test error beside theory, and the flow over time
     - pretraining: how the imbalance of pretraining becomes delta_w, and which adapter then wins
     - imbalance: how imbalance speeds up linear networks, and the bounds on their rate

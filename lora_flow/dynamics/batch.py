@@ -40,6 +40,7 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True, optimised: bool
     longer to be ready, and less to run. Both change the rounding.
     """
     mesh, lanes = lane_sharding(devices).mesh, PartitionSpec("lanes")
+    on_cpu = devices[0].platform == "cpu"
 
     def solve_round(
         settings: Setting,
@@ -67,14 +68,14 @@ def round_solver(devices: tuple[Any, ...], threads: bool = True, optimised: bool
             drawn = which, shifted, start
             run = jax.vmap(lambda drawn, own: way.lane(*prepared(*drawn), own))(drawn, own)
             # what is saved of one lane after another stays in the cache of a CPU
-            return jax.lax.map(look, (drawn, run)) if devices[0].platform == "cpu" else jax.vmap(look)((drawn, run))
+            return jax.lax.map(look, (drawn, run)) if on_cpu else jax.vmap(look)((drawn, run))
 
         specs = PartitionSpec(), lanes, lanes, lanes, lanes
         batched = jax.shard_map(solve_batch, mesh=mesh, in_specs=specs, out_specs=lanes, check_vma=False)
         return batched(arrays, which, shifted, start, own)
 
     options: dict[str, Any] = {}
-    if devices[0].platform == "cpu":
+    if on_cpu:
         options = {"xla_cpu_multi_thread_eigen": threads} | ({} if optimised else {"xla_backend_optimization_level": 0})
     return compiled(**options)(solve_round)
 

@@ -140,7 +140,7 @@ def is_known(adapters: Adapters) -> bool:
     return all(concrete(leaf) is not None for leaf in jax.tree.leaves(adapters))
 
 
-def directions(a: Array, b: Array) -> tuple[int, float]:
+def directions(a: Array | np.ndarray, b: Array | np.ndarray) -> tuple[int, float]:
     """The number of directions of Z = [B; A^T], and the size up to which singular values of a factor are rounding."""
     stacked = np.concatenate([np.asarray(b), np.asarray(a).T])
     rounding = 10 * len(stacked) * np.finfo(stacked.dtype).eps * np.linalg.norm(stacked, 2)

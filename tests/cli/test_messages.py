@@ -216,8 +216,8 @@ TABLE: dict[str, dict[str, Argument]] = {
         "alpha": alpha,
         "init": of("gaussian", "choice"),
         "away": of(True, "flag"),
-        "flow": of(None, "choice", "flow", welcome=(made, object), also=("plain:1",)),
-        "inputs": of(None, "choice", also=(lora_flow.ProtectedInputs(5),)),
+        "flow": of(None, "choice", "flow", welcome=(None, made, object), also=("plain:1",)),
+        "inputs": of(None, "choice", welcome=(None,), also=(lora_flow.ProtectedInputs(5),)),
     },
     "tasks_problem": {
         "key": key,

@@ -354,6 +354,6 @@ def test_wide_starts_are_narrowed_only_where_the_loss_allows():
         batch_size=1,
         devices=1,
     )
-    _, _, drawn, _ = plan._start([np.asarray([0])], 1)
+    _, _, drawn, *_ = plan._start([np.asarray([0])], 1)
     start = gaussian_init(jax.random.key(0), network, rank=6, alpha=1.0)
     np.testing.assert_allclose(network.loss(jax.tree.map(lambda leaf: leaf[0], drawn)), network.loss(start), rtol=1e-12)

@@ -72,7 +72,7 @@ def test_single_precision_follows_tiny_starts_as_double_precision_does(in_single
     early = slice(0, 20)  # until the rest of Z has grown away from what is across
     np.testing.assert_allclose(lane["norm_across2"][early], expected["norm_across2"][early], rtol=0.05)
     sines = (np.sqrt(of["alignment_error"][early]) for of in (lane, expected))  # over sqrt(2), of rounded directions
-    np.testing.assert_allclose(*sines, rtol=0.025, atol=np.finfo(np.float32).eps)
+    np.testing.assert_allclose(*sines, rtol=0.025, atol=2 * np.finfo(np.float32).eps)  # one for each of two roundings
 
 
 def test_the_command_line_in_single_precision_follows_tiny_starts(tmp_path):
