@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -68,7 +67,7 @@ class Sensitivity:
     symmetric: kinds.Symmetric = dataclasses.field(default_factory=kinds.Symmetric)
 
     def run(self) -> int:
-        from lora_flow.sensitivities.folder import SENSITIVITY, begin, store
+        from lora_flow.sensitivities.folder import SENSITIVITY, store
 
         SENSITIVITY.check_free(self.out, self.overwrite)
         groups = self.grid, self.problem, self.aligned, self.pretrained, self.regression, self.network, self.symmetric
@@ -78,23 +77,20 @@ class Sensitivity:
         asked = {name: getattr(self, name) for name in ("observable", "with_respect_to", "at")}
         table = {name: list(one) if isinstance(one, tuple) else one for name, one in asked.items() if one is not None}
         table |= {name: value for name, value in to_table(settings).items() if name in (*told, *own)}
-        start_jax()
-        solve = self._prepared(settings)
-        with locked(self.out):
+        with locked(self.out):  # or find out that the folder cannot be made before anything is computed
             SENSITIVITY.check_free(self.out, self.overwrite)  # nobody can have made it since
-            begin(self.out, table)
-            dataset = solve()
+            start_jax()
+            dataset = self._solved(settings)
             with whole():
                 store(self.out, table, dataset)
         return tell(self.out)
 
-    def _prepared(self, settings: Settings) -> Callable[[], xr.Dataset]:
-        """The work, once all that can be refused is."""
-        from lora_flow.sensitivities.sensitivity import prepare
+    def _solved(self, settings: Settings) -> xr.Dataset:
+        from lora_flow.sensitivities.sensitivity import sensitivity
 
         family, values = kinds.family(settings)
         names = self.with_respect_to or ("alpha", *_shift(family(**values)), *(one for one in values if values[one]))
-        return prepare(
+        return sensitivity(
             family,
             parameters=values,
             with_respect_to=names,

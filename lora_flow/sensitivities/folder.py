@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import tomli_w
 import xarray as xr
 
-from lora_flow.storage.folder import SETTINGS, Kind, Template, steady
+from lora_flow.storage.folder import Kind, Template, steady
 from lora_flow.storage.remote import RunPath, below, run_path
-from lora_flow.storage.swap import write_atomically
 
 MADE = ("report.md", "figures/sensitivity*.png")
 
@@ -20,13 +18,6 @@ def _made(path: RunPath) -> list[str]:
 
 
 SENSITIVITY = Kind("sensitivity", "a sensitivity's", is_mine=lambda settings: "sensitivity" in settings, made=_made)
-
-
-def begin(path: str | RunPath, settings: Mapping[str, Any]) -> None:
-    """Says what the folder is for, or finds out that it cannot be written, before anything is computed."""
-    place = run_path("out", path) / SETTINGS
-    if not place.exists():
-        write_atomically(place, tomli_w.dumps({"sensitivity": dict(settings)}))
 
 
 def store(path: str | RunPath, settings: Mapping[str, Any], dataset: xr.Dataset) -> None:

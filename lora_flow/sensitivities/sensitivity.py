@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -94,46 +94,6 @@ def sensitivity(
 
     **Raises:** `InputError` for bad arguments, with the nearest name suggested.
     """
-    return prepare(
-        problem,
-        with_respect_to=with_respect_to,
-        observable=observable,
-        at=at,
-        parameters=parameters,
-        init=init,
-        side=side,
-        alpha=alpha,
-        rank=rank,
-        seeds=seeds,
-        t1=t1,
-        flow=flow,
-        solver=solver,
-        rtol=rtol,
-        max_steps=max_steps,
-        progress=progress,
-    )()
-
-
-def prepare(
-    problem: Problem | Family,
-    *,
-    with_respect_to: str | Sequence[str] = ALPHA,
-    observable: str | Sequence[str] = "log10 loss",
-    at: float | None = None,
-    parameters: Mapping[str, float] | None = None,
-    init: Init | Sequence[Init] = "gaussian",
-    side: str | Sequence[str] = "A",
-    alpha: float | ArrayLike | Sequence[float] = 1e-3,
-    rank: int | ArrayLike | Sequence[int] = 4,
-    seeds: int | ArrayLike | Sequence[int] = 1,
-    t1: float,
-    flow: Flow | str = "plain",
-    solver: str = "auto",
-    rtol: float = RTOL,
-    max_steps: int = MAX_STEPS,
-    progress: bool = True,
-) -> Callable[[], xr.Dataset]:
-    """The work of `sensitivity`, once its arguments are checked."""
     require_number("t1", t1, "be positive and finite", lambda end: end > 0)
     taken = t1 if at is None else at
     require_number("at", taken, f"be a time after 0 and up to t1 = {t1:g}", lambda time: 0 < time <= t1)
@@ -151,14 +111,9 @@ def prepare(
     require(not offset, "init", "leave the frozen weights as they are, for derivatives", ", ".join(offset))
     grid.check_starts(Problems.of(moved.problem), driven)
     method = Method(Setting.of(moved.problem), looked_at, driven, solver, float(rtol), max_steps)
-
-    def solve() -> xr.Dataset:
-        batches = _batches(grid, moved, progress)
-        found = [_solved(method, moved, batch, float(taken), float(t1)) for batch in batches]
-        joined = {name: np.concatenate([one[name] for one in found])[: grid.size] for name in found[0]}
-        return _labelled(joined, grid, moved, looked_at, float(t1))
-
-    return solve
+    found = [_solved(method, moved, batch, float(taken), float(t1)) for batch in _batches(grid, moved, progress)]
+    joined = {name: np.concatenate([one[name] for one in found])[: grid.size] for name in found[0]}
+    return _labelled(joined, grid, moved, looked_at, float(t1))
 
 
 def _names(name: str, given: Any) -> list[str]:

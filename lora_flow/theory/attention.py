@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -260,7 +260,7 @@ def generalisation_error(noise: float, tuned: FineTuning, tokens: int) -> float:
     return (tokens + 1) / tokens * (noise + tuned.q0**2 - 2 * tuned.m**2 + tuned.q**2)
 
 
-def _cubic(x, delta, kappa0):  # type: ignore[no-untyped-def]
+def _cubic(x: Any, delta: float, kappa0: float) -> tuple[Any, ...]:
     """The coefficients of the Stieltjes transform's equation, of g^3 first, at numbers or a polynomial x."""
     k = np.sqrt(kappa0)
     return -(delta**2), delta**2 * k + x, kappa0 - 1 - k * x, k
