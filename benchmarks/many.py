@@ -66,12 +66,12 @@ def _measured(executor: Any, seeds: int) -> dict[str, Any]:
     """The time of the boxes after the first ones, in which every process compiles."""
     from lora_flow.dynamics.solve import MAX_STEPS, RTOL
     from lora_flow.sweeps import from_python
-    from lora_flow.sweeps.plan import BATCH_SIZE, plan_sweep
+    from lora_flow.sweeps.plan import plan_sweep
     from lora_flow.sweeps.run import open_runs
 
     problem = lora_flow.aligned_problem(jax.random.key(0))
     grid: dict[str, Any] = {"init": "gaussian", "side": "B", "alpha": ALPHAS, "rank": 4, "seeds": seeds}
-    how: dict[str, Any] = {"solver": "auto", "rtol": RTOL, "max_steps": MAX_STEPS, "batch_size": BATCH_SIZE}
+    how: dict[str, Any] = {"solver": "auto", "rtol": RTOL, "max_steps": MAX_STEPS, "batch_size": 0}
     plan = plan_sweep(problem, **grid, t1=5.0, saves=101, **how)
     with tempfile.TemporaryDirectory() as root, open_runs(root, {"": (from_python.told(plan), plan)}) as folders:
         pending = folders[""].pending()

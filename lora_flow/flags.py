@@ -86,7 +86,8 @@ class Solving:
     """Solver steps after which a run is given up, with status 1 (max_steps)."""
     precision: str = "double"
     """Floating-point precision: double, or single (losses below 1e-10 of the start are then rounding)."""
-    batch_size: int = 64
-    """The largest number of runs that one device steps together."""
+    batch_size: int = 0
+    """The largest number of runs that one device steps together; 0 for what suits the device: 64 on a CPU, 2048
+    elsewhere."""
     devices: int = 0
     """Number of devices to use: GPUs or TPUs, or cores of a CPU; 0 for all."""

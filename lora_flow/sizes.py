@@ -13,7 +13,7 @@ from lora_flow.settings import Settings
 from lora_flow.storage.disk import require_room
 from lora_flow.storage.remote import RunPath
 from lora_flow.sweeps.descents import parse_descents
-from lora_flow.sweeps.limits import BATCHES, COPIES, LANE, LARGEST, OBSERVABLES
+from lora_flow.sweeps.limits import BATCH_SIZE, BATCHES, COPIES, LANE, LARGEST, OBSERVABLES
 
 LARGEST_SEED = {"double": 2**63 - 1, "single": 2**31 - 1}
 _LISTS = ("init", "side", "gradient_noise", "alpha", "rank", *AXES)
@@ -56,7 +56,7 @@ def _check_room(settings: Settings, devices: int, out: RunPath, stored: int) -> 
     lanes = math.prod(counts.values())
     times = max(min(settings.saves, settings.steps + 1) if settings.descend else settings.saves, 0)
     of_a_lane = LANE + 8 * OBSERVABLES * times
-    batch = min(lanes, max(settings.batch_size, 1) * devices)
+    batch = min(lanes, (max(settings.batch_size, 0) or BATCH_SIZE) * devices)
     results = COPIES * (min(lanes, BATCHES * batch) * of_a_lane + lanes * LANE)
     many = max({"saves": times} | counts, key=lambda name: ({"saves": times} | counts)[name])
     require_room(out, max(lanes * of_a_lane - stored, 0), f"{many} {_told(getattr(settings, many))}")

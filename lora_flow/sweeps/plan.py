@@ -36,12 +36,11 @@ from lora_flow.problems.base import Problem, as_problem, on_host, own_observable
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.sweeps.grid import Grid, Problems, stack
 from lora_flow.sweeps.layout import Layout, choose_layout, noted_layout
-from lora_flow.sweeps.limits import LANE, LARGEST
+from lora_flow.sweeps.limits import BATCH_SIZE, BATCH_SIZE_ELSEWHERE, LANE, LARGEST
 from lora_flow.sweeps.schema import OF_LANES, OPTIONAL_DIMS, label
 from lora_flow.sweeps.values import Values, detail_values, leave_each, start_values
 from lora_flow.version import __version__
 
-BATCH_SIZE = 64
 THREADED = 256  # the dimension above which a product is worth the threads of a CPU
 SMALL = 50_000  # numbers in the adapters of all lanes, times about the steps of one, that take less than a second
 
@@ -280,11 +279,12 @@ def plan_sweep(
     problems = Problems.of(problem)
     axes = {"init": init, "side": side, "alpha": alpha, "rank": rank, "seeds": seeds}
     grid = Grid.of(problems, **axes, descend=descend, gradient_noise=gradient_noise)
-    require_integer("batch_size", batch_size, "be at least 1", 1)
+    require_integer("batch_size", batch_size, "be at least 1, or 0 for what suits the device", 0)
     require_flag("details", details)
     here = jax.local_device_count()
     require_integer("devices", devices, f"lie between 0, for all, and {here}, the number of devices", 0, here)
     devices = devices or here
+    batch_size = batch_size or (BATCH_SIZE if jax.local_devices()[0].platform == "cpu" else BATCH_SIZE_ELSEWHERE)
     of_flow = {"t1": t1, "flow": flow, "solver": solver, "rtol": rtol, "max_steps": max_steps}
     way = (
         _descending(grid, steps, saves, details, of_flow)

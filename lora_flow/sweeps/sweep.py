@@ -27,7 +27,7 @@ from lora_flow.sweeps.extend import open_larger
 from lora_flow.sweeps.folder import stored_layout
 from lora_flow.sweeps.grid import Problems
 from lora_flow.sweeps.limits import COPIES
-from lora_flow.sweeps.plan import BATCH_SIZE, Plan, plan_sweep
+from lora_flow.sweeps.plan import Plan, plan_sweep
 from lora_flow.sweeps.run import load_run, open_runs, run
 from lora_flow.sweeps.schema import failed
 from lora_flow.sweeps.workers import WorkersLost
@@ -50,7 +50,7 @@ def sweep(
     descend: str | Sequence[str] | None = None,
     steps: int | None = None,
     gradient_noise: float | ArrayLike | Sequence[float] = 0.0,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = 0,
     devices: int = 0,
     details: bool = False,
     progress: bool = True,
@@ -83,7 +83,8 @@ def sweep(
       as for `descend`, and `t1`, `flow`, `solver`, `rtol` and `max_steps` are left out.
     - `gradient_noise`: with `descend`, the standard deviation of the noise in every entry of dL/dW at every step (see
       `gradient_noise`), one or several. Each seed has its own noise.
-    - `batch_size`: the largest number of lanes that one device steps together; a stored run keeps its own.
+    - `batch_size`: the largest number of lanes that one device steps together; 0 for 64 on a CPU and 2048
+      elsewhere. A stored run keeps its own.
     - `devices`: the number of JAX's devices that batches are spread over; 0 for all.
     - `details`: also store what `analyse` computes from the adapters at every saved time: singular values of the
       update, its terms, growth rates and more. These adapters take memory, one batch at a time.

@@ -485,7 +485,7 @@ TABLE: dict[str, dict[str, Argument]] = {
         "solver": of("Tsit5", "choice", also=(diffrax.Tsit5, diffrax.Euler())),
         "rtol": of(1e-3, "fraction"),
         "max_steps": of(100, "integer", also=(0,)),
-        "batch_size": of(64, "integer", also=(0,)),
+        "batch_size": of(64, "integer", also=(-1,)),
         "devices": of(1, "integer", also=(1000,)),
         "details": of(False, "flag"),
         "progress": of(False, "flag"),

@@ -1,3 +1,5 @@
+import types
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -81,6 +83,16 @@ def test_problems_of_unequal_rates_do_not_wait_for_each_other():
 
     assert largest((1.0, 1.1, 1.2, 1.3)) >= 32
     assert largest((0.1, 1.0, 10.0, 1000.0)) <= 16
+
+
+@pytest.mark.parametrize(("platform", "width"), [("cpu", 64), ("gpu", 2048), ("tpu", 2048)])
+def test_a_batch_is_as_large_as_suits_the_device(monkeypatch, platform, width):
+    (device,) = jax.local_devices()[:1]
+    like = types.SimpleNamespace(platform=platform, device_kind=device.device_kind)
+    monkeypatch.setattr(jax, "local_devices", lambda *_: [like])
+    axes = {"init": "gaussian", "side": "B", "alpha": 1e-3, "rank": 1, "seeds": 2**15}
+    how = {"solver": "auto", "rtol": 5e-4, "max_steps": 100, "batch_size": 0}
+    assert plan_sweep(SMALL, **axes, t1=5.0, saves=2, **how).layout.width == width
 
 
 @pytest.mark.parametrize(
@@ -277,7 +289,7 @@ def test_the_digest_tells_problems_apart():
         ({"side": "C"}, "side must be 'A' or 'B', got 'C'"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
         ({"seeds": (0, -1)}, "seeds must be integers from 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, or 0 for what suits the device, got -1"),
         ({"t1": -1.0}, "t1 must be positive and finite, got -1.0"),
     ],
 )
