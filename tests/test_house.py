@@ -15,6 +15,7 @@ ROOMS = (  # the highest first: a room imports those below it and beside it, no 
     ("claims",),
     ("experiments",),
     ("figures",),
+    ("design",),
     ("sensitivities",),
     ("growth",),
     ("sizes",),
