@@ -4,7 +4,6 @@ One layer and a start with orthogonal rows of A, from which everything is learne
 time, and so its derivatives. An error is relative to them.
 """
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +31,7 @@ def errors(solver):
     def losses(x, rtol):
         alpha, size = jnp.exp(x)
         start = (Adapter(alpha * ROWS, jnp.zeros((2, 2))),)
-        how = {"solver": solver, "rtol": rtol, "adjoint": diffrax.ForwardMode()}
+        how = {"solver": solver, "rtol": rtol, "derivatives": "forward"}
         return jnp.log(solve(SingleLayer(size * SHIFT), start, t1=12.0, saves=TIMES, **how).observables["loss"])
 
     slopes = jax.jit(jax.jacfwd(losses))

@@ -4,7 +4,6 @@ Figure 1's problem, side "B", rank 4, five seeds, T = 5, 101 times, at the defau
 starts are drawn in double precision and rounded, so that both runs are of the same lanes.
 """
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +29,7 @@ def trajectories(problem, starts, dtype):
     problem, starts = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (problem, starts))
 
     def lane(start):
-        seen = solve(problem, start, t1=5.0, adjoint=diffrax.ForwardMode()).observables
+        seen = solve(problem, start, t1=5.0, derivatives="forward").observables
         return seen["loss"], seen["alignment_error"], seen["drift"]
 
     return map(np.asarray, jax.jit(jax.vmap(jax.vmap(lane)))(starts))

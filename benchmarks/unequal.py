@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +41,7 @@ def run(quick: bool) -> dict[str, Any]:
 
     def lane(start: tuple[jax.Array, lora_flow.Adapters]) -> jax.Array:
         problem = jax.tree.map(lambda leaf: leaf[start[0]], stacked)
-        solved = lora_flow.solve(problem, start[1], t1=T1, saves=SAVES, adjoint=diffrax.ForwardMode())
+        solved = lora_flow.solve(problem, start[1], t1=T1, saves=SAVES, derivatives="forward")
         return solved.observables["loss"]
 
     losses: dict[str, np.ndarray] = {}

@@ -10,7 +10,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,13 +116,13 @@ def safe_runs(shape: tuple[int, int, int, int]) -> Iterator[tuple[str, SingleLay
 
 @compiled(quickly=True)
 def _flowed(problem: SingleLayer, start: Adapter, flow: Flow) -> Trajectory:
-    how: Any = {"save_adapters": True, "adjoint": diffrax.ForwardMode()}
+    how: Any = {"save_adapters": True, "derivatives": "forward"}
     return solve(problem, (start,), t1=END, saves=21, flow=flow, **how)
 
 
 @compiled(quickly=True)
 def _stepped(problem: SingleLayer, start: Adapter, flow: Flow) -> Trajectory:
-    how: Any = {"save_adapters": True, "adjoint": diffrax.ForwardMode()}
+    how: Any = {"save_adapters": True, "derivatives": "forward"}
     return descend(problem, (start,), steps=STEPS, step=STEP, saves=21, flow=flow, **how)
 
 

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import equinox.internal as eqxi
 import jax
@@ -38,7 +37,7 @@ from lora_flow.problems.base import Problem, as_problem, kind_of, own_observable
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
-from lora_flow.solvers.derivatives import LoopKind, as_adjoint, guard_inputs, guard_outputs, loop_kind
+from lora_flow.solvers.derivatives import LoopKind, guard_inputs, guard_outputs, loop_kind, require_derivatives
 
 Schedule = Callable[[Int[Array, ""]], Any]  # from the iteration to a step size, as optax has them
 ORDERS = ("simultaneous", "A first", "B first")
@@ -138,19 +137,19 @@ def descend(
     saves: int | ArrayLike | Sequence[int] = 101,
     order: str = "simultaneous",
     flow: Flow | str = "plain",
-    adjoint: diffrax.AbstractAdjoint | None = None,
+    derivatives: str = "reverse",
     save_adapters: bool = False,
 ) -> Descent:
     r"""Trains the adapters by gradient descent, `A_i <- A_i - eta dL/dA_i` and `B_i <- B_i - eta dL/dB_i`.
 
     The result can be differentiated with respect to the adapters, the problem's arrays and a constant step size, in
-    the modes that `adjoint` has, but not in reverse through the loop of a line search. `descend` works under `jit` and
-    `vmap`.
+    the modes that `derivatives` names, but not in reverse through the loop of a line search. `descend` works under
+    `jit` and `vmap`.
 
     **Arguments:**
 
-    - `problem`, `adapters`, `flow`, `adjoint`, `save_adapters`: as for `solve`; `flow="scaled:1e-3"` is ScaledGD with
-      damping.
+    - `problem`, `adapters`, `flow`, `derivatives`, `save_adapters`: as for `solve`; `flow="scaled:1e-3"` is ScaledGD
+      with damping.
     - `steps`: the number of iterations.
     - `step`: a constant step size eta; or a schedule, a function from the iteration, counted from 0, to a step size; or
       a `StepRule`, `MuKlabjan()` for instance; or an optimiser of optax. The flow acts on the gradient before the
@@ -169,6 +168,7 @@ def descend(
     require_integer("steps", steps, "be at least 1", 1)
     require_choice("order", order, ORDERS)
     require_flag("save_adapters", save_adapters)
+    require_derivatives(derivatives)
     adapters = as_start("adapters", adapters, problem.layers)
     iterations = save_iterations(int(steps), saves)
     driven = as_flow(flow)
@@ -178,9 +178,9 @@ def descend(
         step.check(problem, driven, order)
     if _is_optax(step):
         driven.check_optimiser()
-    adjoint, stops = as_adjoint(adjoint), (*iterations.tolist(), int(steps))
-    inputs = guard_inputs(adjoint, (problem, adapters, step, driven))
-    return guard_outputs(adjoint, _descend(*inputs, order, stops, loop_kind(adjoint), save_adapters))
+    stops = (*iterations.tolist(), int(steps))
+    inputs = guard_inputs(derivatives, (problem, adapters, step, driven))
+    return guard_outputs(derivatives, _descend(*inputs, order, stops, loop_kind(derivatives), save_adapters))
 
 
 def _as_step(step: Any) -> Any:

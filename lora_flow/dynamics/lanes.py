@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-import diffrax
 import equinox as eqx
 import jax
 import numpy as np
@@ -42,7 +41,7 @@ def solve_lanes(
     - `starts`: adapters with the lanes' axes in front, `(*lanes, r, in)` and `(*lanes, out, r)`, as `stack` makes them.
     - `times`: to save at, from 0 to the end; `(time,)` for all lanes, or `(*lanes, time)`.
     - `flow`: as for `solve`, and so is all that `how` may hold: `solver`, `rtol`, `max_steps`, `save_adapters`. The
-      adjoint is `diffrax.ForwardMode()` if none is given, which compiles sooner and has no reverse mode.
+      `derivatives` are "forward" unless given, which compiles sooner and has no reverse mode.
     - `keep`: the observables that are wanted, all for None; the rest is then not computed.
     - `throw`: whether lanes that do not come to their end raise.
 
@@ -53,7 +52,7 @@ def solve_lanes(
     """
     lanes = np.ndim(starts[0].a) - 2
     require(lanes >= 1, "starts", "have axes of lanes in front", f"shape {np.shape(starts[0].a)}")
-    times, how = np.asarray(times, float), {"adjoint": diffrax.ForwardMode(), "flow": flow, **how}
+    times, how = np.asarray(times, float), {"derivatives": "forward", "flow": flow, **how}
     solved = _solve(problem, starts, times, lanes, each, None if keep is None else tuple(keep), how)
     return finished(solved) if throw else solved
 

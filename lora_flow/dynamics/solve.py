@@ -42,7 +42,7 @@ from lora_flow.runtime.memory import require_memory
 from lora_flow.solvers.automatic import Automatic
 from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
 from lora_flow.solvers.control import ResidualController
-from lora_flow.solvers.derivatives import as_adjoint, guard_inputs, guard_outputs, loop_kind
+from lora_flow.solvers.derivatives import adjoint_of, guard_inputs, guard_outputs, loop_kind, require_derivatives
 from lora_flow.solvers.tracing import TracedOnce
 
 RTOL = 5e-4
@@ -115,7 +115,7 @@ def solve(
     rtol: float | Array = RTOL,
     stepsize_controller: diffrax.AbstractStepSizeController | None = None,
     dt0: float | Array | None = None,
-    adjoint: diffrax.AbstractAdjoint | None = None,
+    derivatives: str = "reverse",
     max_steps: int = MAX_STEPS,
     save_adapters: bool = False,
 ) -> Trajectory:
@@ -139,10 +139,9 @@ def solve(
     - `stepsize_controller`, `dt0`: replace this controller and its first step. "auto" is then Tsit5 throughout, because
       another controller cannot follow a change of methods. For gradient descent, use
       `solver=diffrax.Euler(), stepsize_controller=diffrax.ConstantStepSize(), dt0=eta`.
-    - `adjoint`: the derivatives that exist. `diffrax.RecursiveCheckpointAdjoint()`, the default, is for `grad` and
-      `jacrev`; `diffrax.ForwardMode()` for `jvp` and `jacfwd`; `diffrax.DirectAdjoint()` for both and for second
-      derivatives, which take long to compile. Other derivatives are refused by name. For gradients right to 1e-3 pass
-      `rtol=2e-4`, and `rtol=5e-6` with RKC.
+    - `derivatives`: those that exist. "reverse" is for `grad` and `jacrev`; "forward" for `jvp` and `jacfwd`; "both"
+      for both and for second derivatives, which take long to compile. Others are refused by name. For gradients right
+      to 1e-3 pass `rtol=2e-4`, and `rtol=5e-6` with RKC.
     - `max_steps`: the number of steps after which the run is given up, with status 1 ("max_steps"). Under `StableLoRA`
       they are counted anew once a layer is no longer shrunk.
     - `save_adapters`: keep the adapters at every saved time as `Trajectory.history`, from which `analyse` computes the
@@ -151,7 +150,7 @@ def solve(
     **Returns:** a `Trajectory` over the saved times.
 
     **Raises:** `InputError` for bad arguments, for a loss that is negative at the start, and for derivatives that
-    `adjoint` has not. A run that fails has a status, and raises nothing.
+    `derivatives` excludes. A run that fails has a status, and raises nothing.
     """
     check_problem(problem)
     times = save_times(t1, saves)
@@ -164,16 +163,16 @@ def solve(
         rtol=rtol,
         stepsize_controller=stepsize_controller,
         dt0=dt0,
-        adjoint=as_adjoint(adjoint),
+        derivatives=derivatives,
         max_steps=max_steps,
         save_adapters=save_adapters,
         layers=problem.layers,
     )
-    inputs = guard_inputs(how.adjoint, (problem, adapters, jnp.asarray(t1, float), times, how))
+    inputs = guard_inputs(how.derivatives, (problem, adapters, jnp.asarray(t1, float), times, how))
     solved = _solve(*inputs)
     if how.stepsize_controller is None:
         require_loss(solved.initial_loss, solved.rounding_floor)
-    return guard_outputs(how.adjoint, solved)
+    return guard_outputs(how.derivatives, solved)
 
 
 def require_loss(initial: Any, floor: Any) -> None:
@@ -235,7 +234,7 @@ class Integrator(eqx.Module):
     rtol: Array
     stepsize_controller: diffrax.AbstractStepSizeController | None
     dt0: Array | None
-    adjoint: diffrax.AbstractAdjoint
+    derivatives: str = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
     save_adapters: bool = eqx.field(static=True)
     layers: Layers | None = eqx.field(static=True)
@@ -243,7 +242,7 @@ class Integrator(eqx.Module):
 
 def integrator(
     *,
-    adjoint: diffrax.AbstractAdjoint,
+    derivatives: str,
     flow: Flow = Plain(),  # noqa: B008  (it holds nothing that changes)
     solver: diffrax.AbstractSolver | str = "auto",
     rtol: float | Array = RTOL,
@@ -256,6 +255,7 @@ def integrator(
     """Checks the arguments of `solve` of the same names and fills in the defaults; `layers` are the problem's."""
     require_integer("max_steps", max_steps, "be at least 1", 1)
     require_flag("save_adapters", save_adapters)
+    require_derivatives(derivatives)
     require_number("rtol", rtol, "lie between 0 and 1", lambda tolerance: 0 < tolerance < 1)
     if dt0 is not None:
         require_number("dt0", dt0, "be positive", lambda first: first > 0)
@@ -267,7 +267,7 @@ def integrator(
     if isinstance(solver, RungeKuttaChebyshev | Automatic):
         must = f"be of another kind than RKC for {type(flow).__name__}, whose Jacobian need not have a real spectrum"
         require(flow.symmetric, "solver", must, "RKC")
-        solver = solver.with_loops(loop_kind(adjoint))
+        solver = solver.with_loops(loop_kind(derivatives))
     if stepsize_controller is None:
         require(
             isinstance(solver, diffrax.AbstractAdaptiveSolver),
@@ -288,7 +288,15 @@ def integrator(
     start = None if dt0 is None else jnp.asarray(dt0)
     shapes = tuple((m, n) for m, n in layers) if flow.latched else None
     return Integrator(
-        flow, solver, jnp.asarray(rtol, float), stepsize_controller, start, adjoint, max_steps, save_adapters, shapes
+        flow,
+        solver,
+        jnp.asarray(rtol, float),
+        stepsize_controller,
+        start,
+        derivatives,
+        max_steps,
+        save_adapters,
+        shapes,
     )
 
 
@@ -342,7 +350,7 @@ def step_lane(
             y0=state,
             stepsize_controller=controller,
             saveat=diffrax.SaveAt(subs=[along, diffrax.SubSaveAt(t1=True)]),
-            adjoint=how.adjoint,
+            adjoint=adjoint_of(how.derivatives),
             max_steps=how.max_steps,
             throw=False,
             event=event,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,7 +147,7 @@ def _ends(name: str, shifts: Array, starts: Adapters, basis: Array) -> tuple[Arr
 
     def one(shift: Array, begun: Adapters) -> tuple[Array, Array, Array]:
         problem = SingleLayer(shift)
-        how: Any = {"flow": RULES[name].flow(problem, basis), "adjoint": diffrax.ForwardMode()}
+        how: Any = {"flow": RULES[name].flow(problem, basis), "derivatives": "forward"}
         ended = solve(problem, begun, t1=END, saves=2, **how)
         ((a, b),), ((a0, b0),) = ended.adapters, begun
         changed = (b @ a - b0 @ a0) @ basis

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -139,7 +138,7 @@ def _solve(problem: LinearNetwork, start: Adapters, end: Any, times: Any) -> tup
 
     The solver is Tsit5, because nothing here is stiff; "auto" would compile for far longer than it runs.
     """
-    how: Any = {"solver": "Tsit5", "rtol": 1e-6, "adjoint": diffrax.ForwardMode(), "save_adapters": True}
+    how: Any = {"solver": "Tsit5", "rtol": 1e-6, "derivatives": "forward", "save_adapters": True}
     solved = solve(problem, start, t1=end, saves=times, **how)
     return solved.status, solved.adapters, solved.history
 

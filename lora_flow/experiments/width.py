@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +123,7 @@ def _distance(problem: LinearNetwork, seen: LinearNetwork, start: Adapters) -> f
 @compiled(quickly=True)
 def _solve(problem: LinearNetwork, start: Adapters) -> tuple[Array, Adapters]:
     """Status and end, by Tsit5, because nothing here is stiff."""
-    solved = solve(problem, start, t1=END, saves=2, solver="Tsit5", rtol=1e-6, adjoint=diffrax.ForwardMode())
+    solved = solve(problem, start, t1=END, saves=2, solver="Tsit5", rtol=1e-6, derivatives="forward")
     return solved.status, solved.adapters
 
 

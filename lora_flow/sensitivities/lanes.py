@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -33,7 +32,7 @@ class Method:
     rtol: float
     max_steps: int
 
-    def solve(self, problem: Any, start: Adapters, times: Array, adjoint: diffrax.AbstractAdjoint) -> Trajectory:
+    def solve(self, problem: Any, start: Adapters, times: Array, derivatives: str) -> Trajectory:
         return solve(
             problem,
             start,
@@ -43,7 +42,7 @@ class Method:
             solver=self.solver,
             rtol=self.rtol,
             max_steps=self.max_steps,
-            adjoint=adjoint,
+            derivatives=derivatives,
             save_adapters=True,
         )
 
@@ -68,7 +67,7 @@ def curves(method: Method, problem: Any, start: Adapters, times: Array) -> tuple
     """Every quantity over common times, `(lane, time, quantity)`, and how the lanes ended."""
 
     def one(start: Adapters) -> tuple[Array, Array]:
-        run = method.solve(problem, start, times, diffrax.ForwardMode())
+        run = method.solve(problem, start, times, "forward")
         return jax.vmap(lambda state: _values(method, problem, state))(run.history), run.status
 
     return jax.vmap(one)(start)
@@ -86,7 +85,7 @@ def forward(
 
     def one(start: Adapters, times: Array, start_pushed: Adapters) -> tuple[Array, Array, Aside]:
         def seen(problem: Any, start: Adapters) -> tuple[Array, Aside]:
-            return _at_times(method, problem, start, times, diffrax.ForwardMode())
+            return _at_times(method, problem, start, times, "forward")
 
         return _pushed(seen, (problem, start), (pushed, start_pushed), has_aux=True)
 
@@ -103,7 +102,7 @@ def backward(
     def one(start: Adapters, times: Array) -> dict[str, Array]:
         def seen(arrays: dict[str, Array]) -> Array:
             moved = eqx.tree_at(lambda tree: [getattr(tree, name) for name in names], problem, list(arrays.values()))
-            return _at_times(method, moved, start, times, diffrax.RecursiveCheckpointAdjoint())[0]
+            return _at_times(method, moved, start, times, "reverse")[0]
 
         found: dict[str, Array] = jax.jacrev(seen)({name: getattr(problem, name) for name in names})
         return found
@@ -111,13 +110,11 @@ def backward(
     return jax.vmap(one)(start, times)
 
 
-def _at_times(
-    method: Method, problem: Any, start: Adapters, times: Array, adjoint: diffrax.AbstractAdjoint
-) -> tuple[Array, Aside]:
+def _at_times(method: Method, problem: Any, start: Adapters, times: Array, derivatives: str) -> tuple[Array, Aside]:
     """Each quantity at its own time; aside their slopes, the status and the rounding floor."""
     order = jnp.argsort(times)
     saves = jnp.concatenate([jnp.zeros(1), times[order]])  # of at least two times
-    run = method.solve(problem, start, saves, adjoint)
+    run = method.solve(problem, start, saves, derivatives)
     places = 1 + jnp.argsort(order)
     values, slopes = [], []
     for index, place in enumerate(places):

@@ -70,7 +70,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
       shortens it.
     - `scan_kind`: the loop over stages, as for diffrax's Runge-Kutta methods. "checkpointed" is for solving and
       for reverse mode; "lax" for forward mode (`diffrax.ForwardMode`); "bounded" for `diffrax.DirectAdjoint`. `solve`
-      takes the one that its `adjoint` needs.
+      takes the one that its `derivatives` need.
     - `tell_rounding`: give the error as a `StepError`, which `ResidualController` understands and diffrax's do not.
     """
 

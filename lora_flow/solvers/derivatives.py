@@ -1,4 +1,4 @@
-"""Which derivatives an adjoint has: the loops that they need, and one line where JAX would speak of loops."""
+"""Which derivatives a run has: the loops that they need, and one line where JAX would speak of loops."""
 
 from __future__ import annotations
 
@@ -10,50 +10,52 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lora_flow.checks import InputError, require, require_instance
+from lora_flow.checks import InputError, require_choice
 
 LoopKind = Literal["checkpointed", "lax", "bounded"]  # as equinox names them
+Derivatives = Literal["reverse", "forward", "both"]
 Mode = Literal["reverse", "forward", "forward again"]
 Tree = TypeVar("Tree")
 
+DERIVATIVES = ("reverse", "forward", "both")
+
 ONLY_REVERSE = (
-    "adjoint must be diffrax.ForwardMode() for forward mode (jvp, jacfwd), or diffrax.DirectAdjoint() for second "
-    "derivatives (hessian, grad of grad), got RecursiveCheckpointAdjoint, which is for one derivative in reverse mode "
-    "(grad, jacrev)"
+    'derivatives must be "forward" for forward mode (jvp, jacfwd), or "both" for second derivatives (hessian, grad of '
+    'grad), got "reverse", which is for one derivative in reverse mode (grad, jacrev)'
 )
 ONLY_FORWARD = (
-    "adjoint must be diffrax.RecursiveCheckpointAdjoint(), the default, for reverse mode (grad, jacrev), or "
-    "diffrax.DirectAdjoint() for second derivatives (hessian, grad of grad), got ForwardMode, which is for forward "
-    "mode (jvp, jacfwd)"
+    'derivatives must be "reverse", the default, for reverse mode (grad, jacrev), or "both" for second derivatives '
+    '(hessian, grad of grad), got "forward", which is for forward mode (jvp, jacfwd)'
 )
 
 
-def as_adjoint(adjoint: diffrax.AbstractAdjoint | None) -> diffrax.AbstractAdjoint:
-    """The adjoint, or the default. Raises for those that see no more than where a run ends."""
-    adjoint = diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint
-    require_instance("adjoint", adjoint, diffrax.AbstractAdjoint, "be an adjoint of diffrax, made, as DirectAdjoint()")
-    along = not isinstance(adjoint, (diffrax.BacksolveAdjoint, diffrax.ImplicitAdjoint))
-    require(along, "adjoint", "differentiate what is saved along the way", type(adjoint).__name__)
-    return adjoint
+def require_derivatives(derivatives: Any) -> None:
+    require_choice("derivatives", derivatives, DERIVATIVES)
 
 
-def loop_kind(adjoint: diffrax.AbstractAdjoint) -> LoopKind:
-    """The loop to make inside a step, or of steps, that can be differentiated as the adjoint can."""
-    if isinstance(adjoint, diffrax.ForwardMode):
-        return "lax"
-    return "bounded" if isinstance(adjoint, diffrax.DirectAdjoint) else "checkpointed"
+def adjoint_of(derivatives: str) -> diffrax.AbstractAdjoint:
+    """What diffrax calls the loops over steps."""
+    if derivatives == "reverse":
+        return diffrax.RecursiveCheckpointAdjoint()
+    return diffrax.ForwardMode() if derivatives == "forward" else diffrax.DirectAdjoint()
 
 
-def guard_inputs(adjoint: diffrax.AbstractAdjoint, inputs: Tree) -> Tree:
-    """The inputs of a solve, guarded: derivatives that the adjoint lacks are refused by name, before JAX meets a loop.
+def loop_kind(derivatives: str) -> LoopKind:
+    """The loop to make inside a step, or of steps, that has these derivatives."""
+    kinds: dict[str, LoopKind] = {"reverse": "checkpointed", "forward": "lax", "both": "bounded"}
+    return kinds[derivatives]
+
+
+def guard_inputs(derivatives: str, inputs: Tree) -> Tree:
+    """The inputs of a solve, guarded: derivatives that it has not are refused by name, before JAX meets a loop.
 
     A forward derivative passes the inputs first, a reverse one the outputs.
     """
-    return _guarded(inputs, "reverse") if isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint) else inputs
+    return _guarded(inputs, "reverse") if derivatives == "reverse" else inputs
 
 
-def guard_outputs(adjoint: diffrax.AbstractAdjoint, outputs: Tree) -> Tree:
-    return _guarded(outputs, "forward") if isinstance(adjoint, diffrax.ForwardMode) else outputs
+def guard_outputs(derivatives: str, outputs: Tree) -> Tree:
+    return _guarded(outputs, "forward") if derivatives == "forward" else outputs
 
 
 def _guarded(tree: Tree, mode: Mode) -> Tree:

@@ -305,7 +305,7 @@ def _flowing(problems: Problems, steps: Any, saves: Any, details: bool, of_flow:
     t1, flow, how = of_flow["t1"], of_flow["flow"], {name: of_flow[name] for name in ("solver", "rtol", "max_steps")}
     require(t1 is not None, "t1", "be given for a flow (or descend and steps, for gradient descent)", t1)
     times = save_times(t1, saves)
-    how |= {"adjoint": diffrax.ForwardMode(), "save_adapters": details, "layers": problems.members[0].layers}
+    how |= {"derivatives": "forward", "save_adapters": details, "layers": problems.members[0].layers}
     made = integrator(flow=as_flow(flow), **how)
     return Flowing(jnp.asarray(t1, float), times, made)
 

@@ -1,13 +1,12 @@
 """Gradients through a solve."""
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from solves import random
 
-from lora_flow import Factorization, InputError, aligned_problem, gaussian_init, solve
+from lora_flow import Factorization, aligned_problem, gaussian_init, solve
 
 
 class TestGradients:
@@ -16,9 +15,10 @@ class TestGradients:
     problem = aligned_problem(jax.random.key(1), m=4, n=3, h=5, delta_w=0.5, component=[0, 1], shift_scale=[3.0, 2.0])
     start = gaussian_init(jax.random.key(2), problem, rank=2, alpha=0.3, side="B")
 
-    def log_loss(self, w1, w2, shift, adapters, adjoint=None):
+    def log_loss(self, w1, w2, shift, adapters, derivatives="reverse"):
         problem = Factorization(w1=w1, w2=w2, shift=shift)
-        return jnp.log(solve(problem, adapters, t1=1.0, saves=3, rtol=1e-9, adjoint=adjoint).observables["loss"][-1])
+        run = solve(problem, adapters, t1=1.0, saves=3, rtol=1e-9, derivatives=derivatives)
+        return jnp.log(run.observables["loss"][-1])
 
     @pytest.mark.long
     def test_with_respect_to_weights_shift_and_adapters(self):
@@ -36,19 +36,14 @@ class TestGradients:
             np.testing.assert_allclose(sum(jnp.sum(g * d) for g, d in pairs), difference, rtol=1e-5)
 
     @pytest.mark.long
-    def test_the_adjoint_is_selectable(self):
-        def final_loss(adapters, adjoint):
-            return solve(self.problem, adapters, t1=1.0, saves=3, adjoint=adjoint, max_steps=100).observables["loss"][
-                -1
-            ]
+    def test_both_modes_are_one_choice(self):
+        def final_loss(adapters, derivatives):
+            run = solve(self.problem, adapters, t1=1.0, saves=3, derivatives=derivatives, max_steps=100)
+            return run.observables["loss"][-1]
 
-        expected, got = (jax.grad(final_loss)(self.start, one) for one in (None, diffrax.DirectAdjoint()))
+        expected, got = (jax.grad(final_loss)(self.start, one) for one in ("reverse", "both"))
         for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
-
-    def test_backsolve_is_refused_with_a_reason(self):
-        with pytest.raises(InputError, match="adjoint must differentiate what is saved along the way"):
-            solve(self.problem, self.start, t1=1.0, adjoint=diffrax.BacksolveAdjoint())
 
     @pytest.mark.long
     def test_forward_mode(self):
@@ -56,7 +51,7 @@ class TestGradients:
 
         def of_scale(scale):
             start = jax.tree.map(lambda leaf: scale * leaf, self.start)
-            return self.log_loss(*values, start, diffrax.ForwardMode())
+            return self.log_loss(*values, start, "forward")
 
         _, tangent = jax.jvp(of_scale, (1.0,), (1.0,))
         np.testing.assert_allclose(tangent, (of_scale(1 + 1e-4) - of_scale(1 - 1e-4)) / 2e-4, rtol=1e-5)

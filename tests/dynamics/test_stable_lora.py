@@ -2,7 +2,6 @@
 
 import warnings
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -123,7 +122,7 @@ def of_two(factors):
 
 def run(problem, begin, flow=None, t1=T1, rtol=RTOL):
     """One compiled program for each shape: all else are its arguments."""
-    how = {"solver": "Tsit5", "save_adapters": True, "adjoint": diffrax.ForwardMode()}
+    how = {"solver": "Tsit5", "save_adapters": True, "derivatives": "forward"}
     times = t1 * TIMES / T1
     return solve(
         problem, begin, t1=times[-1], saves=times, flow=StableLoRA(RATE) if flow is None else flow, rtol=rtol, **how
@@ -276,14 +275,14 @@ def test_each_lane_has_its_own_time():
 class TestDerivatives:
     """Of log L after the latch, and of t*, by (log rate, log size of A_0), across the jump of the field at t*."""
 
-    def told(self, point, adjoint=None):
+    def told(self, point, derivatives="reverse"):
         begin = jax.tree.map(lambda leaf: jnp.exp(point[1]) * leaf, start(9, 9, 3))
-        how = {"t1": 2.0, "saves": 3, "solver": "Tsit5", "rtol": 1e-7, "adjoint": adjoint}
+        how = {"t1": 2.0, "saves": 3, "solver": "Tsit5", "rtol": 1e-7, "derivatives": derivatives}
         solved = solve(SingleLayer(one_layer(9, 9)), begin, flow=StableLoRA(5 * jnp.exp(point[0])), **how)
         return jnp.array([jnp.log(solved.observables["loss"][-1]), solved.observables["shrunk_until1"][-1]])
 
     def forward(self, point):
-        return self.told(point, diffrax.ForwardMode())
+        return self.told(point, "forward")
 
     def test_in_both_modes(self):
         step = 1e-4

@@ -2,7 +2,6 @@
 
 import itertools
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -102,7 +101,7 @@ def test_every_path_says_nan():
     how = {"t1": 0.5, "saves": 3, "solver": "Tsit5"}
     start = gaussian_init(jax.random.key(0), problem, rank=1, alpha=0.1)
     swept = sweep(problem, alpha=0.1, rank=1, details=True, progress=False, **how)
-    solved = solve(problem, start, adjoint=diffrax.ForwardMode(), **how)
+    solved = solve(problem, start, derivatives="forward", **how)
     stepped = descend(problem, start, steps=2, step=0.1, saves=2)
     analysed = analyse(problem, over_time(start))
     for name in (*RELATIVE, "alignment_error_2"):

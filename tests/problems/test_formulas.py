@@ -1,6 +1,5 @@
 """A formula of a loss is not used for another loss: subclasses, objects and wrappers that change it, in every path."""
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -111,7 +110,7 @@ def test_the_flow_of_a_subclass_with_weight_decay(name):
     swept = sweep(problem, alpha=alpha, rank=2, progress=False, **how)
     assert np.isnan(swept["loss_floor"]).all()
     drawn = gaussian_init(jax.random.key(0), problem, rank=2, alpha=alpha)
-    solved = solve(problem, drawn, save_adapters=True, adjoint=diffrax.ForwardMode(), **how)
+    solved = solve(problem, drawn, save_adapters=True, derivatives="forward", **how)
     reference = runge_kutta(name, drawn, 2.0, 4)
     np.testing.assert_allclose(solved.observables["loss"], reference, rtol=2e-3)
     np.testing.assert_allclose(swept["loss"].values.ravel(), reference, rtol=2e-3)

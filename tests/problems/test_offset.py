@@ -1,6 +1,5 @@
 """Frozen weights offset by the start: the same function at t = 0, and then the flow of the weights that are left."""
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -151,7 +150,7 @@ def swept():
 
 def solved(alpha):
     start = pissa_init(jax.random.key(0), WATCHED, rank=2, alpha=alpha)
-    return solve(Offset(WATCHED, start), start, **HOW, adjoint=diffrax.ForwardMode(), save_adapters=True)
+    return solve(Offset(WATCHED, start), start, **HOW, derivatives="forward", save_adapters=True)
 
 
 def test_a_sweep_tells_of_the_offset_problem_what_analyse_does(swept):

@@ -4,7 +4,6 @@ import dataclasses
 import gc
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -63,7 +62,7 @@ class Named:
 
 
 RUNS = {
-    "solve": lambda one: solve(one, START, t1=0.1, saves=[0.05, 0.1], solver="Tsit5", adjoint=diffrax.ForwardMode()),
+    "solve": lambda one: solve(one, START, t1=0.1, saves=[0.05, 0.1], solver="Tsit5", derivatives="forward"),
     "descend": lambda one: descend(one, START, steps=1, step=0.1, saves=2),
     "sweep": lambda one: sweep(one, alpha=0.1, rank=1, t1=0.1, saves=2, solver="Tsit5", progress=False),
     "analyse": lambda one: analyse(one, START),

@@ -163,7 +163,7 @@ def test_lanes_that_differ_are_what_they_are_alone(stiff):
     alphas = jnp.array([1e-1, 1e-3, 1e-5])
 
     def losses(alpha):
-        trajectory = solve(stiff, start_of(stiff, alpha=alpha), t1=300.0, saves=TIMES, adjoint=diffrax.ForwardMode())
+        trajectory = solve(stiff, start_of(stiff, alpha=alpha), t1=300.0, saves=TIMES, derivatives="forward")
         return trajectory.observables["loss"], trajectory.stats["num_steps"]
 
     together, steps = jax.vmap(losses)(alphas)
@@ -175,11 +175,12 @@ def test_lanes_that_differ_are_what_they_are_alone(stiff):
 
 @pytest.mark.long
 def test_derivatives_in_both_modes_through_the_change(stiff):
-    def final(scale, adjoint=None):
+    def final(scale, derivatives="reverse"):
         start = jax.tree.map(lambda leaf: scale * leaf, start_of(stiff))
-        return jnp.log10(solve(stiff, start, t1=300.0, saves=3, rtol=1e-4, adjoint=adjoint).observables["loss"][-1])
+        run = solve(stiff, start, t1=300.0, saves=3, rtol=1e-4, derivatives=derivatives)
+        return jnp.log10(run.observables["loss"][-1])
 
-    _, forward = jax.jvp(lambda s: final(s, diffrax.ForwardMode()), (1.0,), (1.0,))
+    _, forward = jax.jvp(lambda s: final(s, "forward"), (1.0,), (1.0,))
     reverse = jax.grad(final)(1.0)
     np.testing.assert_allclose(reverse, forward, rtol=1e-8)
     central = (final(1.01) - final(0.99)) / 0.02

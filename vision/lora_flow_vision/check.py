@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -185,7 +184,7 @@ def flow(bench: Bench, settings: VisionSettings, unit: Unit) -> tuple[Adapters, 
 @eqx.filter_jit
 def _flow(task: Classification, starts: Adapters, times: Array, shared: Any) -> tuple[Adapters, dict[str, Array]]:
     def one(begin: Adapters) -> tuple[Adapters, dict[str, Array]]:
-        solved = solve(task, begin, t1=times[-1], saves=times, save_adapters=True, adjoint=diffrax.ForwardMode())
+        solved = solve(task, begin, t1=times[-1], saves=times, save_adapters=True, derivatives="forward")
         seen = jax.lax.map(lambda state: _look(task, state, shared), solved.history)
         return solved.adapters, seen  # NaN at times that were not reached
 
