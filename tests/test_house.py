@@ -18,6 +18,7 @@ ROOMS = (  # the highest first: a room imports those below it and beside it, no 
     ("design",),
     ("sensitivities",),
     ("growth",),
+    ("bridge",),
     ("sizes",),
     ("settings",),
     ("flags",),

@@ -9,7 +9,7 @@ import importlib
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from lora_flow.checks import InputError, require, require_choice
@@ -23,6 +23,14 @@ COMMANDS = {  # name -> what it does, in a line
     "theory": "test every claim of the theory against runs",
     "inits": "list the initialisations: formulas, and the needs of each",
     "vision": "check the theory on images, with a Vision Transformer",
+    "peft": "initial adapters for a checkpoint, as a PEFT folder, and what becomes of them",
+}
+GROUPS = {  # commands that are several, each a class of the group's module
+    "peft": {
+        "init": "write initial adapters for a checkpoint, by any initialisation",
+        "apply": "subtract a start's own update in a copy of the checkpoint",
+        "convert": "turn what was trained from such a start into plain LoRA",
+    },
 }
 ABOUT = "The gradient flow of LoRA adapters, accurate over 26 decades of loss."
 
@@ -43,22 +51,30 @@ def parse(words: Sequence[str]) -> Command | None:
         print(f"lora-flow {_version()}" if name == "--version" else overview())
         return None
     require_choice("the command", name, COMMANDS)
-    kind: Any = getattr(importlib.import_module(f"lora_flow.cli.{name}"), name.capitalize())
+    module = importlib.import_module(f"lora_flow.cli.{name}")
+    if name in GROUPS:
+        member, *rest = rest or [""]
+        if member in ("-h", "--help"):
+            print(overview(f"{name} ", COMMANDS[name], GROUPS[name]))
+            return None
+        require_choice(f"the command after {name}", member, GROUPS[name], f"(see lora-flow {name} --help)")
+        kind: Any = getattr(module, member.capitalize())
+        name = f"{name} {member}"
+    else:
+        kind = getattr(module, name.capitalize())
     command: Any = _expanded(_read(name, kind, rest, None))
     from_file = getattr(command, "from_file", lambda: None)()  # settings that the flags override
     return command if from_file is None else _expanded(_read(name, kind, rest, from_file))
 
 
-def overview() -> str:
-    """`lora-flow --help`."""
-    width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:{width}}{about}" for name, about in COMMANDS.items()]
-    head = ["usage: lora-flow COMMAND [FLAGS]", "", ABOUT, "", "commands:", *lines]
-    tail = [
-        "  -h, --help  this help; lora-flow COMMAND --help has every flag, with examples",
-        "  --version   the version",
-    ]
-    return "\n".join([*head, "", "flags:", *tail])
+def overview(group: str = "", about: str = ABOUT, commands: Mapping[str, str] = COMMANDS) -> str:
+    """`lora-flow --help`, or that of a group of commands."""
+    width = max(map(len, commands)) + 2
+    lines = [f"  {name:{width}}{told}" for name, told in commands.items()]
+    head = [f"usage: lora-flow {group}COMMAND [FLAGS]", "", about, "", "commands:", *lines]
+    tail = [f"  -h, --help  this help; lora-flow {group}COMMAND --help has every flag, with examples"]
+    version = [] if group else ["  --version   the version"]
+    return "\n".join([*head, "", "flags:", *tail, *version])
 
 
 def _version() -> str:

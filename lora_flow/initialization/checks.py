@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
-from lora_flow.algebra.diagonal import dense
+from lora_flow.algebra.diagonal import Matrix, dense
+from lora_flow.algebra.low_rank import LowRank
 from lora_flow.arrays import require_key
 from lora_flow.checks import as_real, concrete, kind, require, require_integer, require_number
 from lora_flow.problems.base import Layers, Problem, as_problem, kind_of, require_problem
@@ -92,20 +93,24 @@ def above_rounding(singular_values: Array, shape: tuple[int, ...]) -> Array:
     return jnp.where(singular_values > rounding * singular_values[0], singular_values, 0.0)
 
 
-def pretrained_weights(problem: Problem, scheme: str) -> tuple[Array, ...]:
-    """The frozen weights W_i, `(out, in)`, from `problem.weights`."""
+def pretrained_weights(problem: Problem, scheme: str) -> tuple[Any, ...]:
+    """The frozen weights W_i, `(out, in)`, from `problem.weights`, written out unless they are `LowRank`."""
     weights = as_problem(problem).weights
     must = f"know its pretrained weights, as `weights`, for {scheme}"
     require(weights is not None, "problem", must, f"{kind_of(problem)} without them")
-    return tuple(map(dense, weights or ()))
+    return tuple(map(_dense, weights or ()))
 
 
-def layer_inputs(problem: Problem, scheme: str) -> tuple[Array, ...]:
-    """The inputs of each layer, `(samples, in)`, from `problem.layer_inputs`; refused where one's are white."""
+def layer_inputs(problem: Problem, scheme: str) -> tuple[Any, ...]:
+    """The inputs of each layer, `(samples, in)`, of `problem.layer_inputs`, as above; refused where one's are white."""
     inputs: Any = as_problem(problem).layer_inputs
     must = f"know what its layers are fed with, as `layer_inputs`, for {scheme}"
     require(inputs is not None, "problem", must, f"{kind_of(problem)} without it")
     white = [i for i, one in enumerate(inputs or (), start=1) if one is None]
     must = f"feed every layer with inputs that have principal directions, for {scheme}"
     require(not white, "problem", must, f"white inputs of layer {', '.join(map(str, white))}")
-    return tuple(map(dense, inputs or ()))
+    return tuple(map(_dense, inputs or ()))
+
+
+def _dense(matrix: Matrix | LowRank) -> Any:
+    return matrix if isinstance(matrix, LowRank) else dense(matrix)

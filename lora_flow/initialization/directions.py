@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from lora_flow.algebra.diagonal import Diagonal, Matrix
+from lora_flow.algebra.low_rank import LowRank
 from lora_flow.algebra.spectra import norm, positive, singular_triplets, svd, tie
 from lora_flow.initialization.checks import above_rounding
 
@@ -28,12 +29,14 @@ Columns = Float[Array, "size count"]
 Triplets = tuple[Columns, Float[Array, " count"], Float[Array, "count columns"]]
 
 
-def triplets(matrix: Matrix, count: int, smallest: bool = False) -> Triplets:
+def triplets(matrix: Matrix | LowRank, count: int, smallest: bool = False) -> Triplets:
     """(U, S, V^T) of that many largest singular values, or smallest, in decreasing order; rounding is exactly zero.
 
     `count` is at most the smaller dimension. U is chosen as the module says; V follows from it, but for the value 0,
-    where it is chosen likewise.
+    where it is chosen likewise. Of a `LowRank` they are among those that it holds.
     """
+    if isinstance(matrix, LowRank):
+        return _choose_compiled(matrix.shape, jnp.asarray(matrix.u), jnp.asarray(matrix.s), matrix.vt, count, smallest)
     if isinstance(matrix, Diagonal) and not smallest:  # along the axes, and possibly too large to write out
         values = jnp.pad(matrix.values, (0, min(matrix.shape) - matrix.rank))
         u, s, vt = singular_triplets(Diagonal(values, matrix.shape), count)
@@ -46,7 +49,12 @@ def triplets(matrix: Matrix, count: int, smallest: bool = False) -> Triplets:
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _triplets(matrix: Float[Array, "rows columns"], count: int, smallest: bool) -> Triplets:
     u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
-    s, v = above_rounding(s, matrix.shape), vt.T
+    return _choose(matrix.shape, u, s, vt, count, smallest)
+
+
+def _choose(shape: tuple[int, ...], u: Array, s: Array, vt: Array, count: int, smallest: bool) -> Triplets:
+    """The vectors that the module says, of a decomposition in decreasing order."""
+    s, v = above_rounding(s, shape), vt.T
     group = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), s[:-1] - s[1:] > tie(s.dtype) * s[0]]))  # of equal values
     if smallest:
         u, s, v, group = (jnp.flip(array, axis=-1) for array in (u, s, v, group))
@@ -66,6 +74,9 @@ def _triplets(matrix: Float[Array, "rows columns"], count: int, smallest: bool) 
     if smallest:
         return left[:, ::-1], s[:count][::-1], right[:, ::-1].T
     return left, s[:count], right.T
+
+
+_choose_compiled = jax.jit(_choose, static_argnums=(0, 4, 5))
 
 
 @_triplets.defjvp

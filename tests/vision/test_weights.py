@@ -13,12 +13,12 @@ from lora_flow_vision.config import CONFIGS
 from lora_flow_vision.hub import fetch
 from lora_flow_vision.pretrain import linear_probe
 from lora_flow_vision.settings import VisionSettings
-from lora_flow_vision.tensors import KINDS
 from lora_flow_vision.weights import SHIPPED, load_vit, parameters, resample, save_vit
 from safetensors.numpy import load_file, save_file
 from small import CONFIG, network
 
 from lora_flow import InputError
+from lora_flow.storage.tensors import KINDS
 
 ARRAYS, SIZES, PIXELS = "model.safetensors", "config.json", "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"

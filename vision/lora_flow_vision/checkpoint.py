@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's checkpoints: which arrays they declare, and the sizes and images that they are for."""
+"""Folders of Hugging Face's checkpoints: the sizes and images that they are for."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_flow.checks import InputError, require
+from lora_flow.bridge.checkpoints import ARRAYS
+from lora_flow.checks import require
+from lora_flow.storage.tensors import Tensor, is_number, read_json
 from lora_flow_vision import looks
 from lora_flow_vision.config import ViTConfig
-from lora_flow_vision.tensors import Tensor, is_number, open_tensors, read_json
 
-ARRAYS, INDEX = "model.safetensors", "model.safetensors.index.json"
 FILES = ("config.json", ARRAYS)
 PROCESSOR = "preprocessor_config.json"
 MOST = 2**16  # for any number of a config: five times what the largest of published ViTs has
@@ -26,36 +26,6 @@ KEYS = {
     "hidden": "intermediate_size",
     "eps": "layer_norm_eps",
 }
-
-
-def declared(folder: Path) -> dict[str, Tensor]:
-    """All arrays of a checkpoint, in one file or in those that its index names."""
-    if (folder / ARRAYS).is_file():
-        return open_tensors(folder / ARRAYS).tensors
-    where, found = folder / INDEX, dict[str, Tensor]()
-    for shard in shards(folder):
-        require((folder / shard).is_file(), str(where), f"name files in '{folder}'", f"'{shard}'")
-        found |= open_tensors(folder / shard).tensors
-    for name, shard in _weight_map(folder).items():
-        there = name in found and found[name].path == folder / shard
-        require(there, str(where), "name the file of each array", f"{shard} for {name}, which is not in it")
-    return found
-
-
-def shards(folder: Path) -> list[str]:
-    """The files that the index of a checkpoint names, all of them in its folder."""
-    named = list(dict.fromkeys(_weight_map(folder).values()))
-    for name in named:
-        plain = Path(name).name == name and name.endswith(".safetensors")
-        require(plain, str(folder / INDEX), f"name safetensors files in '{folder}'", f"'{name}'")
-    return named
-
-
-def _weight_map(folder: Path) -> dict[str, str]:
-    where, listed = folder / INDEX, read_json(folder / INDEX).get("weight_map")
-    if not (isinstance(listed, dict) and listed and all(isinstance(name, str) for name in listed.values())):
-        raise InputError(f"{where} must hold a weight_map from arrays to files, got {type(listed).__name__}")
-    return listed
 
 
 def require_vit(stored: Mapping[str, Any], where: str) -> None:

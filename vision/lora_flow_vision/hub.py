@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from lora_flow.bridge.checkpoints import ARRAYS, INDEX, shards
 from lora_flow.checks import InputError, require
 from lora_flow.runtime.memory import require_memory
-from lora_flow_vision.checkpoint import ARRAYS, FILES, INDEX, PROCESSOR, require_vit, shards
-from lora_flow_vision.tensors import read_json
+from lora_flow.storage.tensors import read_json
+from lora_flow_vision.checkpoint import FILES, PROCESSOR, require_vit
 
 SMALL = (FILES[0], INDEX, PROCESSOR)
 

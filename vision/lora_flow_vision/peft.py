@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from lora_flow import Adapter
 from lora_flow.arrays import numbers
-from lora_flow.checks import InputError, require
-from lora_flow.storage.locks import locked
-from lora_flow.storage.swap import replacing
-from lora_flow_vision.tensors import Tensor, is_number, open_tensors, read_json
+from lora_flow.bridge.peft_folder import (
+    FILES,
+    NEW,
+    Opened,
+    PeftAdapters,
+    check_shapes,
+    open_peft,
+    read_factors,
+    require_unchanged_base,
+    scaling_of,
+    write_peft,
+)
+from lora_flow.checks import InputError, as_path, require
 from lora_flow_vision.weights import BLOCK, module_name, parameters
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
 RENAMED = {
     "attention/query": "attention.q_proj",
     "attention/key": "attention.k_proj",
@@ -33,20 +38,6 @@ RENAMED = {
 }
 """The names that transformers 5.9 and newer give to a block's layers, in place of the checkpoint's."""
 LAYERS = {name: layer for layer, name in BLOCK.items()} | {name: layer for layer, name in RENAMED.items()}
-OTHERS = (
-    *("use_dora", "lora_bias", "use_qalora", "use_bdlora", "kasa_config", "monteclora_config", "arrow_config"),
-    *("alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices"),
-)
-"""PEFT's settings under which a layer computes something else than two factors beside its weight."""
-FACTOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-STARTS = (True, False, "gaussian", "orthogonal", "eva")
-"""The values of PEFT's init_lora_weights that leave the model's own weights as they were."""
-
-
-class _Stored(NamedTuple):
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
 
 
 def export_peft(
@@ -72,19 +63,12 @@ def export_peft(
     require(transformers in (4, 5), "transformers", "be 4 or 5", transformers)
     modules = {path: _module(path, transformers) for path in adapters}
     scalings = {path: _scaling(scaling, path) for path in adapters}
-    arrays, layers = {}, {}
     for path, adapter in adapters.items():
-        a, b = _factors(path, adapter)
-        layers[modules[path]] = len(a), scalings[path]
-        for letter, factor in (("A", a), ("B", b)):
-            arrays[f"base_model.model.{modules[path]}.lora_{letter}.weight"] = factor
-    config = _config(layers, base)
-    # no lora_alpha gives back every s when PEFT divides it by the rank, so s is kept to its last bit here
-    metadata = {"format": "pt"} | {f"{path}.scaling": repr(s) for path, s in scalings.items()}
-    folder = Path(folder).expanduser()
-    with locked(folder), replacing(folder) as new:
-        save_file(arrays, new / FILES[1], metadata=metadata)
-        (new / FILES[0]).write_text(json.dumps(config, indent=1) + "\n")
+        name = f"adapters of {path}"
+        check_shapes(name, *(numbers(name, factor).shape for factor in adapter))
+    named = {modules[path]: adapter for path, adapter in adapters.items()}
+    config = NEW | {"base_model_name_or_path": base or None}
+    write_peft(folder, PeftAdapters(named, {modules[path]: scalings[path] for path in adapters}, config))
 
 
 def import_peft(folder: str | Path, model: nnx.Module | None = None) -> tuple[dict[str, Adapter], dict[str, float]]:
@@ -99,20 +83,15 @@ def import_peft(folder: str | Path, model: nnx.Module | None = None) -> tuple[di
     of a ViT, or the adapters are other than two factors a layer beside the model's own weights: another method than
     LoRA, DoRA, biases, or a start that changed the model.
     """
-    folder = Path(folder).expanduser()
-    stored = _read(folder)
-    _check_config(stored.config, folder / FILES[0])
-    whole = {name: tensor for name, tensor in stored.tensors.items() if not FACTOR.fullmatch(name)}
-    values = _whole(whole, stored.config, model, folder)
-    pairs = _pairs({name: tensor for name, tensor in stored.tensors.items() if name not in whole}, folder / FILES[1])
-    adapters = {_path(module, folder): adapter for module, adapter in pairs.items()}
-    scalings = {
-        path: _stored_scaling(stored, module, path, adapter.rank, folder)
-        for module, (path, adapter) in zip(pairs, adapters.items(), strict=True)
-    }
+    opened = open_peft(as_path("folder", folder).expanduser())
+    require_unchanged_base(opened)
+    values = _whole(opened, model)
+    pairs = read_factors(opened)
+    paths = {module: _path(module, opened.folder) for module in pairs}
+    scalings = {paths[module]: scaling_of(opened, module, adapter.rank) for module, adapter in pairs.items()}
     for param, value in values:
         param[...] = jnp.asarray(value, param.dtype)
-    return adapters, scalings
+    return {paths[module]: adapter for module, adapter in pairs.items()}, scalings
 
 
 def _module(path: str, transformers: int) -> str:
@@ -149,63 +128,13 @@ def _scaling(scaling: float | Mapping[str, float], path: str) -> float:
     return s
 
 
-def _factors(path: str, adapter: Adapter) -> tuple[np.ndarray, np.ndarray]:
-    a, b = (np.ascontiguousarray(numbers(f"adapters of {path}", factor)) for factor in adapter)
-    _check_shapes(f"adapters of {path}", a.shape, b.shape)
-    return a, b
-
-
-def _check_shapes(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
-    fits = len(a) == len(b) == 2 and a[0] == b[1] > 0
-    require(fits, name, "have shapes (rank, in) and (out, rank)", f"{a} and {b}")
-
-
-def _config(layers: dict[str, tuple[int, float]], base: str) -> dict[str, Any]:
-    """PEFT's settings of modules with these ranks and multipliers: the first one's, and by name where others differ."""
-    ranks = {module: rank for module, (rank, _) in layers.items()}
-    alphas = {module: s * rank for module, (rank, s) in layers.items()}
-    first = next(iter(layers))
-    return {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base or None,
-        "inference_mode": True,
-        "bias": "none",
-        "target_modules": list(layers),  # PEFT takes ends of names too, but no layer's name is the end of another's
-        "r": ranks[first],
-        "lora_alpha": alphas[first],
-        "rank_pattern": {module: rank for module, rank in ranks.items() if rank != ranks[first]},
-        "alpha_pattern": {module: alpha for module, alpha in alphas.items() if alpha != alphas[first]},
-    }
-
-
-def _read(folder: Path) -> _Stored:
-    for name in FILES:
-        pickled = (folder / "adapter_model.bin").is_file()
-        got = f"no {folder / name}{', but adapter_model.bin, which is pickled: save it as safetensors' * pickled}"
-        require((folder / name).is_file(), "folder", f"hold {' and '.join(FILES)}", got)
-    described, weights = (folder / name for name in FILES)
-    return _Stored(read_json(described), *open_tensors(weights))
-
-
-def _check_config(config: dict[str, Any], where: Path) -> None:
-    require(config.get("peft_type") == "LORA", f"peft_type in {where}", "be LORA", config.get("peft_type"))
-    require(config.get("bias", "none") == "none", f"bias in {where}", "be none", config.get("bias"))
-    for name in OTHERS:
-        require(not config.get(name), f"{name} in {where}", "be off", config.get(name))
-    start = config.get("init_lora_weights", True)
-    must = "be true, false or one of gaussian, orthogonal and eva, which do not change the model's weights"
-    require(start in STARTS, f"init_lora_weights in {where}", must, start)
-
-
-def _whole(
-    tensors: Mapping[str, Tensor], config: dict[str, Any], model: nnx.Module | None, folder: Path
-) -> list[tuple[nnx.Param, np.ndarray]]:
+def _whole(opened: Opened, model: nnx.Module | None) -> list[tuple[nnx.Param, np.ndarray]]:
     """The model's parameters that are replaced, each with its value, where whole modules were saved."""
-    listed, where = config.get("modules_to_save") or [], folder / FILES[1]
+    listed, where = opened.config.get("modules_to_save") or [], opened.where
     names = isinstance(listed, list) and all(isinstance(name, str) for name in listed)
-    require(names, f"modules_to_save in {folder / FILES[0]}", "be a list of names", listed)
+    require(names, f"modules_to_save in {opened.folder / FILES[0]}", "be a list of names", listed)
     found = []
-    for name, tensor in tensors.items():
+    for name, tensor in opened.others.items():
         module, _, part = name.removeprefix("base_model.model.").rpartition(".")
         path, saved = _place(module), any(f".{module}".endswith(f".{one}") for one in listed)
         if not saved or path is None or part not in ("weight", "bias"):
@@ -221,42 +150,3 @@ def _whole(
             raise InputError(f"{name} in {where} must fit the model, whose {path} has shape {shape}, got {value.shape}")
         found.append((param, value))
     return found
-
-
-def _pairs(tensors: Mapping[str, Tensor], where: Path) -> dict[str, Adapter]:
-    """The two factors of each module, by its name."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        module, letter = FACTOR.fullmatch(name).groups()  # type: ignore[union-attr]
-        found.setdefault(module, {})[letter] = tensor
-    require(found, str(where), "hold at least one adapter", "none")
-    for module, pair in found.items():
-        require(len(pair) == 2, f"{module} in {where}", "have lora_A and lora_B", f"only lora_{''.join(pair)}")
-        _check_shapes(f"lora_A and lora_B of {module} in {where}", pair["A"].shape, pair["B"].shape)
-    return {module: Adapter(pair["A"].read(), pair["B"].read()) for module, pair in found.items()}
-
-
-def _stored_scaling(stored: _Stored, module: str, path: str, rank: int, folder: Path) -> float:
-    where = folder / FILES[0]
-    expected = _setting(stored.config, "r", "rank_pattern", module, where)
-    require(rank == expected, f"lora_A of {module} in {folder / FILES[1]}", f"have rank {expected:g}, as {where}", rank)
-    alpha = _setting(stored.config, "lora_alpha", "alpha_pattern", module, where)
-    s = alpha / (math.sqrt(rank) if stored.config.get("use_rslora") else rank)
-    try:
-        exact = float(stored.metadata.get(f"{path}.scaling", s))
-    except ValueError:  # it is not ours
-        exact = s
-    return exact if math.isclose(exact, s, rel_tol=1e-14) else s  # else PEFT's settings were changed since
-
-
-def _setting(config: dict[str, Any], name: str, patterns: str, module: str, where: Path) -> float:
-    """A module's number in the settings: the first pattern's that matches the end of its name, as in PEFT."""
-    listed = config.get(patterns) or {}
-    require(isinstance(listed, dict), f"{patterns} in {where}", "be an object", listed)
-    try:
-        matched = [value for pattern, value in listed.items() if re.match(rf"(.*\.)?({pattern})$", module)]
-    except re.error as error:
-        raise InputError(f"{patterns} in {where} must hold regular expressions, got {error}") from error
-    value = matched[0] if matched else config.get(name)
-    require(is_number(value), f"{name} of {module} in {where}", "be a finite number", value)
-    return value  # type: ignore[return-value]

@@ -20,10 +20,10 @@ from lora_flow.storage.folder import Template, steady
 from lora_flow.storage.lanes import NOT_RUN
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.swap import write_atomically
+from lora_flow.storage.tensors import open_tensors
 from lora_flow.sweeps.schema import explain
 from lora_flow_vision.folder import ADAPTERS, CHECK, CHECKPOINTS, NOTE, Unit, stored_settings, units
 from lora_flow_vision.settings import HEAD, VisionSettings
-from lora_flow_vision.tensors import open_tensors
 
 DIMS = ("optimizer", "init", "alpha", "rank", "seed", "step")
 _ABOUT = {

@@ -14,15 +14,16 @@ from flax import nnx
 from jaxtyping import Float
 from safetensors.numpy import save_file
 
+from lora_flow.bridge.checkpoints import ARRAYS, INDEX, declared
 from lora_flow.checks import InputError, require
 from lora_flow.runtime.memory import require_memory
 from lora_flow.storage.locks import locked
 from lora_flow.storage.swap import replacing
+from lora_flow.storage.tensors import Tensor, read_json
 from lora_flow_vision import looks
-from lora_flow_vision.checkpoint import ARRAYS, FILES, INDEX, KEYS, PROCESSOR, config_of, declared, normalisation
+from lora_flow_vision.checkpoint import FILES, KEYS, PROCESSOR, config_of, normalisation
 from lora_flow_vision.config import ViTConfig
 from lora_flow_vision.model import DTYPE, ViT
-from lora_flow_vision.tensors import Tensor, read_json
 
 SHIPPED = Path(__file__).parent / "pretrained"
 BLOCK = {

@@ -1,0 +1,1 @@
+"""Other people's models: checkpoints and gradients in, adapters in PEFT's layout out."""
