@@ -67,6 +67,8 @@ from .initialization import pissa_init as pissa_init
 from .initialization import spectral_both_init as spectral_both_init
 from .initialization import spectral_init as spectral_init
 from .initialization import tied_init as tied_init
+from .problems.adapted import Adapted as Adapted
+from .problems.adapted import adapted as adapted
 from .problems.attention import AttentionLoRA as AttentionLoRA
 from .problems.base import AbstractProblem as AbstractProblem
 from .problems.base import Problem as Problem

@@ -39,6 +39,7 @@ PAGES = [
             "lora-one",
             "networks",
             "problems",
+            "models",
             "scaling",
             "sensitivities",
             "symmetric",

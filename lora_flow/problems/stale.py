@@ -17,8 +17,10 @@ from jax.core import Tracer
 
 from lora_flow.checks import InputError, require
 from lora_flow.problems.base import Problem, require_problem
+from lora_flow.problems.derivatives import probe
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))  # which are told apart by their value
+AS_BEFORE = 1e-5  # of a loss, computed once more
 DEEPEST, MOST = 12, 10_000  # what is farther from the problem, or beyond so many things, is not looked at
 LIBRARIES = frozenset({"builtins", "abc", "typing", "functools", "jax", "jaxlib", "numpy", "equinox", "jaxtyping"})
 
@@ -31,10 +33,13 @@ def check_problem(problem: Problem) -> None:
     Arrays of a PyTree are inputs of its program. Any other object, a problem or a part of one, is a constant there,
     known by its hash. If its arrays changed, or if another object equalled it, the program would return the old
     numbers. So the arrays and numbers that the object holds are compared with those that it, or an equal object, held
-    at first. The loss is not called. Later additions, a cache for instance, are no change.
+    at first. Later additions, a cache for instance, are no change. The loss is not called, but for a PyTree that holds
+    functions of the user's, which may use what cannot be looked into: there it must have the value that it had.
     """
     require_problem(problem)
-    opaque = jax.tree.leaves(eqx.filter(problem, eqx.is_array, inverse=True))
+    leaves = jax.tree.leaves(problem)
+    arrays = [leaf for leaf in leaves if eqx.is_array(leaf)]
+    opaque = [leaf for leaf in leaves if not eqx.is_array(leaf)]
     try:
         hash(tuple(opaque))
     except TypeError:
@@ -50,6 +55,29 @@ def check_problem(problem: Problem) -> None:
         changed = next((path for path, was in seen[part].items() if not _same(was, now.get(path))), None)
         must = "not change once it has been solved, nor equal another: make it anew"
         require(changed is None, "problem", must, f"another {(changed or '').lstrip('.') or type(part).__name__}")
+    traced = any(isinstance(array, Tracer) for array in arrays)
+    for part in opaque:
+        if part is not problem and callable(part) and not traced and not _is_known(part):
+            _check_loss(problem, arrays, part)
+
+
+def _check_loss(problem: Problem, arrays: list[Any], function: Any) -> None:
+    """Raises where the loss of the same arrays is another than at first, at adapters at which nothing vanishes."""
+    value = float(problem.loss(probe(problem.layers, 1)))
+    which = tuple(map(id, arrays))
+    known = {ids: seen for ids, seen in _values.get(function, {}).items() if all(ref() is not None for ref in seen[0])}
+    _, was = known.setdefault(which, ([*map(weakref.ref, arrays)], value))
+    _values[function] = known
+    must = "not change once it has been solved, nor its data: make it anew"
+    same = np.isclose(value, was, rtol=AS_BEFORE, atol=0, equal_nan=True)
+    require(same, "problem", must, f"a loss of {value:.6g} where it was {was:.6g}")
+
+
+def _is_known(function: Any) -> bool:
+    """Whether a function, or what it is partially applied of, is a library's."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__module__", "")).partition(".")[0] in LIBRARIES
 
 
 def held(root: Any) -> Held:
@@ -177,6 +205,9 @@ def _is_data(value: Any) -> bool:
 
 _weak: MutableMapping[Any, Held] = weakref.WeakKeyDictionary()  # as long as a program, which holds them, may be there
 _strong: MutableMapping[Any, Held] = {}  # of what takes no weak references
+
+Values = dict[tuple[int, ...], tuple[list[Any], float]]
+_values: MutableMapping[Any, Values] = weakref.WeakKeyDictionary()  # of a function with arrays that are still there
 
 
 def _seen(part: Any) -> MutableMapping[Any, Held]:

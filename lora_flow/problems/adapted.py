@@ -1,0 +1,238 @@
+"""LoRA on the matrices of any JAX model: a loss of its parameters, as a problem."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from lora_flow.adapter import Adapters
+from lora_flow.arrays import real_array
+from lora_flow.checks import concrete, kind, require, require_number
+from lora_flow.problems.base import AbstractProblem, Layers
+from lora_flow.problems.kernels import check_letters, fold, folded_shape, unfold
+from lora_flow.problems.paths import ALL, layer_of, leaves_by_path, matches, order
+from lora_flow.problems.uses import Found, uses
+
+
+class Chosen(NamedTuple):
+    """An adapted matrix: its layer's path, its place among the parameters' leaves, and the letters of its axes."""
+
+    path: str
+    place: int
+    letters: str
+
+
+class Adapted(AbstractProblem):
+    """A loss of a model's parameters, of which some matrices carry adapters; `adapted` makes one.
+
+    With A and B of a layer, its weight is `W + s B A`, with s the `scaling`. All arrays of the parameters and the data
+    are inputs of the compiled program, and copies: later changes to a model do not reach the problem.
+    """
+
+    arrays: tuple[Array | None, ...]  # the parameters' leaves, None where one is no array
+    data: tuple[Any, ...]
+    scaling: Float[Array, ""]
+    function: Callable[..., Array]
+    rest: tuple[Any, ...]  # the parameters' other leaves, activations for instance
+    structure: Any = eqx.field(static=True)
+    chosen: tuple[Chosen, ...] = eqx.field(static=True)
+
+    of_products = True
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The path of each adapted layer."""
+        return tuple(one.path for one in self.chosen)
+
+    @property
+    def layers(self) -> Layers:
+        return tuple(folded_shape(one.letters, kernel.shape) for one, kernel in self._kernels())
+
+    @property
+    def weights(self) -> tuple[Float[Array, "out in"], ...]:
+        """The pretrained weight of each layer."""
+        return tuple(fold(kernel, one.letters).astype(float) for one, kernel in self._kernels())
+
+    @property
+    def layer_inputs(self) -> tuple[Float[Array, "samples in"], ...] | None:
+        """The inputs of each layer in the loss at the pretrained weights, up to a rotation of many samples.
+
+        None where one is out of sight: in a loop, or where the layer is no product of matrices.
+        """
+        found = uses(self._loss_of_kernels, [kernel for _, kernel in self._kernels()], inputs=True)
+        seen = [[use.inputs for use in one.uses] for one in found]
+        if not all(found and all(x is not None for x in found) for found in seen):
+            return None
+        joined = (jnp.concatenate([jnp.asarray(x, float) for x in found]) for found in seen)
+        return tuple(jnp.linalg.qr(x)[1] if len(x) > x.shape[1] else x for x in joined)
+
+    def parameters(self, adapters: Adapters | None = None) -> Any:
+        """The model's parameters with `s B A` added to the adapted ones; without adapters as they were given."""
+        if adapters is None:
+            return self._with([kernel for _, kernel in self._kernels()])
+        return self._parameters(self._changes(adapters))
+
+    def loss(self, adapters: Adapters) -> Float[Array, ""]:
+        return self.loss_of(self._changes(adapters))
+
+    def loss_of(self, changes: Sequence[Array]) -> Float[Array, ""]:
+        """The loss with a change of each layer's weight, `(out, in)`."""
+        return self.function(self._parameters(changes), *self.data)
+
+    def linearised_task(self) -> tuple[Float[Array, "out in"], ...]:
+        """-s dL/dW of each layer."""
+        slopes = jax.grad(self.loss_of)(tuple(map(jnp.zeros, self.layers)))
+        return tuple(-self.scaling * slope for slope in slopes)
+
+    def product_descent(self, adapters: Adapters) -> Float[Array, "out in"]:
+        (slope,) = jax.grad(self.loss_of)(self._changes(adapters))
+        return -self.scaling * slope
+
+    def summary(self) -> dict[str, Any]:
+        return {"paths": list(self.paths)}
+
+    def __str__(self) -> str:
+        shapes = (f"{path} {n_out} x {n_in}" for path, (n_out, n_in) in zip(self.paths, self.layers, strict=True))
+        return f"Adapted: {', '.join(shapes)}; scaling {float(self.scaling):g}"
+
+    def _kernels(self) -> list[tuple[Chosen, Any]]:
+        return [(one, self.arrays[one.place]) for one in self.chosen]
+
+    def _changes(self, adapters: Adapters) -> tuple[Array, ...]:
+        return tuple(self.scaling * (b @ a) for a, b in adapters)
+
+    def _parameters(self, changes: Sequence[Array]) -> Any:
+        kernels = [
+            kernel + unfold(change, one.letters, kernel.shape).astype(kernel.dtype)
+            for (one, kernel), change in zip(self._kernels(), changes, strict=True)
+        ]
+        return self._with(kernels)
+
+    def _loss_of_kernels(self, kernels: Sequence[Array]) -> Array:
+        return self.function(self._with(kernels), *self.data)
+
+    def _with(self, kernels: Sequence[Array]) -> Any:
+        arrays = list(self.arrays)
+        for one, kernel in zip(self.chosen, kernels, strict=True):
+            arrays[one.place] = kernel
+        return jax.tree.unflatten(self.structure, eqx.combine(arrays, list(self.rest)))
+
+
+def adapted(
+    loss: Callable[..., Any],
+    params: Any,
+    layers: str | Sequence[str] | Mapping[str, str] = ALL,
+    *,
+    data: Sequence[Any] = (),
+    scaling: Any = 1.0,
+) -> Adapted:
+    """Any JAX model as a problem: LoRA on matrices of its parameters, `W + s B A` in place of W.
+
+    `loss(params, *data)` is a scalar that is at least 0, in JAX alone. `params` is any PyTree: nested dictionaries,
+    Linen's variables, an NNX module or its state, an Equinox module. It is copied, and stays as it is.
+
+    **Arguments:** `layers` chooses the matrices by regular expressions that match the end of a path from a slash on,
+    without a last `kernel` or `weight`: `"Dense_0"`, `"attention/(query|value)"`; one, or several; `"all"` is each
+    matrix that the loss multiplies by. Which axes are a layer's inputs is read off the loss, where they are what is
+    summed over. Where that cannot be read, in a loop over stacked layers or of an embedding, a mapping from patterns to
+    letters says it, "i" for the axes of inputs and "o" for those of outputs: `{"embedding": "io"}`. `data` are PyTrees
+    of arrays, the further arguments of the loss, which then can change from one problem of a sweep to another without
+    another program. `scaling` is LoRA's output multiplier s.
+
+    **Returns:** a problem with `layers`, `(out, in)` each, in the order of the patterns and then of the paths, which
+    are `paths`; with `weights`, and with `layer_inputs` where the loss has each layer in sight.
+
+    **Raises:** `InputError` for a pattern that matches nothing, for an array that is no matrix or that the loss does
+    not multiply by, for entries that are not finite, and for a loss that is no finite number of at least 0.
+    """
+    require(callable(loss), "loss", "be a function loss(params, *data)", kind(loss))
+    require(isinstance(data, (tuple, list)), "data", "be a tuple of the loss's further arguments", kind(data))
+    scaling = real_array("scaling", scaling, "be one number")
+    require_number("scaling", scaling, "be positive and finite", lambda known: known > 0)
+    told = _told(layers)
+    names, leaves, structure = leaves_by_path(params)
+    arrays, rest = map(tuple, eqx.partition([*map(_as_jax, leaves)], eqx.is_array))
+    matched = {pattern: _matrices(pattern, names, arrays) for pattern in told}
+    problem = Adapted(arrays, jax.tree.map(_as_jax, tuple(data)), scaling, loss, rest, structure, ())
+    _check_loss(problem._loss_of_kernels(()))
+    return dataclasses.replace(problem, chosen=_choose(problem, names, told, matched))
+
+
+def _choose(
+    problem: Adapted, names: Sequence[str], told: Mapping[str, str | None], matched: Mapping[str, list[int]]
+) -> tuple[Chosen, ...]:
+    """The matrices to adapt among those that match each pattern; `problem` has none yet."""
+    every = dict.fromkeys(place for places in matched.values() for place in places)
+    candidates = dataclasses.replace(problem, chosen=tuple(Chosen(names[place], place, "") for place in every))
+    kernels: list[Any] = [problem.arrays[place] for place in every]
+    found = dict(zip(every, uses(candidates._loss_of_kernels, kernels), strict=True))
+    chosen: dict[int, Chosen] = {}
+    for pattern, letters in told.items():
+        for place in matched[pattern]:
+            path = layer_of(names[place])
+            one = Chosen(path, place, letters or _letters(path, found[place]))
+            if one.letters or pattern != ALL:
+                _check(one, problem.arrays[place], found[place])
+                chosen.setdefault(place, one)
+    require(chosen, "layers", "match a matrix that the loss multiplies by", repr(ALL))
+    return tuple(chosen.values())
+
+
+def _told(layers: Any) -> dict[str, str | None]:
+    """The letters by pattern, None where they are to be read off the loss."""
+    several = [layers] if isinstance(layers, str) else layers
+    fits = isinstance(several, (list, tuple, Mapping)) and all(isinstance(one, str) for one in several)
+    require(
+        fits and len(several), "layers", "be a pattern, several, or a mapping from patterns to letters", kind(layers)
+    )
+    return dict(several) if isinstance(several, Mapping) else dict.fromkeys(several)
+
+
+def _matrices(pattern: str, names: Sequence[str], arrays: Sequence[Any]) -> list[int]:
+    """The places of the matrices that a pattern chooses, in the order of their paths."""
+    matched = [i for i, name in enumerate(names) if matches(pattern, layer_of(name)) or matches(pattern, name)]
+    real = [i for i in matched if arrays[i] is not None and jnp.issubdtype(arrays[i].dtype, jnp.floating)]
+    found = [i for i in real if arrays[i].ndim >= 2]
+    known = [layer_of(name) for name, array in zip(names, arrays, strict=True) if array is not None and array.ndim >= 2]
+    require(known, "params", "hold a matrix at least", f"{len(names)} leaves and none")
+    require(matched, "layers", f"match a matrix of the parameters, such as {', '.join(known[-3:])}", repr(pattern))
+    got = kind(arrays[matched[0]]) if not found else ""
+    require(found, f"layer '{layer_of(names[matched[0]])}'", "be a matrix of real numbers", got)
+    for i in found:
+        entries = concrete(arrays[i])
+        finite = entries is None or np.isfinite(entries).all()
+        require(finite, f"layer '{layer_of(names[i])}'", "be finite", "entries that are NaN or infinite")
+    return sorted(found, key=lambda i: order(layer_of(names[i])))
+
+
+def _letters(path: str, found: Found) -> str:
+    """The letters of a matrix that the loss multiplies by; "" where it does not."""
+    letters = sorted({use.letters for use in found.uses})
+    require(len(letters) < 2, f"layer '{path}'", "be multiplied by in one way", " and ".join(map(repr, letters)))
+    return letters[0] if letters else ""
+
+
+def _check(one: Chosen, kernel: Any, found: Found) -> None:
+    """Raises unless the kernel is the matrix of a layer with these letters."""
+    name, others = f"layer '{one.path}'", ", ".join(dict.fromkeys(found.others))
+    must = "be a matrix that the loss multiplies by, or have letters in a mapping, layers={'...': 'io'}"
+    require(one.letters, name, must, f"one that enters {others}" if others else "one that the loss does not use")
+    check_letters(f"the letters of {name}", one.letters, kernel.shape)
+
+
+def _check_loss(value: Any) -> None:
+    """Raises unless what the loss returned is a finite number of at least 0."""
+    must = "be one finite real number of at least 0, at the parameters as they are"
+    require_number("loss(params, *data)", value, must, lambda known: known >= 0)
+
+
+def _as_jax(leaf: Any) -> Any:
+    """The array as one of JAX's, a copy of its own type; anything else as it is."""
+    return jnp.array(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
