@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,8 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
-from lora_flow.arrays import real_array
-from lora_flow.checks import concrete, kind, require, require_number
+from lora_flow.arrays import numbers, real_array
+from lora_flow.checks import InputError, concrete, kind, one_line, require, require_number
 from lora_flow.problems.base import AbstractProblem, Layers
 from lora_flow.problems.kernels import check_letters, fold, folded_shape, unfold
 from lora_flow.problems.paths import ALL, layer_of, leaves_by_path, matches, order
@@ -153,14 +155,16 @@ def adapted(
     not multiply by, for entries that are not finite, and for a loss that is no finite number of at least 0.
     """
     require(callable(loss), "loss", "be a function loss(params, *data)", kind(loss))
-    require(isinstance(data, (tuple, list)), "data", "be a tuple of the loss's further arguments", kind(data))
+    _check_data(loss, data)
     scaling = real_array("scaling", scaling, "be one number")
     require_number("scaling", scaling, "be positive and finite", lambda known: known > 0)
     told = _told(layers)
     names, leaves, structure = leaves_by_path(params)
-    arrays, rest = map(tuple, eqx.partition([*map(_as_jax, leaves)], eqx.is_array))
+    own = [_as_jax(f"'{name}' of params", leaf) for name, leaf in zip(names, leaves, strict=True)]
+    arrays, rest = map(tuple, eqx.partition(own, eqx.is_array))
     matched = {pattern: _matrices(pattern, names, arrays) for pattern in told}
-    problem = Adapted(arrays, jax.tree.map(_as_jax, tuple(data)), scaling, loss, rest, structure, ())
+    given = jax.tree.map(functools.partial(_as_jax, "data"), tuple(data))
+    problem = Adapted(arrays, given, scaling, loss, rest, structure, ())
     _check_loss(problem._loss_of_kernels(()))
     return dataclasses.replace(problem, chosen=_choose(problem, names, told, matched))
 
@@ -171,15 +175,16 @@ def _choose(
     """The matrices to adapt among those that match each pattern; `problem` has none yet."""
     every = dict.fromkeys(place for places in matched.values() for place in places)
     candidates = dataclasses.replace(problem, chosen=tuple(Chosen(names[place], place, "") for place in every))
-    kernels: list[Any] = [problem.arrays[place] for place in every]
-    found = dict(zip(every, uses(candidates._loss_of_kernels, kernels), strict=True))
+    kernels: dict[int, Any] = {place: problem.arrays[place] for place in every}
+    found = dict(zip(every, uses(candidates._loss_of_kernels, [*kernels.values()]), strict=True))
     chosen: dict[int, Chosen] = {}
     for pattern, letters in told.items():
         for place in matched[pattern]:
             path = layer_of(names[place])
             one = Chosen(path, place, letters or _letters(path, found[place]))
             if one.letters or pattern != ALL:
-                _check(one, problem.arrays[place], found[place])
+                _check_use(one, found[place])
+                check_letters(f"layers[{pattern!r}]", one.letters, kernels[place].shape)
                 chosen.setdefault(place, one)
     require(chosen, "layers", "match a matrix that the loss multiplies by", repr(ALL))
     return tuple(chosen.values())
@@ -219,12 +224,23 @@ def _letters(path: str, found: Found) -> str:
     return letters[0] if letters else ""
 
 
-def _check(one: Chosen, kernel: Any, found: Found) -> None:
-    """Raises unless the kernel is the matrix of a layer with these letters."""
-    name, others = f"layer '{one.path}'", ", ".join(dict.fromkeys(found.others))
+def _check_use(one: Chosen, found: Found) -> None:
+    """Raises unless the letters of the matrix are told, or read off the loss."""
+    others = ", ".join(dict.fromkeys(found.others))
     must = "be a matrix that the loss multiplies by, or have letters in a mapping, layers={'...': 'io'}"
-    require(one.letters, name, must, f"one that enters {others}" if others else "one that the loss does not use")
-    check_letters(f"the letters of {name}", one.letters, kernel.shape)
+    got = f"one that enters {others}" if others else "one that the loss does not use"
+    require(one.letters, f"layer '{one.path}'", must, got)
+
+
+def _check_data(loss: Any, data: Any) -> None:
+    """Raises unless the loss takes the parameters and the data."""
+    require(isinstance(data, (tuple, list)), "data", "be a tuple of the loss's further arguments", kind(data))
+    try:
+        inspect.signature(loss).bind(None, *data)
+    except TypeError as error:
+        raise InputError(f"data must be the further arguments of loss(params, *data), got {one_line(error)}") from error
+    except ValueError:  # of a function that does not say what it takes
+        pass
 
 
 def _check_loss(value: Any) -> None:
@@ -233,6 +249,11 @@ def _check_loss(value: Any) -> None:
     require_number("loss(params, *data)", value, must, lambda known: known >= 0)
 
 
-def _as_jax(leaf: Any) -> Any:
-    """The array as one of JAX's, a copy of its own type; anything else as it is."""
-    return jnp.array(leaf) if isinstance(leaf, (np.ndarray, np.generic)) else leaf
+def _as_jax(name: str, leaf: Any) -> Any:
+    """The array as one of JAX's, a copy of its own type; anything else as it is.
+
+    **Raises:** `InputError` for an array of what are no numbers or truth values, and for one with masked entries.
+    """
+    if not isinstance(leaf, (np.ndarray, np.generic)):
+        return leaf
+    return jnp.array(leaf if leaf.dtype.kind in "bc" else numbers(name, leaf, "hold numbers"))

@@ -53,4 +53,4 @@ def _path(keys: tuple[Any, ...]) -> str:
     parts = [jax.tree_util.keystr((key,), simple=True).strip(".") for key in keys]
     while len(parts) > 1 and parts[-1] in HOLDERS:
         parts.pop()
-    return "/".join(parts)
+    return "/".join(parts) or "params"  # which is an array itself

@@ -136,6 +136,13 @@ loss = dataset["loss"]
 whole_gradient = xr.Dataset({"by_shift": (("shift_0", "shift_1"), np.ones((3, 2))), "by_bias": ("bias_0", np.ones(3))})
 
 TABLE: dict[str, dict[str, Argument]] = {
+    "adapted": {
+        "loss": of(lambda w, x: jnp.sum((w @ x) ** 2), "callable", also=(lambda w, x: w, lambda w, x: NAN)),
+        "params": of(EYE, "choice", welcome=(EYE,), also=(np.ones(3), NAN * EYE, 1j * EYE, MASKED, EYE.astype(object))),
+        "layers": of("all", "choice", also=("(", {"all": "oo"}, {"all": 5}, [None])),
+        "data": of((EYE,), "choice", also=((EYE, EYE), [MASKED])),
+        "scaling": of(1.0, "positive"),
+    },
     "AdaptiveStep": {"rate": of("rho", "choice"), **constants},
     "AdmissibleStep": constants,
     "AroraStep": {},
@@ -516,7 +523,16 @@ TABLE: dict[str, dict[str, Argument]] = {
     },
 }
 # which users are given, and do not make
-RESULTS = {"Canonical", "Descent", "Learned", "Trajectory", "WorkersLost", "oracles.Cascade", "oracles.Products"}
+RESULTS = {
+    "Adapted",
+    "Canonical",
+    "Descent",
+    "Learned",
+    "Trajectory",
+    "WorkersLost",
+    "oracles.Cascade",
+    "oracles.Products",
+}
 PAIRS = {"Adapter", "Scheme"}  # which hold anything: whoever takes them checks them, as the rows above do
 ABSTRACT = {
     "AbstractProblem",

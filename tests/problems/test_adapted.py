@@ -337,9 +337,9 @@ def test_what_does_not_fit_is_named():
         ({"layers": []}, r"^layers must be a pattern, several, or a mapping from patterns to letters, got \[\]$"),
         (
             {"layers": {"w1": "iio"}},
-            r"^the letters of layer 'w1' must have 2 letters, one for each axis of \(3, 5\), got",
+            r"^layers\['w1'\] must have 2 letters, one for each axis of \(3, 5\), got",
         ),
-        ({"layers": {"w1": "xy"}}, r"^the letters of layer 'w1' must be a letter for each axis"),
+        ({"layers": {"w1": "xy"}}, r"^layers\['w1'\] must be a letter for each axis"),
         (
             {"params": params | {"b": np.ones(2)}, "layers": "b"},
             r"^layer 'b' must be a matrix of real numbers, got shape",
