@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,19 +16,12 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
 from lora_flow.arrays import numbers, real_array
-from lora_flow.checks import InputError, concrete, kind, one_line, require, require_number
+from lora_flow.checks import InputError, kind, one_line, require, require_number
 from lora_flow.problems.base import AbstractProblem, Layers
-from lora_flow.problems.kernels import check_letters, fold, folded_shape, unfold
-from lora_flow.problems.paths import ALL, layer_of, leaves_by_path, matches, order
-from lora_flow.problems.uses import Found, uses
-
-
-class Chosen(NamedTuple):
-    """An adapted matrix: its layer's path, its place among the parameters' leaves, and the letters of its axes."""
-
-    path: str
-    place: int
-    letters: str
+from lora_flow.problems.choice import Chosen, choose, letters_by_pattern, matrices
+from lora_flow.problems.kernels import fold, folded_shape, unfold
+from lora_flow.problems.paths import ALL, leaves_by_path
+from lora_flow.problems.uses import uses
 
 
 class Adapted(AbstractProblem):
@@ -68,7 +61,9 @@ class Adapted(AbstractProblem):
 
         None where one is out of sight: in a loop, or where the layer is no product of matrices.
         """
-        found = uses(self._loss_of_kernels, [kernel for _, kernel in self._kernels()], inputs=True)
+        places = [one.place for one in self.chosen]
+        kernels = [kernel for _, kernel in self._kernels()]
+        found = uses(lambda kernels: self.loss_with(dict(zip(places, kernels, strict=True))), kernels, inputs=True)
         seen = [[use.inputs for use in one.uses] for one in found]
         if not all(found and all(x is not None for x in found) for found in seen):
             return None
@@ -77,16 +72,18 @@ class Adapted(AbstractProblem):
 
     def parameters(self, adapters: Adapters | None = None) -> Any:
         """The model's parameters with `s B A` added to the adapted ones; without adapters as they were given."""
-        if adapters is None:
-            return self._with([kernel for _, kernel in self._kernels()])
-        return self._parameters(self._changes(adapters))
+        return self._with({} if adapters is None else self._changed(self._changes(adapters)))
 
     def loss(self, adapters: Adapters) -> Float[Array, ""]:
         return self.loss_of(self._changes(adapters))
 
     def loss_of(self, changes: Sequence[Array]) -> Float[Array, ""]:
         """The loss with a change of each layer's weight, `(out, in)`."""
-        return self.function(self._parameters(changes), *self.data)
+        return self.loss_with(self._changed(changes))
+
+    def loss_with(self, arrays: Mapping[int, Array]) -> Float[Array, ""]:
+        """The loss with other arrays in some places of the parameters' leaves."""
+        return self.function(self._with(arrays), *self.data)
 
     def linearised_task(self) -> tuple[Float[Array, "out in"], ...]:
         """-s dL/dW of each layer."""
@@ -110,21 +107,16 @@ class Adapted(AbstractProblem):
     def _changes(self, adapters: Adapters) -> tuple[Array, ...]:
         return tuple(self.scaling * (b @ a) for a, b in adapters)
 
-    def _parameters(self, changes: Sequence[Array]) -> Any:
-        kernels = [
-            kernel + unfold(change, one.letters, kernel.shape).astype(kernel.dtype)
+    def _changed(self, changes: Sequence[Array]) -> dict[int, Array]:
+        """The adapted kernels with a change of their matrices, by place."""
+        return {
+            one.place: kernel + unfold(change, one.letters, kernel.shape).astype(kernel.dtype)
             for (one, kernel), change in zip(self._kernels(), changes, strict=True)
-        ]
-        return self._with(kernels)
+        }
 
-    def _loss_of_kernels(self, kernels: Sequence[Array]) -> Array:
-        return self.function(self._with(kernels), *self.data)
-
-    def _with(self, kernels: Sequence[Array]) -> Any:
-        arrays = list(self.arrays)
-        for one, kernel in zip(self.chosen, kernels, strict=True):
-            arrays[one.place] = kernel
-        return jax.tree.unflatten(self.structure, eqx.combine(arrays, list(self.rest)))
+    def _with(self, arrays: Mapping[int, Array]) -> Any:
+        leaves = [arrays.get(place, array) for place, array in enumerate(self.arrays)]
+        return jax.tree.unflatten(self.structure, eqx.combine(leaves, list(self.rest)))
 
 
 def adapted(
@@ -158,78 +150,15 @@ def adapted(
     _check_data(loss, data)
     scaling = real_array("scaling", scaling, "be one number")
     require_number("scaling", scaling, "be positive and finite", lambda known: known > 0)
-    told = _told(layers)
+    told = letters_by_pattern(layers)
     names, leaves, structure = leaves_by_path(params)
     own = [_as_jax(f"'{name}' of params", leaf) for name, leaf in zip(names, leaves, strict=True)]
     arrays, rest = map(tuple, eqx.partition(own, eqx.is_array))
-    matched = {pattern: _matrices(pattern, names, arrays) for pattern in told}
+    matched = {pattern: matrices(pattern, names, arrays) for pattern in told}
     given = jax.tree.map(functools.partial(_as_jax, "data"), tuple(data))
     problem = Adapted(arrays, given, scaling, loss, rest, structure, ())
-    _check_loss(problem._loss_of_kernels(()))
-    return dataclasses.replace(problem, chosen=_choose(problem, names, told, matched))
-
-
-def _choose(
-    problem: Adapted, names: Sequence[str], told: Mapping[str, str | None], matched: Mapping[str, list[int]]
-) -> tuple[Chosen, ...]:
-    """The matrices to adapt among those that match each pattern; `problem` has none yet."""
-    every = dict.fromkeys(place for places in matched.values() for place in places)
-    candidates = dataclasses.replace(problem, chosen=tuple(Chosen(names[place], place, "") for place in every))
-    kernels: dict[int, Any] = {place: problem.arrays[place] for place in every}
-    found = dict(zip(every, uses(candidates._loss_of_kernels, [*kernels.values()]), strict=True))
-    chosen: dict[int, Chosen] = {}
-    for pattern, letters in told.items():
-        for place in matched[pattern]:
-            path = layer_of(names[place])
-            one = Chosen(path, place, letters or _letters(path, found[place]))
-            if one.letters or pattern != ALL:
-                _check_use(one, found[place])
-                check_letters(f"layers[{pattern!r}]", one.letters, kernels[place].shape)
-                chosen.setdefault(place, one)
-    require(chosen, "layers", "match a matrix that the loss multiplies by", repr(ALL))
-    return tuple(chosen.values())
-
-
-def _told(layers: Any) -> dict[str, str | None]:
-    """The letters by pattern, None where they are to be read off the loss."""
-    several = [layers] if isinstance(layers, str) else layers
-    fits = isinstance(several, (list, tuple, Mapping)) and all(isinstance(one, str) for one in several)
-    require(
-        fits and len(several), "layers", "be a pattern, several, or a mapping from patterns to letters", kind(layers)
-    )
-    return dict(several) if isinstance(several, Mapping) else dict.fromkeys(several)
-
-
-def _matrices(pattern: str, names: Sequence[str], arrays: Sequence[Any]) -> list[int]:
-    """The places of the matrices that a pattern chooses, in the order of their paths."""
-    matched = [i for i, name in enumerate(names) if matches(pattern, layer_of(name)) or matches(pattern, name)]
-    real = [i for i in matched if arrays[i] is not None and jnp.issubdtype(arrays[i].dtype, jnp.floating)]
-    found = [i for i in real if arrays[i].ndim >= 2]
-    known = [layer_of(name) for name, array in zip(names, arrays, strict=True) if array is not None and array.ndim >= 2]
-    require(known, "params", "hold a matrix at least", f"{len(names)} leaves and none")
-    require(matched, "layers", f"match a matrix of the parameters, such as {', '.join(known[-3:])}", repr(pattern))
-    got = kind(arrays[matched[0]]) if not found else ""
-    require(found, f"layer '{layer_of(names[matched[0]])}'", "be a matrix of real numbers", got)
-    for i in found:
-        entries = concrete(arrays[i])
-        finite = entries is None or np.isfinite(entries).all()
-        require(finite, f"layer '{layer_of(names[i])}'", "be finite", "entries that are NaN or infinite")
-    return sorted(found, key=lambda i: order(layer_of(names[i])))
-
-
-def _letters(path: str, found: Found) -> str:
-    """The letters of a matrix that the loss multiplies by; "" where it does not."""
-    letters = sorted({use.letters for use in found.uses})
-    require(len(letters) < 2, f"layer '{path}'", "be multiplied by in one way", " and ".join(map(repr, letters)))
-    return letters[0] if letters else ""
-
-
-def _check_use(one: Chosen, found: Found) -> None:
-    """Raises unless the letters of the matrix are told, or read off the loss."""
-    others = ", ".join(dict.fromkeys(found.others))
-    must = "be a matrix that the loss multiplies by, or have letters in a mapping, layers={'...': 'io'}"
-    got = f"one that enters {others}" if others else "one that the loss does not use"
-    require(one.letters, f"layer '{one.path}'", must, got)
+    _check_loss(problem.loss_with({}))
+    return dataclasses.replace(problem, chosen=choose(told, matched, names, arrays, problem.loss_with))
 
 
 def _check_data(loss: Any, data: Any) -> None:
