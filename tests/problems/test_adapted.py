@@ -346,7 +346,7 @@ def test_what_does_not_fit_is_named():
         ),
         (
             {"params": params | {"w2": np.full((5, 4), np.nan)}},
-            r"^loss\(params, \*data\) must be one finite .* got nan$",
+            r"^layer 'w2' must be finite, got entries that are NaN or infinite$",
         ),
         ({"params": {"w1": np.ones(3)}}, r"^params must hold a matrix at least, got 1 leaves and none$"),
         (
