@@ -19,6 +19,7 @@ from lora_flow import (
     adapted,
     descend,
     gaussian_init,
+    sensitivity,
     solve,
     sweep,
     zero_adapters,
@@ -199,12 +200,42 @@ def test_every_initialisation_starts_a_model_and_none_raises_its_loss(init):
     assert done.observables["loss"][-1] < done.observables["loss"][0]
 
 
-def test_descents_and_sensitivities_are_those_of_any_problem():
+def test_descents_are_those_of_any_problem():
     problem = problem_of("plain")
     start = gaussian_init(jax.random.key(0), problem, rank=2, alpha=0.3)
     descent = descend(problem, start, steps=20, step=0.05, saves=2)
     flow = solve(problem, start, t1=1.0, saves=2)
     np.testing.assert_allclose(descent.observables["loss"][-1], flow.observables["loss"][-1], rtol=0.05)
+
+
+def test_the_sensitivity_to_the_scaling_is_a_difference_of_runs():
+    loss, params = plain()
+
+    def of(scaling):
+        return adapted(loss, params, data=(X, Y), scaling=scaling)
+
+    how = {"observable": "log10 loss", "at": 1.0, "alpha": 0.3, "rank": 2, "t1": 1.0, "progress": False}
+    found = sensitivity(of(1.5), with_respect_to="scaling", rtol=1e-8, **how)["derivative"].item()
+    start = gaussian_init(jax.random.key(0), of(1.5), rank=2, alpha=0.3)
+    runs = [solve(of(1.5 + h), start, t1=1.0, saves=2, rtol=1e-10, solver="Tsit5") for h in (-1e-4, 1e-4)]
+    down, up = (np.log10(run.observables["loss"][-1]) for run in runs)
+    np.testing.assert_allclose(found, (up - down) / 2e-4, rtol=1e-4)
+
+
+def test_problems_of_other_data_share_a_sweep():
+    loss, params = plain()
+    problems = {name: adapted(loss, params, data=(X, scale * Y)) for name, scale in (("half", 0.5), ("whole", 1.0))}
+    how = {"alpha": 0.3, "rank": 1, "t1": 1.0, "saves": 2, "progress": False}
+    both = sweep(problems, **how)["loss"].squeeze()
+    for name, problem in problems.items():
+        np.testing.assert_allclose(both.sel(problem=name), sweep(problem, **how)["loss"].squeeze(), rtol=1e-4)
+
+
+def test_a_problem_is_solved_within_a_program_of_the_users():
+    problem = problem_of("plain")
+    start = gaussian_init(jax.random.key(0), problem, rank=2, alpha=0.3)
+    solved = jax.jit(lambda start: solve(problem, start, t1=0.1, saves=2, solver="Tsit5").observables["loss"])
+    np.testing.assert_allclose(solved(start)[0], problem.loss(start), rtol=1e-12)
 
 
 def test_one_layer_knows_its_descent_and_is_a_matrix_to_learn():
