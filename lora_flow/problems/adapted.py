@@ -81,7 +81,7 @@ class Adapted(AbstractProblem):
         """The loss with a change of each layer's weight, `(out, in)`."""
         return self.loss_with(self._changed(changes))
 
-    def loss_with(self, arrays: Mapping[int, Array]) -> Float[Array, ""]:
+    def loss_with(self, arrays: Mapping[int, Array]) -> Any:
         """The loss with other arrays in some places of the parameters' leaves."""
         return self.function(self._with(arrays), *self.data)
 
