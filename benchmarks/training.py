@@ -61,7 +61,7 @@ def _ours(model: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], fl
 
     from lora_flow import gaussian_init
 
-    task = NetworkTask(model, images, labels, dict.fromkeys(linear_layers(model), 1.0))
+    task = NetworkTask(model, images, labels, list(linear_layers(model)))
     start = gaussian_init(jax.random.key(0), task, rank=RANK, alpha=0.02)
     start = jax.tree.map(lambda leaf: leaf.astype(np.float32), start)
     step = jax.jit(lambda task, adapters: jax.value_and_grad(task.loss)(adapters))

@@ -48,7 +48,7 @@ def labels(dress, folder):
 
 
 def images(dress, folder):
-    return NetworkTask(network(SHALLOW), dress(IMAGES), [0, 1], {"head": 1.0}).inputs, IMAGES
+    return NetworkTask(network(SHALLOW), dress(IMAGES), [0, 1], "head").inputs, IMAGES
 
 
 def prepared(dress, folder):

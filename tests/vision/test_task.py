@@ -20,7 +20,7 @@ from lora_flow import Adapter, InputError, SoftmaxRegression, gaussian_init, rou
 
 COUNT, WIDTH, CLASSES, SCALING = 40, 6, 4, 1.5
 QUERY, UP, HEAD = "blocks/0/attention/query", "blocks/0/mlp/up", "head"
-SCALINGS = {QUERY: 0.5, UP: 2.0, HEAD: 1.5}
+PATHS = QUERY, UP, HEAD
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def head():
 
 @pytest.fixture(scope="module")
 def deep():
-    return NetworkTask(network(SHALLOW), images(12), np.arange(12) % 10, SCALINGS)
+    return NetworkTask(network(SHALLOW), images(12), np.arange(12) % 10, PATHS, SCALING)
 
 
 def drawn(layers, rank=2, scale=0.5, seed=3):
@@ -92,7 +92,7 @@ def test_the_rounding_floor_of_a_network_is_of_the_precision_that_it_computes_in
 def test_lora_on_the_head_of_a_network_is_softmax_regression_on_its_features():
     """To single precision, which the network computes in."""
     model, x, labels = network(SHALLOW), images(12), np.arange(12) % 10
-    inside = NetworkTask(model, x, labels, {HEAD: SCALING})
+    inside = NetworkTask(model, x, labels, HEAD, SCALING)
     features = jax.jit(lambda x: model.features(x))
     outside = HeadTask(features(x), labels, model.head.kernel[...].T, model.head.bias[...], SCALING)
     assert inside.layers == outside.layers == ((10, 16),)
@@ -112,37 +112,56 @@ def test_a_networks_linearised_task_is_minus_the_gradient_with_respect_to_its_we
         return cross_entropy(changed(deep.inputs), deep.labels)
 
     layers = linear_layers(network(SHALLOW))
-    slopes = jax.jit(jax.grad(dense))({path: layers[path].kernel[...] for path in SCALINGS})
+    slopes = jax.jit(jax.grad(dense))({path: layers[path].kernel[...] for path in PATHS})
     assert deep.layers == ((16, 16), (32, 16), (10, 16))
-    for (path, s), task in zip(SCALINGS.items(), eqx.filter_jit(deep.linearised_task)(), strict=True):
-        np.testing.assert_allclose(task, -s * slopes[path].T, atol=1e-6)
+    for path, task in zip(PATHS, eqx.filter_jit(deep.linearised_task)(), strict=True):
+        np.testing.assert_allclose(task, -SCALING * slopes[path].T, atol=1e-6)
         assert jnp.abs(task).max() > 1e-3
 
 
+def test_a_network_knows_its_weights_and_what_its_head_is_fed_with(deep):
+    model = network(SHALLOW)
+    features = np.asarray(model.features(deep.inputs), float)
+    for path, weight in zip(PATHS, deep.weights, strict=True):
+        np.testing.assert_array_equal(weight, linear_layers(model)[path].kernel[...].T)
+    found = deep.layer_inputs[-1]
+    np.testing.assert_allclose(found @ found.T, features @ features.T, atol=1e-4)
+    assert deep.scaling == SCALING
+
+
+def test_a_networks_loss_is_that_of_its_weights_with_the_products_added(deep):
+    """Which the problem that it holds computes, by way of whole matrices."""
+    start = drawn(deep.layers)
+    (value, slopes), (expected, others) = slope(deep, start), slope(deep.network, start)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(slopes), jax.tree.leaves(others), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_a_networks_adapters_go_where_their_paths_say(deep):
-    """The order is that of `scaling`, here not that of the layers."""
+    """The order is that of the patterns, here not that of the layers."""
     model, paths = network(SHALLOW), (HEAD, UP, QUERY)
-    turned = NetworkTask(model, deep.inputs, deep.labels, {path: SCALINGS[path] for path in paths})
+    turned = NetworkTask(model, deep.inputs, deep.labels, paths, SCALING)
     given = adapters(model, paths)
-    value = eqx.filter_jit(deep.loss)(tuple(given[path] for path in SCALINGS))
+    value = eqx.filter_jit(deep.loss)(tuple(given[path] for path in PATHS))
     np.testing.assert_allclose(eqx.filter_jit(turned.loss)(tuple(given[path] for path in paths)), value, rtol=1e-6)
     for path, (a, b) in given.items():
         kernel = linear_layers(model)[path].kernel
-        kernel[...] = kernel[...] + jnp.asarray(SCALINGS[path] * (b @ a).T, jnp.float32)
+        kernel[...] = kernel[...] + jnp.asarray(SCALING * (b @ a).T, jnp.float32)
     np.testing.assert_allclose(value, cross_entropy(logits(model, deep.inputs), deep.labels), rtol=1e-5)
 
 
 def test_a_task_leaves_the_model_that_it_was_made_of_alone():
     model = network(SHALLOW)
     before = np.asarray(model.head.kernel[...])
-    NetworkTask(model, images(2), [0, 1], {HEAD: 1.0})
+    NetworkTask(model, images(2), [0, 1], HEAD)
     np.testing.assert_array_equal(model.head.kernel[...], before)
 
 
 def test_images_that_pass_in_chunks_give_the_same_loss_and_gradient(monkeypatch):
     """12 of them as two fives and a two."""
     shallow = network(dataclasses.replace(SHALLOW, depth=0))
-    task = NetworkTask(shallow, images(12), np.arange(12) % 10, {HEAD: 1.0})
+    task = NetworkTask(shallow, images(12), np.arange(12) % 10, HEAD)
     start = drawn(task.layers)
     value, whole = slope(task, start)
     monkeypatch.setattr(module, "CHUNK", 5)
@@ -201,8 +220,10 @@ def test_what_does_not_fit_together_is_named(head):
     ):
         with pytest.raises(InputError, match=message):
             HeadTask(**(arguments | changed))
-    with pytest.raises(InputError, match=r"scaling must name layers of the model, blocks/.*, head, got neck$"):
-        NetworkTask(network(SHALLOW), images(2), [0, 1], {"neck": 1.0})
+    with pytest.raises(
+        InputError, match=r"^layers must match a matrix of the parameters, such as .*, head, got 'neck'$"
+    ):
+        NetworkTask(network(SHALLOW), images(2), [0, 1], "neck")
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def build(settings: VisionSettings, folder: Path) -> tuple[Bench, dict[str, Any]
         count = len(train_images) + len(test_images)
         size = 4 * model.config.image_size**2 * model.config.channels
         require_memory("limit", f"{count} images", float(count * size))
-        task = NetworkTask(model, ready(train_images), train_labels, dict.fromkeys(paths, settings.scaling))
+        task = NetworkTask(model, ready(train_images), train_labels, paths, settings.scaling)
         held_out = jnp.asarray(ready(test_images))
     gradients = _linearised_task(task)
     flat = [path for path, one in zip(paths, gradients, strict=True) if not np.any(np.asarray(one))]

@@ -7,7 +7,6 @@ end of a path from a slash on: `head`, `attention/(query|value)`, `blocks/[01]/m
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,9 +17,10 @@ from jaxtyping import Array, Float
 
 from lora_flow import Adapter
 from lora_flow.arrays import numbers
-from lora_flow.checks import InputError, require
+from lora_flow.checks import require
+from lora_flow.problems.paths import matches, order
 
-ALL = "all"
+Scaling = float | Array
 
 
 class Spec(NamedTuple):
@@ -34,7 +34,7 @@ class Spec(NamedTuple):
 class LoRALinear(nnx.Module):
     """A linear layer with an adapter: `x -> W x + bias + s B A x`."""
 
-    def __init__(self, base: nnx.Linear, adapter: Adapter, scaling: float = 1.0):
+    def __init__(self, base: nnx.Linear, adapter: Adapter, scaling: Scaling = 1.0):
         adapter = Adapter(*(jnp.asarray(numbers("adapter", factor), base.param_dtype) for factor in adapter))
         shapes = (base.in_features,), (base.out_features,)
         fits = (adapter.a.shape[1:], adapter.b.shape[:1]) == shapes and adapter.a.shape[0] == adapter.b.shape[1]
@@ -48,7 +48,7 @@ class LoRALinear(nnx.Module):
         if self.merged:
             return y
         a, b = (factor[...].astype(y.dtype) for factor in (self.a, self.b))
-        return y + self.scaling * low_rank_product(x.astype(y.dtype), a, b)
+        return y + jnp.asarray(self.scaling, y.dtype) * low_rank_product(x.astype(y.dtype), a, b)
 
     @property
     def adapter(self) -> Adapter:
@@ -97,7 +97,7 @@ def linear_layers(model: nnx.Module) -> dict[str, nnx.Linear]:
     for path, module in nnx.iter_modules(model):
         if isinstance(module, nnx.Linear):
             found["/".join(str(part) for part in path if part != "base")] = module
-    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+    return dict(sorted(found.items(), key=lambda item: order(item[0])))
 
 
 def choose(model: nnx.Module, specs: Iterable[Spec]) -> dict[str, Spec]:
@@ -110,7 +110,7 @@ def choose(model: nnx.Module, specs: Iterable[Spec]) -> dict[str, Spec]:
     layers, specs = linear_layers(model), tuple(specs)
     chosen: dict[str, Spec] = {}
     for spec in specs:
-        matched = [path for path in layers if _matches(spec.pattern, path)]
+        matched = [path for path in layers if matches(spec.pattern, path)]
         require(matched, "layers", f"match a layer, such as {', '.join(list(layers)[-3:])}", repr(spec.pattern))
         for path in matched:
             chosen.setdefault(path, spec)
@@ -120,7 +120,7 @@ def choose(model: nnx.Module, specs: Iterable[Spec]) -> dict[str, Spec]:
     return {path: chosen[path] for path in layers if path in chosen}
 
 
-def attach(model: nnx.Module, adapters: Mapping[str, Adapter], scaling: float | Mapping[str, float] = 1.0) -> None:
+def attach(model: nnx.Module, adapters: Mapping[str, Adapter], scaling: Scaling | Mapping[str, Scaling] = 1.0) -> None:
     """Puts adapters on layers, in place; `scaling` is one s for all of them or one for each path.
 
     **Raises:** `InputError` for a path without a linear layer or with an adapter, or for shapes that do not match.
@@ -169,28 +169,14 @@ def adapters_of(model: nnx.Module) -> dict[str, Adapter]:
 
 def scalings_of(model: nnx.Module) -> dict[str, float]:
     """The output multipliers s by path."""
-    return {path: layer.scaling for path, layer in _carriers(model).items()}
+    return {path: float(layer.scaling) for path, layer in _carriers(model).items()}
 
 
 def _carriers(model: nnx.Module) -> dict[str, LoRALinear]:
     found = {
         "/".join(map(str, path)): module for path, module in nnx.iter_modules(model) if isinstance(module, LoRALinear)
     }
-    return dict(sorted(found.items(), key=lambda item: _order(item[0])))
-
-
-def _matches(pattern: str, path: str) -> bool:
-    if pattern == ALL:
-        return True
-    try:
-        return re.search(rf"(^|/)({pattern})$", path) is not None
-    except re.error as error:
-        raise InputError(f"layers must be a regular expression, got {pattern!r}: {error}") from error
-
-
-def _order(path: str) -> tuple[tuple[int, str], ...]:
-    """Blocks by number, the head last."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in path.split("/"))
+    return dict(sorted(found.items(), key=lambda item: order(item[0])))
 
 
 def _parent(model: nnx.Module, path: str) -> tuple[nnx.Module, str]:

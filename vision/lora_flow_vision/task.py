@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from lora_flow import Adapter, Adapters, zero_adapters
+from lora_flow import Adapted, Adapters, adapted
 from lora_flow.arrays import AnyArray, as_labels, numbers
 from lora_flow.checks import require
 from lora_flow.problems.base import AbstractProblem, Layers
 from lora_flow.problems.one_layer import cross_entropy, cross_entropy_floor
-from lora_flow_vision.lora import attach, linear_layers
+from lora_flow_vision.lora import attach
 from lora_flow_vision.model import ViT
 
 CHUNK = 256  # images that pass through a network together
@@ -26,8 +25,8 @@ CHUNK = 256  # images that pass through a network together
 class Classification(AbstractProblem):
     """The mean cross-entropy of `logits(adapters, inputs)`: the base of the two tasks below."""
 
-    inputs: Float[Array, "count ..."]
-    labels: Int[Array, " count"]
+    inputs: eqx.AbstractVar[Float[Array, "count ..."]]
+    labels: eqx.AbstractVar[Int[Array, " count"]]
 
     @abc.abstractmethod
     def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]: ...
@@ -57,6 +56,8 @@ class HeadTask(Classification):
     `(W + s B A) phi + bias` (arXiv 2503.06982, section 5.2).
     """
 
+    inputs: Float[Array, "count width"]
+    labels: Int[Array, " count"]
     weight: Float[Array, "classes width"]
     bias: Float[Array, " classes"]
     scaling: Float[Array, ""]
@@ -96,56 +97,70 @@ class HeadTask(Classification):
 
 
 class NetworkTask(Classification):
-    """LoRA on any linear layers of a model: `inputs` are images, `(count, size, size, channels)`."""
+    """LoRA on any linear layers of a model: `inputs` are images, `(count, size, size, channels)`.
 
-    frozen: Any
-    graph: Any = eqx.field(static=True)
-    paths: tuple[str, ...] = eqx.field(static=True)
-    shapes: Layers = eqx.field(static=True)
+    All that is known of it is `network`'s, the problem that `lora_flow.adapted` makes of the model. The loss takes
+    low-rank products instead, so that no gradient in a whole weight is computed.
+    """
 
-    def __init__(self, model: ViT, images: AnyArray, labels: AnyArray, scaling: Mapping[str, float]):
-        """`scaling` names the layers that carry an adapter, with their output multipliers; `model` is left as it is."""
-        self.inputs, self.labels = jnp.asarray(numbers("images", images)), as_labels(labels, model.config.classes)
-        require(
-            len(self.inputs) == len(self.labels), "labels", f"be {len(self.inputs)}, one an image", len(self.labels)
-        )
-        found = linear_layers(model)
-        unknown = sorted(set(scaling) - set(found))
-        require(not unknown, "scaling", f"name layers of the model, {', '.join(found)}", ", ".join(unknown))
-        self.paths = tuple(scaling)
-        self.shapes = tuple((found[path].out_features, found[path].in_features) for path in scaling)
-        carrier = nnx.clone(model)
-        attach(carrier, dict(zip(self.paths, zero_adapters(self.shapes, rank=1), strict=True)), scaling)
-        graph, _, frozen = nnx.split(carrier, nnx.LoRAParam, ...)  # type: ignore[misc]
-        self.graph, self.frozen = graph, frozen
+    network: Adapted
+
+    def __init__(
+        self, model: ViT, images: AnyArray, labels: AnyArray, layers: str | Sequence[str], scaling: float = 1.0
+    ):
+        """`layers` are patterns of the layers that carry an adapter; `model` is left as it is."""
+        images, labels = jnp.asarray(numbers("images", images)), as_labels(labels, model.config.classes)
+        require(len(images) == len(labels), "labels", f"be {len(images)}, one an image", len(labels))
+        self.network = adapted(_mean_cross_entropy, model, layers, data=(images, labels), scaling=scaling)
+
+    @property  # type: ignore[misc]
+    def inputs(self) -> Float[Array, "count size size channels"]:  # type: ignore[override]
+        return self.network.data[0]
+
+    @property  # type: ignore[misc]
+    def labels(self) -> Int[Array, " count"]:  # type: ignore[override]
+        return self.network.data[1]
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return self.network.paths
 
     @property
     def layers(self) -> Layers:
-        return self.shapes
+        return self.network.layers
 
-    def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]:
-        def one(image: Array) -> Array:
-            return self.model(adapters)(image[None])[0]
+    @property
+    def scaling(self) -> Array:
+        return self.network.scaling
 
-        if len(inputs) > CHUNK:
-            return jax.lax.map(jax.checkpoint(one), inputs, batch_size=CHUNK)  # keeping no chunk's activations
-        return self.model(adapters)(inputs)
+    @property
+    def weights(self) -> tuple[Float[Array, "out in"], ...]:
+        return self.network.weights
+
+    @property
+    def layer_inputs(self) -> tuple[Float[Array, "samples in"], ...] | None:
+        return self.network.layer_inputs
 
     def linearised_task(self) -> tuple[Float[Array, "out in"], ...]:
-        """s times minus the one-step full gradient of every layer's weight.
+        """s times minus the one-step full gradient of every layer's weight."""
+        return self.network.linearised_task()
 
-        With A = 0 and B = I the gradient with respect to A is that with respect to the weight.
-        """
-        starts = tuple(Adapter(jnp.zeros(shape), jnp.eye(shape[0])) for shape in self.shapes)
-        return tuple(-slope.a for slope in jax.grad(self.loss)(starts))
+    def logits(self, adapters: Adapters, inputs: Array) -> Float[Array, "batch classes"]:
+        return _logits(lambda: self.model(adapters), inputs)
 
     def model(self, adapters: Adapters) -> ViT:
         """The network with these adapters."""
-        state: Any = {}
-        for path, adapter in zip(self.paths, adapters, strict=True):
-            *parents, name = (int(part) if part.isdigit() else part for part in path.split("/"))
-            place = state
-            for part in parents:
-                place = place.setdefault(part, {})
-            place[name] = {"a": nnx.LoRAParam(adapter.a), "b": nnx.LoRAParam(adapter.b)}
-        return nnx.merge(self.graph, nnx.State(state), self.frozen)
+        model = self.network.parameters()
+        attach(model, dict(zip(self.paths, adapters, strict=True)), self.scaling)
+        return model
+
+
+def _mean_cross_entropy(model: ViT, images: Array, labels: Array) -> Float[Array, ""]:
+    return cross_entropy(_logits(lambda: model, images), labels)
+
+
+def _logits(model: Callable[[], ViT], images: Array) -> Float[Array, "batch classes"]:
+    """Of images that pass in chunks where they are many; no chunk's activations are kept for the gradient."""
+    if len(images) <= CHUNK:
+        return model()(images)
+    return jax.lax.map(jax.checkpoint(lambda image: model()(image[None])[0]), images, batch_size=CHUNK)
