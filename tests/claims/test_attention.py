@@ -1,24 +1,15 @@
 """What theory says of LoRA on an attention head: every line from runs, every formula broken once."""
 
-import re
-from pathlib import Path
-
 import pytest
+from chapters import chapters_of
 
 from lora_flow.claims import attention
-from lora_flow.claims.table import CLAIMS
 from lora_flow.problems.attention import AttentionLoRA
 from lora_flow.theory import attention as theory
 
 pytestmark = pytest.mark.long
 
-SEEDS = 3
-NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ == attention.__name__]
-
-
-@pytest.fixture(scope="module")
-def lines():
-    return {name: CLAIMS[name](SEEDS) for name in NAMES}
+chapters = chapters_of(3, attention)
 
 
 @pytest.fixture
@@ -32,10 +23,8 @@ def anew():
         one.cache_clear()
 
 
-def test_every_line_holds(lines):
-    assert len(lines) == 12
-    for name, line in lines.items():
-        assert line.verdict == "holds", f"{name}: {line.cases}"
+def test_every_line_holds(chapters):
+    chapters.hold(12)
 
 
 one, fine_tune, error = theory.Pretraining, theory.fine_tune, theory.generalisation_error
@@ -61,30 +50,19 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_formula_makes_its_line_fail(lines, anew, monkeypatch, name):
-    module, formula, wrong = BROKEN[name]
-    assert lines[name].verdict == "holds"
-    monkeypatch.setattr(module, formula, wrong)
-    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+def test_a_broken_formula_makes_its_line_fail(chapters, anew, monkeypatch, name):
+    monkeypatch.setattr(*BROKEN[name])
+    chapters.fail(name)
 
 
-def test_lines_fail_where_the_flow_disobeys(lines, monkeypatch):
+def test_lines_fail_where_the_flow_disobeys(chapters, monkeypatch):
     """As if the loss had fallen by a twentieth when the overlap rises, and the flow had ended beside its minimum."""
     run = attention.flow()
     loss = run.loss.copy()
     loss[:, 1:] *= 0.95
     monkeypatch.setattr(attention, "flow", lambda: run._replace(loss=loss, least=run.least - 0.002))
-    for name in ("attention_phases", "attention_flow"):
-        assert lines[name].verdict == "holds"
-        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+    chapters.fail("attention_phases", "attention_flow")
 
 
-def test_the_docs_page_has_every_line_with_its_verdict(lines):
-    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
-    rows = [row.split(" | ") for row in page.splitlines() if re.match(r"\| \d+ \|", row)]
-    assert len(rows) == len(CLAIMS)
-    for i, (row, name) in enumerate(zip(rows, CLAIMS, strict=True), start=1):
-        if name in lines:
-            line = lines[name]
-            assert row[:3] == [f"| {i}", line.source, line.statement.replace("|", "\\|")]
-            assert row[5].split()[0] == line.verdict.split()[0]
+def test_the_docs_page_has_every_line_with_its_verdict(chapters):
+    chapters.stand_in_the_docs()

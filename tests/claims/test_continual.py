@@ -1,10 +1,8 @@
 """What theory says of continual learning: every line from runs, every formula and every rule broken once."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
+from chapters import chapters_of
 
 from lora_flow import Adapter, Protected
 from lora_flow.algebra.subspaces import without
@@ -14,19 +12,11 @@ from lora_flow.theory import continual as theory
 
 pytestmark = pytest.mark.long
 
-SEEDS = 3
-NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ == continual.__name__]
+chapters = chapters_of(3, continual)
 
 
-@pytest.fixture(scope="module")
-def lines():
-    return {name: CLAIMS[name](SEEDS) for name in NAMES}
-
-
-def test_every_line_holds(lines):
-    assert len(lines) == 12
-    for name, line in lines.items():
-        assert line.verdict == "holds", f"{name}: {line.cases}"
+def test_every_line_holds(chapters):
+    chapters.hold(12)
 
 
 exact_motion, optimum, floor = theory.exact_motion, theory.constrained_optimum, theory.floor
@@ -41,16 +31,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_formula_makes_its_line_fail(lines, monkeypatch, name):
-    formula, wrong = BROKEN[name]
-    assert lines[name].verdict == "holds"
-    monkeypatch.setattr(theory, formula, wrong)
-    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+def test_a_broken_formula_makes_its_line_fail(chapters, monkeypatch, name):
+    monkeypatch.setattr(theory, *BROKEN[name])
+    chapters.fail(name)
 
 
-def test_the_floor_of_white_inputs_is_not_that_of_correlated_ones(lines, monkeypatch):
+def test_the_floor_of_white_inputs_is_not_that_of_correlated_ones(chapters, monkeypatch):
     monkeypatch.setattr(theory, "floor", lambda shift, basis, covariance=None: floor(shift, basis))
-    assert CLAIMS["safe_floor"](SEEDS).verdict == "fails (1 of 9)"
+    assert CLAIMS["safe_floor"](chapters.seeds).verdict == "fails (1 of 9)"
 
 
 class Leaky(Protected):
@@ -61,23 +49,27 @@ class Leaky(Protected):
         return Adapter(moved.a, descent.b) if self.exact else Adapter(descent.a, moved.b)
 
 
-def test_lines_fail_where_the_rules_leak(lines, monkeypatch):
+def test_lines_fail_where_the_rules_leak(chapters, monkeypatch):
     monkeypatch.setattr(continual, "Protected", Leaky)
     monkeypatch.setattr(continual, "SHAPES", ((11, 8, 6, 4),))  # one program for each
     monkeypatch.setattr(continual, "SMALL", ((11, 8, 6, 4),))
-    for name in ("safe_motion", "safe_optimum", "safe_flow", "safe_descent", "safe_rank"):
-        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+    chapters.fail("safe_motion", "safe_optimum", "safe_flow", "safe_descent", "safe_rank")
 
 
-def test_lines_fail_where_the_runs_disobey(lines, monkeypatch):
+def test_lines_fail_where_the_runs_disobey(chapters, monkeypatch):
     """Rules exchanged: plain for projected, projected for safe, safe for plain."""
     single, turns = continual.single, continual.turns
     other = {"plain": "safe-start", "projected": "plain", "exact": "plain", "safe-start": "plain"}
     monkeypatch.setattr(continual, "single", lambda name, seeds: single(other[name], seeds))
     monkeypatch.setattr(continual, "turns", lambda name: turns(other[name]))
-    names = ("projected_forgets", "safe_floor", "plain_forgets", "safe_start_in_turn")
-    for name in (*names, "orthogonal_tasks_are_forgotten", "exact_loses_plasticity"):
-        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+    chapters.fail(
+        "projected_forgets",
+        "safe_floor",
+        "plain_forgets",
+        "safe_start_in_turn",
+        "orthogonal_tasks_are_forgotten",
+        "exact_loses_plasticity",
+    )
 
 
 def test_the_leak_is_one():
@@ -87,12 +79,5 @@ def test_the_leak_is_one():
     assert np.abs(np.asarray(Leaky(basis).velocity(one, one).a - without(one.a, basis))).max() > 0.1
 
 
-def test_the_docs_page_has_every_line_with_its_verdict(lines):
-    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
-    rows = [row.split(" | ") for row in page.splitlines() if re.match(r"\| \d+ \|", row)]
-    assert len(rows) == len(CLAIMS)
-    for i, (row, name) in enumerate(zip(rows, CLAIMS, strict=True), start=1):
-        if name in lines:
-            line = lines[name]
-            assert row[:3] == [f"| {i}", line.source, line.statement.replace("|", "\\|")]
-            assert row[5].split()[0] == line.verdict.split()[0]
+def test_the_docs_page_has_every_line_with_its_verdict(chapters):
+    chapters.stand_in_the_docs()

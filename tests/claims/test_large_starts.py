@@ -2,36 +2,28 @@
 
 import numpy as np
 import pytest
+from chapters import chapters_of
 
 from lora_flow import oracles
 from lora_flow.claims import layer_large
-from lora_flow.claims.table import CLAIMS
 
 pytestmark = pytest.mark.long
 
-SEEDS = 3
-NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ == layer_large.__name__]
+chapters = chapters_of(3, layer_large)
 
 
-@pytest.fixture(scope="module")
-def lines():
-    return {name: CLAIMS[name](SEEDS) for name in NAMES}
-
-
-def test_every_line_holds(lines):
-    assert len(lines) == 7
-    for name, line in lines.items():
-        assert line.verdict == "holds", f"{name}: {line.cases}"
+def test_every_line_holds(chapters):
+    chapters.hold(7)
 
 
 @pytest.mark.parametrize("name", ["large_start", "large_start_at_two"])
-def test_another_clock_of_the_closed_form_makes_its_line_fail(lines, monkeypatch, name):
+def test_another_clock_of_the_closed_form_makes_its_line_fail(chapters, monkeypatch, name):
     right = oracles.large_start
     monkeypatch.setattr(oracles, "large_start", lambda y, rows, a, t: right(y, rows, 1.1 * a, t))
-    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+    chapters.fail(name)
 
 
-def test_lines_fail_where_the_runs_disobey(lines, monkeypatch):
+def test_lines_fail_where_the_runs_disobey(chapters, monkeypatch):
     """The measured side broken: other clocks, orthonormal rows taken for Gaussian ones, sizes exchanged."""
     runs = layer_large.runs()
     clocks = {(a, s): (np.sqrt(a) * times, loss) for (a, s), (times, loss) in runs.orthonormal.items() if s == 1}
@@ -41,6 +33,10 @@ def test_lines_fail_where_the_runs_disobey(lines, monkeypatch):
         random_b=dict(zip(runs.random_b, [*runs.random_b.values()][::-1], strict=True)),
     )
     monkeypatch.setattr(layer_large, "runs", lambda: changed)
-    names = ("large_start_time", "small_start_time", "large_starts_collapse", "scaling_cancels", "random_b_reverses")
-    for name in names:
-        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+    chapters.fail(
+        "large_start_time", "small_start_time", "large_starts_collapse", "scaling_cancels", "random_b_reverses"
+    )
+
+
+def test_the_docs_page_has_every_line_with_its_verdict(chapters):
+    chapters.stand_in_the_docs()

@@ -1,54 +1,44 @@
 """What theory says of one layer and of gradient descent on it: every line from runs, every formula by hand."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
+from chapters import chapters_of
 from scipy.linalg import expm
 
 from lora_flow.claims import layer_alignment, layer_descent, layer_flows, layer_starts
-from lora_flow.claims.table import CLAIMS
 from lora_flow.theory import descent, lora_one, scaling
 from lora_flow.theory.gradient_flow import Gains
 
 pytestmark = pytest.mark.long
 
 SEEDS = 4
-MODULES = {module.__name__ for module in (layer_alignment, layer_starts, layer_flows, layer_descent)}
-NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ in MODULES]
+chapters = chapters_of(SEEDS, layer_alignment, layer_starts, layer_flows, layer_descent)
 
 
-@pytest.fixture(scope="module")
-def lines():
-    return {name: CLAIMS[name](SEEDS) for name in NAMES}
+def test_right_readings_hold_and_misprints_fail(chapters):
+    chapters.hold(38)
 
 
-def test_right_readings_hold_and_misprints_fail(lines):
-    assert len(lines) == 38
-    for name, line in lines.items():
-        verdict = "fails" if name.endswith("as_printed") else "holds"
-        assert line.verdict.split()[0] == verdict, f"{name}: {line.cases}"
-
-
-def test_what_is_out_of_reach_is_not_applicable(lines):
+def test_what_is_out_of_reach_is_not_applicable(chapters):
     """Theorem 3.3 asks for millions of samples at kappa = 4; Theorem 4.2 for a start that kappa = 10 puts too far."""
-    tried = {name: [case.holds for case in lines[name].cases] for name in ("one_step_start", "relu_convergence")}
+    tried = {
+        name: [case.holds for case in chapters.lines[name].cases] for name in ("one_step_start", "relu_convergence")
+    }
     assert tried["one_step_start"] == [True, True, None, None]
     assert tried["relu_convergence"] == [True, None, None]
 
 
-def test_rates_do_not_know_kappa(lines):
+def test_rates_do_not_know_kappa(chapters):
     """Preconditioned, from kappa = 1 to 1000; gradient flow's slowest component is 500 times as slow at the last."""
     for name, rate in (("scaled_rate", 2.0), ("scaled_rate_one_sided", 1.0)):
-        assert [case.measured for case in lines[name].cases] == pytest.approx([rate] * 4, rel=1e-6)
-    slowest = [case.measured for case in lines["plain_rates"].cases if "(4, 4)" in case.where]
+        assert [case.measured for case in chapters.lines[name].cases] == pytest.approx([rate] * 4, rel=1e-6)
+    slowest = [case.measured for case in chapters.lines["plain_rates"].cases if "(4, 4)" in case.where]
     assert slowest == pytest.approx([2.0, 0.2, 0.02, 0.002], rel=5e-3)
 
 
-def test_floors_are_where_the_weight_is_offset(lines):
+def test_floors_are_where_the_weight_is_offset(chapters):
     """At 30 x 40, r = 4, r* = 2 and L = .25 without adapters."""
-    cases = {case.where.split(",")[0]: case.measured for case in lines["rank_floor"].cases}
+    cases = {case.where.split(",")[0]: case.measured for case in chapters.lines["rank_floor"].cases}
     assert all(cases[name] < 1e-20 for name in ("gaussian", "lora-one-theory", "gora", "lora-ga"))
     assert all(0.15 < cases[name] < 0.25 for name in ("pissa", "olora", "loram"))
     assert 0.02 < cases["milora"] < 0.1
@@ -149,48 +139,34 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_formula_makes_its_line_fail(lines, monkeypatch, name):
-    module, formula, wrong = BROKEN[name]
-    assert lines[name].verdict.split()[0] == "holds"
-    monkeypatch.setattr(module, formula, wrong)
-    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+def test_a_broken_formula_makes_its_line_fail(chapters, monkeypatch, name):
+    monkeypatch.setattr(*BROKEN[name])
+    chapters.fail(name)
 
 
-def test_lines_fail_where_the_runs_disobey(lines, monkeypatch):
+def test_lines_fail_where_the_runs_disobey(chapters, monkeypatch):
     """The measured side broken: A taken for B, time run backwards, other clocks, a descent of second order."""
-
-    def fail(*names):
-        for name in names:
-            assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
-
     toy = layer_alignment.toy(SEEDS)
     exchanged = toy._replace(run=toy.run._replace(b=np.swapaxes(toy.run.a, -1, -2)))
     monkeypatch.setattr(layer_alignment, "toy", lambda seeds: exchanged)
-    fail("gradient_column_space")
+    chapters.fail("gradient_column_space")
     backwards = toy._replace(run=toy.run._replace(a=toy.run.a[:, :, ::-1]))
     monkeypatch.setattr(layer_alignment, "toy", lambda seeds: backwards)
-    fail("sampling_plateau", "published_toy")
+    chapters.fail("sampling_plateau", "published_toy")
     runs = {alpha: layer_alignment.aligning(alpha, SEEDS) for alpha in layer_alignment.ALPHAS}
     runs[1e-6] = runs[1e-6]._replace(times=1.001 * runs[1e-6].times)
     monkeypatch.setattr(layer_alignment, "aligning", lambda alpha, seeds: runs[alpha])
-    fail("alignment_time_without_alpha")
+    chapters.fail("alignment_time_without_alpha")
     off = layer_descent.from_the_flow(SEEDS)
     monkeypatch.setattr(layer_descent, "from_the_flow", lambda seeds: off**2)
-    fail("order_of_descent")
+    chapters.fail("order_of_descent")
     sampled = layer_starts.sampled
     far = {
         kappa: sampled(kappa, SEEDS)._replace(error=3 * sampled(kappa, SEEDS).error) for kappa in layer_starts.SAMPLES
     }
     monkeypatch.setattr(layer_starts, "sampled", lambda kappa, seeds: far[kappa])
-    fail("one_step_start", "one_step_start_by_samples")
+    chapters.fail("one_step_start", "one_step_start_by_samples")
 
 
-def test_the_docs_page_has_every_line_with_its_verdict(lines):
-    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
-    rows = [row.split(" | ") for row in page.splitlines() if re.match(r"\| \d+ \|", row)]
-    assert len(rows) == len(CLAIMS)
-    for i, (row, name) in enumerate(zip(rows, CLAIMS, strict=True), start=1):
-        if name in lines:
-            line = lines[name]
-            assert row[:3] == [f"| {i}", line.source, line.statement.replace("|", "\\|")]
-            assert row[5].split()[0] == line.verdict.split()[0]
+def test_the_docs_page_has_every_line_with_its_verdict(chapters):
+    chapters.stand_in_the_docs()

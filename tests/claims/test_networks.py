@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from chapters import chapters_of
 
 from lora_flow.claims import (
     network_bias,
@@ -15,36 +16,25 @@ from lora_flow.claims import (
 from lora_flow.claims.network_bias import WIDTHS
 from lora_flow.claims.network_descent_runs import ADAPTIVE, FIXED, GROWING, RULES
 from lora_flow.claims.network_runs import SHAPES, STARTS
-from lora_flow.claims.table import CLAIMS
 from lora_flow.theory import linear_descent, linear_flow, linear_local
 
 pytestmark = pytest.mark.long
 
 SEEDS = 4
-CHAPTERS = (network_flow, network_bias, network_weights, network_descent, network_local)
-MODULES = {module.__name__ for module in CHAPTERS}
-NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ in MODULES]
+chapters = chapters_of(SEEDS, network_flow, network_bias, network_weights, network_descent, network_local)
 
 
-@pytest.fixture(scope="module")
-def lines():
-    return {name: CLAIMS[name](SEEDS) for name in NAMES}
+def test_right_readings_hold_and_misprints_fail(chapters):
+    chapters.hold(27)
 
 
-def test_right_readings_hold_and_misprints_fail(lines):
-    assert len(lines) == 27
-    for name, line in lines.items():
-        verdict = "fails" if name.endswith("as_printed") else "holds"
-        assert line.verdict.split()[0] == verdict, f"{name}: {line.cases}"
-
-
-def test_the_misprint_is_right_for_square_products(lines):
-    holds = {case.where[:12]: case.holds for case in lines["alpha_below_tau_as_printed"].cases}
+def test_the_misprint_is_right_for_square_products(chapters):
+    holds = {case.where[:12]: case.holds for case in chapters.lines["alpha_below_tau_as_printed"].cases}
     assert holds == {"n = 4, m = 4": True, "n = 3, m = 5": False, "n = 6, m = 2": False}
 
 
-def test_every_line_covers_its_shapes_starts_and_rules(lines):
-    cases = {name: len(line.cases) for name, line in lines.items()}
+def test_every_line_covers_its_shapes_starts_and_rules(chapters):
+    cases = {name: len(line.cases) for name, line in chapters.lines.items()}
     for name in ("network_imbalance", "imbalance_decay", "instantaneous_decay", "global_decay"):
         assert cases[name] == len(SHAPES) * len(STARTS)
     for name in ("descent_rate", "local_descent_lemma", "local_pl"):
@@ -55,9 +45,9 @@ def test_every_line_covers_its_shapes_starts_and_rules(lines):
     assert cases["width_distance_bound"] == cases["width_imbalance"] == 2 * len(WIDTHS)
 
 
-def test_what_is_out_of_reach_is_not_applicable(lines):
+def test_what_is_out_of_reach_is_not_applicable(chapters):
     """A balanced start has no imbalance; Lemma 1 asks for wide networks, Theorem 3.3 for wider ones as p nears 1/2."""
-    tried = {name: [case for case in line.cases if case.holds is None] for name, line in lines.items()}
+    tried = {name: [case for case in line.cases if case.holds is None] for name, line in chapters.lines.items()}
     assert [case.where for case in tried.pop("imbalance_decay")] == [
         f"{shape}, balanced: a rate of 0" for shape in SHAPES
     ]
@@ -68,18 +58,20 @@ def test_what_is_out_of_reach_is_not_applicable(lines):
     assert not any(tried.values())
 
 
-def test_pretraining_is_told_for_three_ratios_of_each_start(lines):
-    measured = [[case.measured for case in lines[f"trained_gains_{kind}"].cases] for kind in ("spectral", "gaussian")]
+def test_pretraining_is_told_for_three_ratios_of_each_start(chapters):
+    measured = [
+        [case.measured for case in chapters.lines[f"trained_gains_{kind}"].cases] for kind in ("spectral", "gaussian")
+    ]
     assert list(map(len, measured)) == [3, 3]
     assert min(measured[1]) > 1e3 * max(measured[0]), "only modes that do not meet are told exactly"
 
 
-def test_bounds_are_not_empty(lines):
+def test_bounds_are_not_empty(chapters):
     """How near they come: the rates of the flow within a factor of three, those of descent of ten."""
     for name in ("imbalance_decay", "instantaneous_decay", "global_decay"):
-        assert all(case.measured < 3 for case in lines[name].cases if case.holds is not None)
+        assert all(case.measured < 3 for case in chapters.lines[name].cases if case.holds is not None)
     for name in ("descent_rate_bound", "adaptive_rates", "growing_rate", "largest_step_rate"):
-        assert all(case.measured > 0.1 for case in lines[name].cases)
+        assert all(case.measured > 0.1 for case in chapters.lines[name].cases)
 
 
 def test_runs_are_what_the_lines_need():
@@ -125,11 +117,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_formula_makes_its_line_fail(lines, monkeypatch, name):
-    owner, formula, wrong = BROKEN[name]
-    assert lines[name].verdict.split()[0] == "holds"
-    monkeypatch.setattr(owner, formula, wrong)
-    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+def test_a_broken_formula_makes_its_line_fail(chapters, monkeypatch, name):
+    monkeypatch.setattr(*BROKEN[name])
+    chapters.fail(name)
 
 
 RUNS = {
@@ -184,25 +174,27 @@ WRONG_RUNS = {
 
 
 @pytest.mark.parametrize("name", WRONG_RUNS)
-def test_a_line_fails_where_the_runs_disobey(lines, monkeypatch, name):
+def test_a_line_fails_where_the_runs_disobey(chapters, monkeypatch, name):
     kind, changes = WRONG_RUNS[name]
-    assert lines[name].verdict.split()[0] == "holds"
     _change(monkeypatch, kind, **changes)
-    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+    chapters.fail(name)
 
 
-def test_other_lines_fail_where_the_runs_disobey(lines, monkeypatch):
+def test_other_lines_fail_where_the_runs_disobey(chapters, monkeypatch):
     """One layer that moves alone, and starts with sigma = 1 taken for others."""
     scalar = network_flow.scalar(SEEDS)
     alone = scalar._replace(u=scalar.u[:, :1] + 0 * scalar.u)
     monkeypatch.setattr(network_flow, "scalar", lambda seeds: alone)
-    assert CLAIMS["scalar_decay"](SEEDS).verdict.startswith("fails")
+    chapters.fail("scalar_decay")
     published = network_descent.published()
     monkeypatch.setattr(network_descent, "published", lambda: dict.fromkeys(published, published[1]))
-    assert CLAIMS["published_conditions"](SEEDS).verdict.startswith("fails")
+    chapters.fail("published_conditions")
 
 
-def test_a_run_that_does_not_come_to_a_solution_is_no_evidence(lines, monkeypatch):
+def test_a_run_that_does_not_come_to_a_solution_is_no_evidence(chapters, monkeypatch):
     _change(monkeypatch, "flows", loss=lambda loss: loss + 1e-10 * loss[:, :1])
-    for name in ("invariant_set", "invariant_set_halves"):
-        assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+    chapters.fail("invariant_set", "invariant_set_halves")
+
+
+def test_the_docs_page_has_every_line_with_its_verdict(chapters):
+    chapters.stand_in_the_docs()

@@ -1,31 +1,19 @@
 """What theory says of flows by singular values and from balanced factors: every line from runs, each broken once."""
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
+from chapters import chapters_of
 
 from lora_flow.claims import layer_balanced, layer_spectral
-from lora_flow.claims.table import CLAIMS
 from lora_flow.theory import spectral_flows as theory
 
 pytestmark = pytest.mark.long
 
-SEEDS = 3
-MODULES = {layer_spectral.__name__, layer_balanced.__name__}
-NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ in MODULES]
+chapters = chapters_of(3, layer_spectral, layer_balanced)
 
 
-@pytest.fixture(scope="module")
-def lines():
-    return {name: CLAIMS[name](SEEDS) for name in NAMES}
-
-
-def test_every_line_holds(lines):
-    assert len(lines) == 20
-    for name, line in lines.items():
-        assert line.verdict.split()[0] == "holds", f"{name}: {line.cases}"
+def test_every_line_holds(chapters):
+    chapters.hold(20)
 
 
 right = {name: getattr(theory, name) for name in ("lora_muon_movement", "least_condition_number", "lora_muon_time")}
@@ -45,14 +33,12 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_formula_makes_its_line_fail(lines, monkeypatch, name):
-    formula, wrong = BROKEN[name]
-    assert lines[name].verdict.startswith("holds")
-    monkeypatch.setattr(theory, formula, wrong)
-    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+def test_a_broken_formula_makes_its_line_fail(chapters, monkeypatch, name):
+    monkeypatch.setattr(theory, *BROKEN[name])
+    chapters.fail(name)
 
 
-def test_lines_of_muon_fail_where_the_runs_disobey(lines, monkeypatch):
+def test_lines_of_muon_fail_where_the_runs_disobey(chapters, monkeypatch):
     """Flows exchanged, and a loss that stops elsewhere."""
     runs = {name: layer_spectral.grown(name) for name in ("muon, early", "muon", "lora-muon", "plain")}
     others = {"muon, early": "plain", "muon": "lora-muon", "lora-muon": "muon", "plain": "muon"}
@@ -60,22 +46,29 @@ def test_lines_of_muon_fail_where_the_runs_disobey(lines, monkeypatch):
     monkeypatch.setattr(layer_spectral, "grown", lambda name: runs[others[name]])
     monkeypatch.setattr(layer_spectral, "stepped", lambda name: apart["muon" if name == "lora-muon" else "lora-muon"])
     monkeypatch.setattr(layer_spectral, "ends", lambda seeds: {(0.2, 4): np.array([1e-12, 1e-3])})
-    names = ("muon_equal_rates", "muon_growth", "muon_finishes", "plain_finishes", "lora_muon_growth")
-    for name in (*names, "lora_muon_finishes", "lora_muon_invariant", "muon_variant", "muon_converges"):
-        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+    chapters.fail(
+        "muon_equal_rates",
+        "muon_growth",
+        "muon_finishes",
+        "plain_finishes",
+        "lora_muon_growth",
+        "lora_muon_finishes",
+        "lora_muon_invariant",
+        "muon_variant",
+        "muon_converges",
+    )
 
 
-def test_lines_of_balanced_factors_fail_where_the_runs_disobey(lines, monkeypatch):
+def test_lines_of_balanced_factors_fail_where_the_runs_disobey(chapters, monkeypatch):
     """Starts that are not projected, a closed form a bit off, steps exchanged, gradient flow taken for BaLoRA."""
     plain = layer_balanced.decays("plain")
-    run, closed = layer_balanced.flowing(SEEDS)
-    off = layer_balanced.off_the_flow(SEEDS)
+    run, closed = layer_balanced.flowing(chapters.seeds)
+    off = layer_balanced.off_the_flow(chapters.seeds)
     monkeypatch.setattr(layer_balanced, "balance", lambda adapters: adapters)
     monkeypatch.setattr(layer_balanced, "flowing", lambda seeds: (run, closed + 1e-7))
     monkeypatch.setattr(layer_balanced, "off_the_flow", lambda seeds: off[::-1])
     monkeypatch.setattr(layer_balanced, "decays", lambda flow: plain)
-    for name in ("balora_projection", "balora_closed_form", "balora_descent", "balora_rates", "hessian_conditioning"):
-        assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
+    chapters.fail("balora_projection", "balora_closed_form", "balora_descent", "balora_rates", "hessian_conditioning")
 
 
 @pytest.mark.parametrize(
@@ -111,12 +104,5 @@ def test_unbalanced_factors_can_condition_a_square_layer_of_full_rank_better():
     assert theory.condition_number(np.diag(np.sqrt(values)), np.diag(np.sqrt(values))) == pytest.approx(100)
 
 
-def test_the_docs_page_has_every_line_with_its_verdict(lines):
-    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
-    rows = [row.split(" | ") for row in page.splitlines() if re.match(r"\| \d+ \|", row)]
-    assert len(rows) == len(CLAIMS)
-    for i, (row, name) in enumerate(zip(rows, CLAIMS, strict=True), start=1):
-        if name in lines:
-            line = lines[name]
-            assert row[:3] == [f"| {i}", line.source, line.statement.replace("|", "\\|")]
-            assert row[5].split()[0] == line.verdict.split()[0]
+def test_the_docs_page_has_every_line_with_its_verdict(chapters):
+    chapters.stand_in_the_docs()

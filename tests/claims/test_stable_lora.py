@@ -2,26 +2,18 @@
 
 import numpy as np
 import pytest
+from chapters import chapters_of
 
 from lora_flow.claims import layer_stable
-from lora_flow.claims.table import CLAIMS
 from lora_flow.theory import lora_one, stable_lora
 
 pytestmark = pytest.mark.long
 
-SEEDS = 3
-NAMES = [name for name, claim in CLAIMS.items() if claim.__module__ == layer_stable.__name__]
+chapters = chapters_of(3, layer_stable)
 
 
-@pytest.fixture(scope="module")
-def lines():
-    return {name: CLAIMS[name](SEEDS) for name in NAMES}
-
-
-def test_every_line_holds(lines):
-    assert len(lines) == 8
-    for name, line in lines.items():
-        assert line.verdict == "holds", f"{name}: {line.cases}"
+def test_every_line_holds(chapters):
+    chapters.hold(8)
 
 
 @pytest.mark.parametrize(
@@ -54,27 +46,22 @@ RIGHT_TIME, RIGHT_SHARE = stable_lora.switch_off_time, stable_lora.share_of_b
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_formula_makes_its_line_fail(lines, monkeypatch, name):
-    module, formula, wrong = BROKEN[name]
-    monkeypatch.setattr(module, formula, wrong)
+def test_a_broken_formula_makes_its_line_fail(chapters, monkeypatch, name):
+    monkeypatch.setattr(*BROKEN[name])
     sign_steps = layer_stable.sign_steps.__wrapped__  # whose predictions are kept with the runs
     monkeypatch.setattr(layer_stable, "sign_steps", sign_steps)
-    assert CLAIMS[name](SEEDS).verdict.startswith("fails")
+    chapters.fail(name)
 
 
-def test_lines_fail_where_the_runs_disobey(lines, monkeypatch):
+def test_lines_fail_where_the_runs_disobey(chapters, monkeypatch):
     """The measured side broken: the shrunk runs and those without shrinking exchanged, sizes and factors exchanged."""
     right = layer_stable.long
 
     def exchanged(rate, seeds):
         return right(0.0 if rate else 5.0, seeds)
 
-    def fail(*names):
-        for name in names:
-            assert CLAIMS[name](SEEDS).verdict.startswith("fails"), name
-
     monkeypatch.setattr(layer_stable, "long", exchanged)
-    fail("stable_lora_saves", "stable_lora_costs", "stable_lora_balances", "stable_lora_needs_shrinking")
+    chapters.fail("stable_lora_saves", "stable_lora_costs", "stable_lora_balances", "stable_lora_needs_shrinking")
     stopped = layer_stable.stopped
 
     def later(*which):
@@ -82,4 +69,8 @@ def test_lines_fail_where_the_runs_disobey(lines, monkeypatch):
         return run._replace(until=1.1 * run.until, b=1.01 * run.b)
 
     monkeypatch.setattr(layer_stable, "stopped", later)
-    fail("stable_lora_stops", "stable_lora_leaves")
+    chapters.fail("stable_lora_stops", "stable_lora_leaves")
+
+
+def test_the_docs_page_has_every_line_with_its_verdict(chapters):
+    chapters.stand_in_the_docs()
