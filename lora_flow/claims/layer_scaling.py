@@ -11,11 +11,11 @@ import numpy as np
 import optax
 
 from lora_flow.adapter import Adapter
-from lora_flow.claims import relu_runs
 from lora_flow.claims.frame import Cases, claim
 from lora_flow.claims.layer_runs import SHIFT, Run, draws, gaussian, norm, spaces
 from lora_flow.dynamics.descend import descend
 from lora_flow.dynamics.lanes import solve_lanes, stack
+from lora_flow.experiments import relu_layers
 from lora_flow.problems.one_layer import SingleLayer
 from lora_flow.theory import scaling as theory
 
@@ -138,8 +138,8 @@ def first_step_noise(seeds: int) -> Cases:
 
 def _raised(optimizer: str, moved: str, factor: float) -> np.ndarray:
     """The largest loss on the way over the first, `(draw,)`."""
-    (setting,) = relu_runs.settings(optimizer, moved, [factor])
-    losses = relu_runs.trained(optimizer, (setting,), 2)[:, 0]
+    (setting,) = relu_layers.settings(optimizer, moved, [factor])
+    losses = relu_layers.trained(optimizer, (setting,), 2)[:, 0]
     return np.max(losses, axis=-1) / losses[:, 0]
 
 

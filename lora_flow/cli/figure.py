@@ -40,7 +40,7 @@ class Figure:
     - preconditioner: risk with and without the preconditioner, LoRA-One's start and LoRA-GA's
     - adaptive-step: constant and adaptive steps of linear networks, with their proven bounds
     - growing-step: steps of linear networks that grow as the loss falls, and local rates
-    - scaling: the best lora_alpha against the rank, gradient descent and Adam
+    - scaling: the loss over lora_alpha and the learning rate under Adam at four ranks, and what ReLU layers bear
     - continual: what plain, projected, exact and safely started LoRA forget of old tasks, and what they still learn
     - muon: singular values of B A over time under gradient flow, BaLoRA, Muon and LoRA-Muon
 
