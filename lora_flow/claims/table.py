@@ -31,13 +31,16 @@ from lora_flow.claims import (
 )
 from lora_flow.claims.frame import ENTERED, Claim
 
-CHAPTERS = (
+BEGINNING = (
     *(lora_early, lora_alignment, lora_convergence, lora_spectral, lora_mirror),
     *(layer_alignment, layer_starts, layer_flows, layer_descent, layer_stable),
     *(network_flow, network_bias, network_weights, network_descent, network_local),
+)
+REST = (
     *(symmetric, layer_large, attention, layer_scaling),
     *(layer_spectral, layer_balanced, continual),
 )
+CHAPTERS = (*BEGINNING, *REST)
 CLAIMS: dict[str, Claim] = {
     name: claim for chapter in CHAPTERS for name, claim in ENTERED.items() if claim.__module__ == chapter.__name__
 }

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from lora_flow.claims import check
 from lora_flow.claims.check import markdown, terminal_line, write_csv
 from lora_flow.claims.frame import Case, Line, Tried, claim, estimate, judge
 from lora_flow.claims.table import CLAIMS
@@ -133,3 +134,12 @@ def test_identities_keep_their_names():
     assert {"exact_split", "conservation", "step_rule", "one_step_product", "scaled_moves"} <= set(CLAIMS)
     assert CLAIMS["step_rule"].__module__ == "lora_flow.claims.layer_descent"
     assert CLAIMS["step_rule"].__name__ == "step_rule"
+
+
+def test_lines_of_both_processes_come_in_the_order_of_the_claims(monkeypatch):
+    """Two quick ones, the first of them from the second process."""
+    names = ("balanced_conditioning", "sampling_angle")
+    monkeypatch.setattr(check, "CLAIMS", {name: CLAIMS[name] for name in names})
+    for name, line in zip(names, check.check(3), strict=True):
+        assert line.statement == " ".join(CLAIMS[name].__doc__.split())
+        assert not line.verdict.startswith("fails")
