@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -64,7 +65,7 @@ def _ours(model: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], fl
     task = NetworkTask(model, images, labels, list(linear_layers(model)))
     start = gaussian_init(jax.random.key(0), task, rank=RANK, alpha=0.02)
     start = jax.tree.map(lambda leaf: leaf.astype(np.float32), start)
-    step = jax.jit(lambda task, adapters: jax.value_and_grad(task.loss)(adapters))
+    step = eqx.filter_jit(lambda task, adapters: jax.value_and_grad(task.loss)(adapters))
 
     def call() -> float:
         loss, slopes = step(task, start)

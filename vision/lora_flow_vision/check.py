@@ -108,7 +108,7 @@ def _features(graph: Any, state: Any, images: Array) -> Array:
     return nnx.merge(graph, state).features(images).astype(DTYPE)
 
 
-@jax.jit
+@eqx.filter_jit
 def _linearised_task(task: Classification) -> tuple[Any, ...]:
     return task.linearised_task()
 
@@ -168,9 +168,7 @@ def descend(
 
 def flow(bench: Bench, settings: VisionSettings, unit: Unit) -> tuple[Adapters, dict[str, np.ndarray]]:
     """A unit by the gradient flow, in double precision where JAX has it; lanes of one alpha are solved together."""
-    task = jax.tree.map(
-        lambda leaf: leaf.astype(float) if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf, bench.task
-    )
+    task = jax.tree.map(lambda leaf: leaf.astype(float) if eqx.is_inexact_array(leaf) else leaf, bench.task)
     starts = starts_of(bench, settings, unit)
     shared = bench.test[0].astype(float), bench.test[1]
     times = settings.sgd_rate * saved_steps(settings.steps)
@@ -222,6 +220,6 @@ def _lanes(settings: VisionSettings, unit: Unit) -> list[tuple[float, int]]:
 
 def _digest(bench: Bench) -> str:
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves((bench.task, bench.test)):
+    for leaf in jax.tree.leaves(eqx.filter((bench.task, bench.test), eqx.is_array)):
         digest.update(np.ascontiguousarray(leaf).data.cast("B"))
     return digest.hexdigest()[:16]
