@@ -18,7 +18,7 @@ from lora_flow.algebra.spectra import eigenvalue_rounding
 from lora_flow.arrays import real_array
 from lora_flow.checks import concrete, require
 from lora_flow.oracles import modes
-from lora_flow.oracles.given import ROUNDING, matrix, require_times, require_zero
+from lora_flow.oracles.given import ROUNDING, finite, matrix, require_times, require_zero
 
 
 class Cascade(NamedTuple):
@@ -128,9 +128,9 @@ def schur_complement(s0: ArrayLike, l2: ArrayLike, t: ArrayLike) -> Float[Array,
     **Returns:** S, of shape `(*times, k, k)`.
 
     **Raises:** `InputError` for shapes that do not match, for an s0 that is not symmetric and positive semi-definite,
-    for a negative value of L2, and for times that are negative or not finite.
+    for a value of L2 that is negative or not finite, and for times that are negative or not finite.
     """
-    s0, l2, t = matrix("s0", s0), real_array("l2", l2), real_array("t", t)
+    s0, l2, t = matrix("s0", s0), finite("l2", l2), real_array("t", t)
     require(l2.ndim == 1, "l2", "be a vector", f"shape {l2.shape}")
     require(s0.shape == (len(l2), len(l2)), "s0", f"have shape {(len(l2), len(l2))}", s0.shape)
     require_times(t)

@@ -25,7 +25,7 @@ from lora_flow.adapter import Adapter
 from lora_flow.arrays import real_array
 from lora_flow.checks import concrete, require, require_number
 from lora_flow.oracles import modes
-from lora_flow.oracles.given import concrete_all, matrix, multiple_of_identity, require_zero
+from lora_flow.oracles.given import concrete_all, finite, matrix, multiple_of_identity, require_times, require_zero
 from lora_flow.oracles.substeps import count_substeps, riccati_gram
 
 
@@ -137,9 +137,13 @@ def scalar(y: ArrayLike, u0: ArrayLike, v0: ArrayLike, t: ArrayLike) -> tuple[Ar
 
     Accuracy: 1e-13 of u and v relative to their norm, for either sign of y, and at all times, down to 1e-140 on the
     way into the saddle u = v = 0. At y = d = 0 the second derivatives are wrong.
+
+    **Raises:** `InputError` for numbers that are not finite, and for times that are negative or not finite.
     """
-    given = {"y": y, "u0": u0, "v0": v0, "t": t}
-    return modes.imbalanced_mode(*(real_array(name, value) for name, value in given.items()))
+    mode = [finite(name, value) for name, value in {"y": y, "u0": u0, "v0": v0}.items()]
+    times = real_array("t", t)
+    require_times(times)
+    return modes.imbalanced_mode(*mode, times)
 
 
 def spectral(
@@ -154,10 +158,11 @@ def spectral(
 
     **Returns:** an `Adapter` with A `(*times, k, n)` and B `(*times, m, k)`.
 
-    **Raises:** `InputError` for shapes that do not match, and for singular vectors that are not orthonormal.
+    **Raises:** `InputError` for shapes that do not match, for singular vectors that are not orthonormal, for numbers
+    that are not finite, and for times that are negative or not finite.
     """
     left, right = matrix("left", left), matrix("right", right)
-    sigma, b0, a0 = real_array("sigma", sigma), real_array("b0", b0), real_array("a0", a0)
+    sigma, b0, a0 = finite("sigma", sigma), finite("b0", b0), finite("a0", a0)
     require(sigma.ndim == 1, "sigma", "be a vector", f"shape {sigma.shape}")
     k = len(sigma)
     for name, rows, vectors in (("left", left.T, "columns"), ("right", right, "rows")):
@@ -206,9 +211,11 @@ def symmetric_mode(s: ArrayLike, p0: ArrayLike, t: ArrayLike) -> Array:
 
     Accuracy: 1e-13 relative to p, for either sign of s and at all times.
 
-    **Raises:** `InputError` for a negative p0.
+    **Raises:** `InputError` for a negative p0, for numbers that are not finite, and for times that are negative or not
+    finite.
     """
-    s, p0, t = real_array("s", s), real_array("p0", p0), real_array("t", t)
+    s, p0, t = finite("s", s), finite("p0", p0), real_array("t", t)
+    require_times(t)
     start = concrete(p0)
     require(start is None or np.all(start >= 0), "p0", "be at least 0", p0)
     return modes.symmetric_mode(s, p0, t)

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike
 
 from lora_flow.algebra.diagonal import as_matrix, dense
+from lora_flow.arrays import real_array
 from lora_flow.checks import concrete, require
 
 ROUNDING = 1e3  # spacings of the type, relative to its size, by which a start may miss its assumptions
@@ -14,6 +15,14 @@ ROUNDING = 1e3  # spacings of the type, relative to its size, by which a start m
 
 def matrix(name: str, value: ArrayLike) -> Array:
     return dense(as_matrix(name, value))
+
+
+def finite(name: str, value: ArrayLike) -> Array:
+    """Finite numbers of any shape."""
+    array = real_array(name, value)
+    known = concrete(array)
+    require(known is None or np.all(np.isfinite(known)), name, "be finite", "entries that are not")
+    return array
 
 
 def concrete_all(*values: Array) -> list[np.ndarray] | None:

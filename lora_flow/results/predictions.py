@@ -11,7 +11,7 @@ import xarray as xr
 from lora_flow.results.clock import is_descent, over_time
 from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import NEAR, end_of_growth, of_end_of_growth, predicted_end_of_growth
-from lora_flow.results.report import Table, cells, kind_of, log10, problem_dims, show
+from lora_flow.results.report import Table, cells, kind_of, log10, problem_dims, show, side_of
 from lora_flow.results.resolution import bound
 from lora_flow.sweeps.schema import layers_of
 from lora_flow.theory import gradient_flow as theory
@@ -39,9 +39,9 @@ def predictions(dataset: xr.Dataset) -> str | Table:
         if why := _cell_not_about(cell, where):
             left_out[why] = None
             continue
-        side = where.get("side", dataset.attrs.get("side"))
+        side = side_of(where, dataset)
         start: list[Any] = [*(show(where[dim]) for dim in varied), where["init"], side, f"{where['alpha']:g}"]
-        floor, why = _floor(cell, dataset, str(side))
+        floor, why = _floor(cell, dataset, side)
         left_out[why] = None
         rows.append([*start, where["rank"], *_t1(cell, dataset["time"].values), *floor])
     header = [*varied, "init", "side", "alpha", "rank", "T1 predicted", "T1 measured", "T1"]

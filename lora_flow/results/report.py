@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lora_flow.initialization import INITIALIZATIONS
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.clock import at_the_end, is_descent, over_time
 from lora_flow.results.levels import spread, told
@@ -83,7 +84,7 @@ def final_values(dataset: xr.Dataset) -> Table:
             [
                 *(show(coordinates[dim]) for dim in varied),
                 coordinates["init"],
-                coordinates.get("side", dataset.attrs.get("side")),
+                side_of(coordinates, dataset),
                 *(show(coordinates[dim]) for dim in by),
                 f"{coordinates['alpha']:g}",
                 coordinates["rank"],
@@ -128,6 +129,19 @@ def warnings(dataset: xr.Dataset) -> str:
 def problem_dims(dataset: xr.Dataset) -> list[str]:
     """The dimensions along which the problem differs."""
     return [str(dim) for dim in dataset["status"].dims if dim not in (*LANE_DIMS, *DESCENT_DIMS)]
+
+
+def side_of(coordinates: Mapping[str, Any], dataset: xr.Dataset) -> str:
+    """The side that a cell's start was drawn by; "-" for a start that knows none, unless cells differ by it."""
+    if "side" in coordinates:
+        return str(coordinates["side"])
+    return str(dataset.attrs.get("side")) if _is_sided(coordinates["init"]) else "-"
+
+
+def _is_sided(init: str) -> bool:
+    """Whether an initialisation draws the factor that `side` names; own ones are taken to."""
+    known = INITIALIZATIONS.get(init.partition(":")[0])
+    return known is None or known.sided
 
 
 def show(value: Any) -> str:
@@ -190,7 +204,8 @@ def about(dataset: xr.Dataset) -> str:
     same = [
         f"{dim} {show(dataset[dim].values.tolist()[0])}" for dim in ("init", "alpha", "rank") if dataset.sizes[dim] == 1
     ]
-    same += [f"side {attrs['side']}"] if "side" in attrs else []
+    sided = any(map(_is_sided, dataset["init"].values.tolist()))
+    same += [f"side {attrs['side']}"] if "side" in attrs and sided else []
     seeds = f"{dataset.sizes['seed']} seeds" if dataset.sizes["seed"] > 1 else "one seed"
     if is_descent(dataset):
         return f"{problem}. {_descent(dataset)} ({attrs['dtype']}); {', '.join([*same, seeds])}."

@@ -382,10 +382,10 @@ TABLE: dict[str, dict[str, Argument]] = {
         "t": time,
         "steps": substeps,
     },
-    "oracles.scalar": {name: of(1.0, "array") for name in ("y", "u0", "v0", "t")},
+    "oracles.scalar": {name: of(1.0, "array", also=(NAN, np.inf)) for name in ("y", "u0", "v0")} | {"t": time},
     "oracles.schur_complement": {
         "s0": of(EYE, "matrix", also=("other matrix",)),
-        "l2": of(np.ones(3), "array", also=(1.0, -np.ones(3), EYE)),
+        "l2": of(np.ones(3), "array", also=(1.0, -np.ones(3), EYE, np.full(3, np.inf))),
         "t": time,
     },
     "oracles.single_layer": {
@@ -397,11 +397,11 @@ TABLE: dict[str, dict[str, Argument]] = {
     },
     "oracles.spectral": {
         "left": of(EYE, "matrix", also=("other matrix", 2 * EYE)),
-        "sigma": of(np.ones(3), "array", also=(1.0, EYE)),
+        "sigma": of(np.ones(3), "array", also=(1.0, EYE, np.full(3, NAN))),
         "right": of(EYE, "matrix", also=("other matrix", 2 * EYE)),
-        "b0": of(np.ones(3), "array", also=(np.ones(2),)),
-        "a0": of(np.ones(3), "array", also=(np.ones(2),)),
-        "t": of(1.0, "array"),
+        "b0": of(np.ones(3), "array", also=(np.ones(2), np.full(3, np.inf))),
+        "a0": of(np.ones(3), "array", also=(np.ones(2), np.full(3, NAN))),
+        "t": time,
     },
     "oracles.symmetric": {
         "target": of(EYE, "matrix", also=("other matrix", np.triu(np.ones((3, 3))))),
@@ -409,7 +409,11 @@ TABLE: dict[str, dict[str, Argument]] = {
         "t": time,
         "steps": substeps,
     },
-    "oracles.symmetric_mode": {"s": of(1.0, "array"), "p0": of(1.0, "array", also=(-1.0,)), "t": of(1.0, "array")},
+    "oracles.symmetric_mode": {
+        "s": of(1.0, "array", also=(NAN, np.inf)),
+        "p0": of(1.0, "array", also=(-1.0, NAN, np.inf)),
+        "t": time,
+    },
     "pad": {"adapters": of(ONE, "adapters"), "rank": of(2, "integer", also=(0,))},
     "phases": {
         "dataset": of(dataset, "dataset", also=(dataset.isel(time=-1), dataset.drop_vars("loss"), dataset["loss"])),

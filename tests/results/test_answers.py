@@ -252,6 +252,14 @@ def test_long_tables_go_to_files_with_all_their_rows():
     assert sorted(files) == ["report-run-alignment.csv", "report-run-loss.csv"]
 
 
+@pytest.mark.parametrize(("init", "side"), [("gaussian", "B"), ("mine", "B"), ("tied", "-"), ("spectral-both:2", "-")])
+def test_a_side_is_told_of_starts_that_draw_one_factor_alone(init, side):
+    dataset = made([falling(2)], [flat(1e-8)]).assign_coords(init=[init])
+    final = final_values(dataset)
+    assert final.rows[0][list(final.header).index("side")] == side
+    assert ("side B" in about(dataset)) == (side == "B")
+
+
 def test_the_final_values_have_the_norms_of_all_layers():
     dataset = made([falling(1)], [flat(1e-3)]).assign_attrs(layers=[6, 5, 4, 6, 3, 4])
     final = final_values(dataset.assign(norm_z3=3 * dataset["norm_z1"]))
