@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lora_flow import flags
+from lora_flow.cli.groups import OnGrid, OnProblem
 from lora_flow.recipes import kinds
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
-@dataclasses.dataclass(frozen=True)
-class Sensitivity:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sensitivity(OnProblem, OnGrid):
     """Say how much the loss, the alignment and the times of a run depend on alpha and on the problem.
 
     For every combination of initialisation, side, alpha, rank and seed, derivatives by automatic differentiation go to
@@ -58,25 +58,16 @@ class Sensitivity:
     """Tolerance. At the default, derivatives are right to about a part in a thousand."""
     overwrite: bool = False
     """Replace the folder if it holds a sensitivity."""
-    grid: flags.Runs = dataclasses.field(default_factory=flags.Runs)
-    problem: kinds.Trained = dataclasses.field(default_factory=kinds.Trained)
-    aligned: kinds.Aligned = dataclasses.field(default_factory=kinds.Aligned)
-    pretrained: kinds.Pretrained = dataclasses.field(default_factory=kinds.Pretrained)
-    regression: kinds.Regression = dataclasses.field(default_factory=kinds.Regression)
-    network: kinds.Network = dataclasses.field(default_factory=kinds.Network)
-    symmetric: kinds.Symmetric = dataclasses.field(default_factory=kinds.Symmetric)
 
     def run(self) -> int:
         from lora_flow.sensitivities.folder import SENSITIVITY, store
 
         SENSITIVITY.check_free(self.out, self.overwrite)
-        groups = self.grid, self.problem, self.aligned, self.pretrained, self.regression, self.network, self.symmetric
-        told = {name: value for group in groups for name, value in vars(group).items()}
         own = {name: getattr(self, name) for name in ("t1", "flow", "solver", "rtol")}
-        settings = with_absolute_path(Settings(**told, **own))
+        settings = with_absolute_path(Settings(**self.grouped, **own))
         asked = {name: getattr(self, name) for name in ("observable", "with_respect_to", "at")}
         table = {name: list(one) if isinstance(one, tuple) else one for name, one in asked.items() if one is not None}
-        table |= {name: value for name, value in to_table(settings).items() if name in (*told, *own)}
+        table |= {name: value for name, value in to_table(settings).items() if name in (*self.grouped, *own)}
         with locked(self.out):  # or find out that the folder cannot be made before anything is computed
             SENSITIVITY.check_free(self.out, self.overwrite)  # nobody can have made it since
             start_jax()

@@ -14,9 +14,9 @@ import tyro
 from lora_flow import flags
 from lora_flow.checks import require
 from lora_flow.cli.cluster import Make, cluster_of, executor_of
+from lora_flow.cli.groups import OnGrid, OnProblem
 from lora_flow.cli.larger import solve_larger
 from lora_flow.cli.parts import part_of, solve_part
-from lora_flow.recipes import kinds
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
 from lora_flow.settings import Settings, build_plan, from_table, to_table, with_absolute_path
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from lora_flow.sweeps.run import Run
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep(OnProblem, OnGrid):
     """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed; or train by gradient
     descent.
 
@@ -99,23 +99,14 @@ class Sweep:
     cluster: Annotated[str | None, tyro.conf.arg(metavar="CLUSTER")] = None
     """Have a Dask cluster solve the run: local:N for N workers on this machine, the address of a scheduler
     (tcp://node7:8786), or a TOML file that names the cluster's class (docs/large-sweeps.md has one for SLURM)."""
-    grid: flags.Runs = dataclasses.field(default_factory=flags.Runs)
     times: flags.Times = dataclasses.field(default_factory=flags.Times)
-    problem: kinds.Trained = dataclasses.field(default_factory=kinds.Trained)
-    aligned: kinds.Aligned = dataclasses.field(default_factory=kinds.Aligned)
-    pretrained: kinds.Pretrained = dataclasses.field(default_factory=kinds.Pretrained)
-    regression: kinds.Regression = dataclasses.field(default_factory=kinds.Regression)
-    network: kinds.Network = dataclasses.field(default_factory=kinds.Network)
-    symmetric: kinds.Symmetric = dataclasses.field(default_factory=kinds.Symmetric)
-    attention: kinds.Attention = dataclasses.field(default_factory=kinds.Attention)
     descents: flags.Descents = dataclasses.field(default_factory=flags.Descents)
     solver: flags.Solving = dataclasses.field(default_factory=flags.Solving)
 
     @property
     def settings(self) -> Settings:
         """All the groups of flags as one."""
-        groups = [getattr(self, name) for name in GROUPS]
-        return Settings(**{name: value for group in groups for name, value in vars(group).items()})
+        return Settings(**self.grouped)
 
     def with_settings(self, settings: Settings) -> Sweep:
         """The command with these settings in place of its own."""
