@@ -121,8 +121,9 @@ class Descent(Trajectory):
             return super().__str__()
         last = float(self.observables["loss"][-1])
         reached = "at rounding" if last < float(self.rounding_floor) else f"{last:.4g}"
+        by_optax = np.isnan(self.observables["step_size"]).all()  # whose iterations have no times
         return (
-            f"Descent of {int(self.iterations[-1])} iterations to t = {float(self.times[-1]):g}: "
+            f"Descent of {int(self.iterations[-1])} iterations{'' if by_optax else f' to t = {self.times[-1]:g}'}: "
             f"{STATUS[int(self.status)]}, rank {self.adapters[0].rank}; "
             f"loss {float(self.initial_loss):.4g} -> {reached}"
         )

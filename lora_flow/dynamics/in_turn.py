@@ -97,7 +97,8 @@ def learn_in_turn(
     require_key(key)
     require_flag("away", away)
     must = "be a Flow, its name, or a function (tasks, basis) that returns one"
-    require(flow is None or isinstance(flow, Flow | str) or callable(flow), "flow", must, kind(flow))
+    known = flow is None or isinstance(flow, Flow | str) or (callable(flow) and not isinstance(flow, type))
+    require(known, "flow", must, kind(flow))
     inputs = ProtectedInputs(tasks.layers[0][1]) if inputs is None else inputs
     require_instance("inputs", inputs, ProtectedInputs, "be ProtectedInputs")
     wide, size = tasks.layers[0][1], len(inputs.covariance)

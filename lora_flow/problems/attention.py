@@ -125,8 +125,8 @@ class AttentionLoRA(AbstractProblem):
         return jnp.sum(present[:, :, None] * present[:, None] * (given - self.labels) ** 2)
 
     def fastest_rate(self) -> float:
-        """The rate at which small adapters grow: the ridge slows it down."""
-        return super().fastest_rate() - float(self.ridge)
+        """The rate at which small adapters grow: the ridge slows it down, and a large one to nothing."""
+        return max(super().fastest_rate() - float(self.ridge), 0.0)
 
     def observe(self, adapters: Adapters) -> dict[str, Array]:
         ((a, b),) = adapters

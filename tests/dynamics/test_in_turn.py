@@ -94,6 +94,10 @@ def test_they_are_learned_from_the_first_on():
         ({}, "t1 or steps must be given, and not both, got neither"),
         ({"t1": 1.0, "steps": 2}, "t1 or steps must be given, and not both, got steps, t1"),
         (
+            {"t1": 1.0, "flow": Protected},
+            r"flow must be a Flow, its name, or a function \(tasks, basis\) that returns one, got the class Protected",
+        ),
+        (
             {"t1": 1.0, "inputs": ProtectedInputs(5)},
             "inputs must be an estimate of 8 inputs, those of the layer, got 5",
         ),

@@ -61,6 +61,7 @@ def test_tied_adapters_stay_tied_and_small_ones_grow_at_the_fastest_rate():
     values, vectors = np.linalg.eigh(np.asarray(task))
     largest = np.argmax(np.abs(values))
     assert problem.fastest_rate() == pytest.approx(np.abs(values[largest]) - 0.3)
+    assert AttentionLoRA(X, Y, Z, ridge=1e4).fastest_rate() == 0
     tiny = 1e-6 * vectors[:, [np.argmax(values)]]
     ((_, grown),) = problem.field((Adapter(tiny.T, tiny),))
     np.testing.assert_allclose(grown, (values.max() - 0.3) * tiny, rtol=1e-6, atol=1e-14)
