@@ -103,7 +103,7 @@ class MuKlabjan(StepRule):
 def check_plain(rule: StepRule, flow: Flow, order: str) -> None:
     """Raises unless the rule gets what its proof assumes: the gradient itself, of both factors at once."""
     name = type(rule).__name__
-    require(isinstance(flow, Plain), "flow", f"be 'plain' for the step rule {name}", f"'{flow}'")
+    require(type(flow) is Plain, "flow", f"be 'plain' for the step rule {name}", f"'{flow}'")
     require(order == "simultaneous", "order", f"be 'simultaneous' for the step rule {name}", f"'{order}'")
 
 

@@ -169,9 +169,14 @@ class ProtectedInputs(eqx.Module):
         require(known.shape[1] == size, "inputs", f"have {size} columns, one for each input", f"shape {known.shape}")
         return self.extend_by(known.T @ known / len(known))
 
-    def extend_by(self, covariance: Any) -> ProtectedInputs:
-        """The estimate after a task whose inputs have these second moments, X^T X/N, `(in, in)`."""
-        return eqx.tree_at(lambda one: one.covariance, self, self.decay * self.covariance + np.asarray(covariance))
+    def extend_by(self, moments: AnyArray) -> ProtectedInputs:
+        """The estimate after a task whose inputs have these second moments, X^T X/N, `(in, in)`.
+
+        **Raises:** `InputError` unless they are a finite matrix of the inputs' size.
+        """
+        known, shape = np.asarray(dense(as_matrix("moments", moments))), self.covariance.shape
+        require(known.shape == shape, "moments", f"have the shape {shape}", known.shape)
+        return eqx.tree_at(lambda one: one.covariance, self, self.decay * self.covariance + known)
 
     @property
     def basis(self) -> Float[np.ndarray, "in k"]:

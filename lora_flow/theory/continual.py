@@ -84,8 +84,9 @@ def forgetting(change: np.ndarray, basis: np.ndarray) -> Any:
 
 
 def violation(motion: np.ndarray, basis: np.ndarray) -> Any:
-    """||dW V||_F/||dW||_F of a motion, `(...)`."""
-    return np.linalg.norm(motion @ basis, axis=(-2, -1)) / np.linalg.norm(motion, axis=(-2, -1))
+    """||dW V||_F/||dW||_F of a motion, `(...)`; 0 of none."""
+    whole = np.linalg.norm(motion, axis=(-2, -1))
+    return np.linalg.norm(motion @ basis, axis=(-2, -1)) / np.where(whole > 0, whole, 1.0)
 
 
 def _size(x: np.ndarray) -> float:

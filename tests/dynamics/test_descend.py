@@ -260,3 +260,5 @@ def test_bad_rules_get_one_line():
     must = r"^problem must adapt one layer \(SingleLayer, Regression or SoftmaxRegression\) for the step rule MuKlabjan"
     with pytest.raises(InputError, match=f"{must}, got Factorization$"):
         descend(DOUBLE, adapters_for(DOUBLE, 2), steps=3, step=MuKlabjan())
+    with pytest.raises(InputError, match=r"^flow must be 'plain' for the step rule MuKlabjan, got 'balora'$"):
+        descend(SINGLE, adapters_for(SINGLE, 2), steps=3, step=MuKlabjan(), flow="balora")  # which also projects

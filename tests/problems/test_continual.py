@@ -111,6 +111,8 @@ class TestProtectedInputs:
             (lambda: ProtectedInputs(3, eps=1.0), "eps must be at least 0 and below 1, got 1.0"),
             (lambda: ProtectedInputs(3, decay=0.0), "decay must be positive and at most 1, got 0.0"),
             (lambda: ProtectedInputs(3).extend(np.eye(2)), "inputs must have 3 columns, one for each input, got shape"),
+            (lambda: ProtectedInputs(3).extend_by(np.eye(2)), r"moments must have the shape \(3, 3\), got \(2, 2\)"),
+            (lambda: ProtectedInputs(3).extend_by(np.full((3, 3), np.nan)), "moments must be finite"),
         ],
     )
     def test_bad_ones_get_one_line(self, make, message):
