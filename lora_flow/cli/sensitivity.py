@@ -39,9 +39,10 @@ class Sensitivity(OnProblem, OnGrid):
 
     out: Annotated[str, tyro.conf.arg(metavar="PATH")]
     """The folder."""
-    observable: tuple[str, ...] = ("log10 loss", "t1")
+    observable: tuple[str, ...] = ()
     """Quantities: "log10 loss" and "log10 alignment_error" at the time --at; and the times "time to LEVEL" at which the
-    loss has come down to a level, "t_align" (end of alignment) and "t1" (end of growth)."""
+    loss has come down to a level, "t_align" (end of alignment) and "t1" (end of growth, of two layers). By default
+    log10 loss, and t1 of two layers."""
     with_respect_to: tuple[str, ...] = ()
     """Parameters: alpha; shift_scale, a factor on the shift; delta_w, angle and noise (--problem aligned), kappa and
     angle (regression); numbers and arrays of the problem, such as scaling, w1, w2 or shift. By default alpha,
@@ -80,12 +81,13 @@ class Sensitivity(OnProblem, OnGrid):
         from lora_flow.sensitivities.sensitivity import sensitivity
 
         family, values = kinds.family(settings)
-        names = self.with_respect_to or ("alpha", *_shift(family(**values)), *(one for one in values if values[one]))
+        problem = family(**values)
+        names = self.with_respect_to or ("alpha", *_shift(problem), *(one for one in values if values[one]))
         return sensitivity(
             family,
             parameters=values,
             with_respect_to=names,
-            observable=self.observable,
+            observable=self.observable or ("log10 loss", *_end_of_growth(problem)),
             at=self.at,
             t1=self.t1,
             flow=self.flow,
@@ -97,6 +99,12 @@ class Sensitivity(OnProblem, OnGrid):
 
 def _shift(problem: Any) -> tuple[str, ...]:
     return ("shift_scale",) if hasattr(problem, "shift") else ()
+
+
+def _end_of_growth(problem: Any) -> tuple[str, ...]:
+    from lora_flow.problems.factorization import Factorization
+
+    return ("t1",) if isinstance(problem, Factorization) else ()
 
 
 def tell(out: str) -> int:

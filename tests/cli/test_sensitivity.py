@@ -32,6 +32,14 @@ def test_the_folder_has_results_settings_pictures_and_a_report(folder):
     assert "shift_scale matters most" in (folder / "report.md").read_text()
 
 
+def test_by_default_only_what_the_problem_has_is_looked_at(tmp_path):
+    layer = ["--problem", "regression", "--m", "3", "--n", "4", "--target-rank", "1", "--rank", "1", "--t1", "1"]
+    assert main(["sensitivity", *layer, "--out", str(tmp_path / "run")]) == 0
+    dataset = xr.open_zarr(tmp_path / "run/results.zarr")
+    assert dataset["observable"].values.tolist() == ["log10 loss"]
+    assert dataset["parameter"].values.tolist() == ["alpha", "shift_scale", "kappa"]
+
+
 def test_it_is_drawn_again_and_told_of(folder, capsys):
     (folder / "report.md").unlink()
     assert main(["plot", str(folder)]) == 0
