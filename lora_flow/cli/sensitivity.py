@@ -84,7 +84,7 @@ class Sensitivity(OnProblem, OnGrid):
         problem = family(**values)
         names = self.with_respect_to or ("alpha", *_shift(problem), *(one for one in values if values[one]))
         return sensitivity(
-            family,
+            family if values else problem,  # which may have been trained, and is not again
             parameters=values,
             with_respect_to=names,
             observable=self.observable or ("log10 loss", *_end_of_growth(problem)),
