@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from lora_flow.checks import InputError
+
 SEED = 0
 DRAWS = 20_000  # of the channel's Gaussian variables, always the same: q and m are known to 1e-3
 MOST = 2_000  # iterations
@@ -70,8 +72,8 @@ class Pretraining(NamedTuple):
         return self.noise / 2 + self.q0 + beta**2 * self.q - 2 * beta * self.m
 
     def best_beta(self) -> float:
-        """M/Q, the beta with the least effective noise, `Delta/2 + Q0 - M^2/Q`."""
-        return self.m / self.q
+        """M/Q, the beta with the least effective noise, `Delta/2 + Q0 - M^2/Q`; 1 where the ridge leaves no map."""
+        return self.m / self.q if self.q > 0 else 1.0
 
     def reused_noise(self) -> float:
         """The effective noise De/(1 + 4 V/T^2)^2 on sequences that pre-training has fitted: equation (27).
@@ -125,13 +127,19 @@ def pretrain(
 
 
 def settle(step: Callable[..., Order], order: Order, close: float = CLOSE) -> Order:
-    """Where a step leaves the order parameters as they are, by steps of half the length."""
+    """Where a step leaves the order parameters as they are, by half of each step, and by less where it overshoots.
+
+    **Raises:** `InputError` where they do not come there.
+    """
+    share, before, changes = 0.5, np.zeros(3), np.zeros(3)
     for _ in range(MOST):
-        changes = tuple(new - old for new, old in zip(step(*order), order, strict=True))
-        order = tuple(old + change / 2 for old, change in zip(order, changes, strict=True))  # type: ignore[assignment]
-        if max(map(abs, changes)) < close:
-            break
-    return order
+        changes = np.subtract(step(*order), order)
+        if np.max(np.abs(changes)) < close:
+            return order
+        share = share / 2 if changes @ before < 0 else min(1.2 * share, 0.5)
+        order, before = tuple(map(float, order + share * changes)), changes  # type: ignore[assignment]
+    largest = f"changes of {np.max(np.abs(changes)):.2g} in the last"
+    raise InputError(f"the order parameters must settle in {MOST} iterations, got {largest}")
 
 
 def law(vh: float, mh: float, qh: float, ridge: float, kappa0: float) -> tuple[Law, Order]:

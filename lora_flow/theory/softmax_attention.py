@@ -145,7 +145,8 @@ class _Drawn(NamedTuple):
         basis = _symmetric_basis(tokens)
         teacher, other = np.sqrt(q0) * rng.normal(size=(DRAWS, tokens)), rng.normal(size=(DRAWS, tokens))
         first, second, third = rng.normal(size=(3, DRAWS, len(basis)))
-        told, rest = pretraining.m / np.sqrt(pretraining.q), pretraining.q0 - pretraining.m**2 / pretraining.q
+        told = pretraining.m / np.sqrt(pretraining.q) if pretraining.q > 0 else 0.0
+        rest = pretraining.q0 - told**2
         known = told * first + np.sqrt(rest) * second + np.sqrt(pretraining.noise / 2) * third
         known = np.einsum("nk,ktu->ntu", known, basis)
         frozen = np.sqrt(pretraining.q) * np.einsum("nk,ktu->ntu", first, basis)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from lora_flow.checks import InputError
 from lora_flow.theory import attention, softmax_attention
 
 PRETRAINED = attention.pretrain(0.1, 0.1)
@@ -49,6 +50,28 @@ def test_known_values_of_pretraining(ridge, q, m, missed, train_error):
     assert (found.q, found.m, found.effective_noise(), found.train_error) == pytest.approx(
         (q, m, missed, train_error), abs=6e-4
     )
+
+
+@pytest.mark.parametrize(("alpha", "ridge", "kappa0"), [(1e-3, 0.1, 5.0), (1e-3, 1e-6, 1.0), (1e-3, 1e-6, 5.0)])
+def test_few_sequences_settle_where_half_a_step_overshoots(alpha, ridge, kappa0):
+    """A step from there leads nowhere else. By half of each step the iteration does not come there."""
+    found = attention.pretrain(alpha, ridge, kappa0=kappa0)
+    samples, curvature = alpha * 6, 4 / 9
+    vh = samples * curvature / (1 + curvature * found.v)
+    _, again = attention.law(vh, vh, vh**2 * found.effective_noise() / samples, ridge, kappa0)
+    assert again == pytest.approx((found.q, found.m, found.v), abs=1e-6)
+
+
+def test_what_does_not_settle_is_told(monkeypatch):
+    monkeypatch.setattr(attention, "MOST", 3)
+    with pytest.raises(InputError, match=r"^the order parameters must settle in 3 iterations, got changes of"):
+        attention.pretrain(0.1, 0.1)
+
+
+def test_a_ridge_that_leaves_no_map_leaves_it_as_it_is():
+    found = attention.pretrain(0.1, 100.0)
+    assert (found.q, found.m, found.best_beta()) == (0, 0, 1)
+    assert found.effective_noise(found.best_beta()) == found.noise / 2 + found.q0
 
 
 def test_without_a_ridge_much_data_leaves_the_teacher():
