@@ -210,9 +210,15 @@ def plan_run(path: RunPath, settings: Settings, resume: bool, overwrite: bool) -
 
 
 def describe(plan: Plan) -> str:
-    """The problems, the number of runs, and how many are solved together."""
+    """The problems, the number of runs, how many are solved together, and what the flow says of the largest rank."""
+    from lora_flow.problems.tasks import task_rank
+
     runs = f"{plan.grid.size} runs {plan.way}, {plan.layout.width} at a time on each device"
-    return "\n".join([*map(str, plan.problems.members), runs])
+    told, flow, rank = [*map(str, plan.problems.members), runs], plan.way.flow, max(plan.grid.rank)
+    if flow.hint(rank, 0):  # or no task's rank matters
+        least = min(task_rank(problem)[0] for problem in plan.problems.members)
+        told += filter(None, [flow.hint(rank, least)])
+    return "\n".join(told)
 
 
 def stored(out: str) -> Settings:

@@ -96,6 +96,10 @@ class Flow(eqx.Module):
     def check_start(self, adapters: Adapters) -> None:
         """Raises where the flow is not defined at these adapters, and warns where a latched part is off at once."""
 
+    def hint(self, rank: int, task_rank: int) -> str:
+        """What to know before runs of this rank on a task of that rank are begun, "" for nothing."""
+        return ""
+
     def project(self, adapter: Adapter) -> Adapter:
         """Onto the factors among which the flow stays: what `solve` makes of its start, and `descend` of each step."""
         return adapter

@@ -88,6 +88,14 @@ class LoRAMuon(Flow):
     def always_defined(self) -> bool:
         return bool(self.damping > 0)
 
+    def hint(self, rank: int, task_rank: int) -> str:
+        if rank <= task_rank or self.damping > 0:
+            return ""
+        return (
+            f"lora-muon at rank {rank}, above the task's {task_rank}, may take very long: directions of W that are "
+            "almost zero turn ever faster; take the task's rank, or a damping such as lora-muon:1e-3"
+        )
+
     def check_start(self, adapters: Adapters) -> None:
         check_rank(adapters, self.damping)
 

@@ -11,8 +11,9 @@ import pytest
 
 from lora_flow import load_run, sweep
 from lora_flow.cli import main
+from lora_flow.cli.sweep import describe
 from lora_flow.dynamics.solve import SOLVERS
-from lora_flow.settings import Settings, from_table, to_table
+from lora_flow.settings import Settings, build_plan, from_table, to_table
 
 QUICK = ["--rank", "1", "--m", "4", "--n", "5", "--h", "6", "--t1", "0.5", "--saves", "3", "--batch-size", "2"]
 
@@ -186,3 +187,11 @@ def test_defaults_are_those_of_the_library():
             assert defaults[name] is None
         elif name in defaults and name not in ("problem", "t1", "solver"):
             assert defaults[name] == (value[0] if isinstance(value, tuple) else value), name
+
+
+def test_a_sweep_says_before_it_begins_where_its_flow_may_take_very_long():
+    """Undamped LoRA-Muon above the task's rank."""
+    how = {"problem": "regression", "m": 6, "n": 5, "target_rank": 1, "init": ("gaussian-both",), "alpha": (0.1,)}
+    above, at = (describe(build_plan(Settings(flow="lora-muon", rank=ranks, **how))) for ranks in ((1, 2), (1,)))
+    assert above.endswith("or a damping such as lora-muon:1e-3")
+    assert "lora-muon" not in at

@@ -353,3 +353,10 @@ class TestInUse:
         with pytest.raises(InputError, match="damping must be positive where a factor's rank is below 2"):
             solve(PROBLEM, half, t1=1.0, flow="lora-muon")
         LoRAMuon(1e-3).check_start(half)
+
+
+def test_lora_muon_has_a_hint_where_the_rank_is_above_the_tasks():
+    told = LoRAMuon().hint(4, 2)
+    assert "rank 4, above the task's 2" in told
+    assert "lora-muon:1e-3" in told
+    assert [*map(len, (LoRAMuon().hint(2, 2), LoRAMuon(1e-3).hint(4, 2), Muon().hint(4, 2)))] == [0, 0, 0]
