@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from lora_flow.adapter import Adapter
 from lora_flow.claims.frame import Cases, claim
@@ -17,6 +18,7 @@ from lora_flow.dynamics.descend import descend
 from lora_flow.dynamics.lanes import solve_lanes, stack
 from lora_flow.experiments import relu_layers
 from lora_flow.problems.one_layer import SingleLayer
+from lora_flow.runtime.compiling import compiled
 from lora_flow.theory import scaling as theory
 
 PAPER, OURS = "Zhang et al. 2026", "derived here, for 2606.12883"
@@ -163,19 +165,24 @@ def layers_blow_up(seeds: int) -> Cases:
 @functools.cache
 def largest_alphas(step: float) -> np.ndarray:
     """The largest lora_alpha before the first that diverges, over the linear edge, for each of the ranks."""
-    shift = _shift()
-    found = []
+    shift, found = jnp.asarray(_shift()), []
     for rank in RANKS:
-        start = _start(np.random.default_rng(rank), rank)
         alphas = EDGES * theory.largest_alpha(step, STD, SIZE, rank)
-
-        def last(s: Any, start: Adapter = start) -> Any:
-            return descend(SingleLayer(shift, s), (start,), steps=300, step=step, saves=2).observables["loss"]
-
-        first, ended = np.asarray(jax.jit(jax.vmap(last))(jnp.asarray(alphas / rank))).T
+        start = _start(np.random.default_rng(rank), rank)
+        first, ended = np.asarray(_ends(shift, start, jnp.asarray(alphas / rank), jnp.asarray(step))).T
         diverged = ~(ended < first)
         found.append(alphas[np.argmax(diverged) - 1] if diverged.any() and not diverged[0] else np.nan)
     return np.asarray(found)
+
+
+@compiled(quickly=True)
+def _ends(shift: Array, start: Adapter, scalings: Array, step: Array) -> Array:
+    """The losses before and after descent, `(scaling, 2)`."""
+
+    def one(s: Array) -> Array:
+        return descend(SingleLayer(shift, s), (start,), steps=300, step=step, saves=2).observables["loss"]
+
+    return jax.vmap(one)(scalings)
 
 
 @claim(OURS, EDGE, within=0.1)

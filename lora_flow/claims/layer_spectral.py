@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,7 +29,7 @@ LEFT, RIGHT = spaces(np.random.default_rng(0), M, N, len(SIGMA))
 SHIFT = (LEFT * SIGMA) @ RIGHT.T
 LAYER = f"one layer, {M} x {N}, singular values 1, .5, .5, .2"
 SMALL = f"{LAYER}, r = 4 and 8, from A of size {ALPHA:g}, one draw for each rank"
-BOTH = f"{LAYER}, r = 4, from A and B of sizes of .001, two draws, smoothing = .005"
+BOTH = f"{LAYER}, r = 4, from A and B of sizes of .001, three draws, smoothing = .005"
 MIXED = f"{LAYER}, r = 4, random factors, smoothing = .01"
 
 
@@ -60,19 +59,22 @@ def grown(name: str) -> Grown:
         "plain": (Plain(), (ALPHA, 0.0), 100.0),
     }
     (flow, sizes, end), starts = flows[name], []
-    for seed, rank in zip((4, 5), (4, 4), strict=True) if name == "lora-muon" else zip(RANKS, RANKS, strict=True):
+    for seed, rank in ((4, 4), (5, 4), (6, 4)) if name == "lora-muon" else zip(RANKS, RANKS, strict=True):
         rng = np.random.default_rng(seed)
         starts.append(adapter(sizes[0] * rng.normal(size=(rank, N)), sizes[1] * rng.normal(size=(M, rank))))
     run = _follow(starts, flow, end)
     return Grown(run.times, np.linalg.svd(run.change, compute_uv=False)[..., : len(SIGMA)])
 
 
-def _follow(starts: list[Adapter], flow: Flow, end: float) -> Run:
-    """One program for each kind of flow; by Tsit5, which is soon compiled, until all but one mode have finished."""
-    widest, times = max(one.rank for one in starts), np.linspace(0.0, end, 241)
-    padded = [pad((one,), widest) for one in starts]
+def _follow(starts: list[Adapter], flow: Flow, end: float, shift: np.ndarray = SHIFT) -> Run:
+    """One program for each kind of flow, number of starts and shape.
+
+    By Tsit5, which is soon compiled, until all but one mode have finished.
+    """
+    times = np.linspace(0.0, end, 241)
+    padded = [(one,) if isinstance(flow, LoRAMuon) else pad((one,), max(RANKS)) for one in starts]
     how: Any = {"flow": flow, "solver": "Tsit5", "keep": (), "save_adapters": True}
-    return Run.of(solve_lanes(SingleLayer(SHIFT), stack(padded), times, **how), times)
+    return Run.of(solve_lanes(SingleLayer(shift), stack(padded), times, **how), times)
 
 
 @claim(EQUAL, f"{SMALL}, smoothing = {EARLY:g}", within=0.02)
@@ -101,7 +103,7 @@ def muon_finishes(seeds: int) -> Cases:
 
 def _finishing(name: str, formula: Any) -> Cases:
     """The times to finish, which also increase with sigma."""
-    for i in range(len(RANKS)):
+    for i in range(len(grown(name).values)):
         times = grown(name).reached(i)
         rises = np.all(np.diff(times[[0, 1, 3]]) < 0)
         for sigma, time in zip(SIGMA, times, strict=True):
@@ -237,7 +239,7 @@ def muon_variant(seeds: int) -> Cases:
         yield f"{name}, descent", 0.1, distance
 
 
-@jax.jit
+@compiled(quickly=True)
 def _velocity(flow: Flow, descent: Adapter, now: Adapter) -> Adapter:
     return flow.velocity(descent, now)
 
@@ -258,21 +260,19 @@ def lora_muon_moves(seeds: int) -> Cases:
 @functools.cache
 def transferred() -> dict[str, float]:
     """The time to L = L(0)/100, of shifts of two shapes, from factors of other sizes."""
-    times, found = np.linspace(0.0, 0.95, 191), {}
+    found = {}
     for m, n in ((M, N), (12, 60)):
         rng = np.random.default_rng(5)
         left, right = spaces(rng, m, n, len(SIGMA))
-        named = {}
+        shift, named = (left * SIGMA) @ right.T, {}
         for c in (1.0, 100.0, 0.01):
             a, b = rng.normal(size=(4, n)), rng.normal(size=(m, 4))
-            named[f"{m} x {n}, c = {c:g}"] = (adapter(1e-3 / c * a, 1e-3 * c * b),)
-        how: Any = {"flow": LoRAMuon(0.0, 5e-3), "solver": "Tsit5", "keep": ("loss",)}
-        problem = SingleLayer((left * SIGMA) @ right.T)
-        solved = finished(solve_lanes(problem, stack(list(named.values())), times, **how))
-        for name, loss in zip(named, np.asarray(solved.observables["loss"]), strict=True):
+            named[f"{m} x {n}, c = {c:g}"] = adapter(1e-3 / c * a, 1e-3 * c * b)
+        run = _follow(list(named.values()), LoRAMuon(0.0, 5e-3), 0.95, shift)
+        for name, loss in zip(named, norm(run.change - shift) ** 2 / 2, strict=True):
             after = int(np.argmax(loss <= loss[0] / 100))
             here = slice(after - 1, after + 1)
-            found[name] = float(np.interp(np.log(100 / loss[0]), -np.log(loss[here]), times[here]))
+            found[name] = float(np.interp(np.log(100 / loss[0]), -np.log(loss[here]), run.times[here]))
     return found
 
 

@@ -30,7 +30,7 @@ def mirror(seeds: int) -> Cases:
         end = 30 / runs.gains(delta_w).rate
         swapped = tuple(Adapter(b.T, a.T) for a, b in reversed(start))
         losses = [
-            np.asarray(solve(one, adapters, t1=end, saves=61).observables["loss"])
+            np.asarray(solve(one, adapters, t1=end, saves=61, derivatives="forward").observables["loss"])
             for one, adapters in ((problem, start), (turned, swapped))
         ]
         error = np.max(np.abs(np.log10(losses[1] / losses[0]))[losses[0] > 1e-24])

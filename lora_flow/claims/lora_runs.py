@@ -71,7 +71,8 @@ def precise(
     one = functools.partial(initialize, init, problem=problem(delta_w), rank=RANK, side=side)
     starts = stack([stack([one(jax.random.key(seed), alpha=alpha) for seed in range(seeds)]) for alpha in alphas])
     times = tau / gains(delta_w).rate
-    return solve_lanes(problem(delta_w), starts, times, rtol=1e-10, keep=keep, save_adapters=True, throw=True)
+    how: dict[str, Any] = {"solver": "Dopri8", "rtol": 1e-10, "save_adapters": True, "throw": True}
+    return solve_lanes(problem(delta_w), starts, times, keep=keep, **how)
 
 
 def _sweeps(alphas: tuple[float, ...], tau: np.ndarray, seeds: int, details: bool = False) -> xr.Dataset:

@@ -7,10 +7,12 @@ A formula that a paper states in two forms has a line for each: the right readin
 
 from lora_flow.claims import (
     attention,
+    attention_softmax,
     continual,
     layer_alignment,
     layer_balanced,
     layer_descent,
+    layer_exponents,
     layer_flows,
     layer_large,
     layer_scaling,
@@ -35,9 +37,10 @@ BEGINNING = (
     *(lora_early, lora_alignment, lora_convergence, lora_spectral, lora_mirror),
     *(layer_alignment, layer_starts, layer_flows, layer_descent, layer_stable),
     *(network_flow, network_bias, network_weights, network_descent, network_local),
+    *(symmetric, layer_large),
 )
 REST = (
-    *(symmetric, layer_large, attention, layer_scaling),
+    *(attention, attention_softmax, layer_scaling, layer_exponents),
     *(layer_spectral, layer_balanced, continual),
 )
 CHAPTERS = (*BEGINNING, *REST)

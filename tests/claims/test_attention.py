@@ -3,19 +3,20 @@
 import pytest
 from chapters import chapters_of
 
-from lora_flow.claims import attention
+from lora_flow.claims import attention, attention_softmax
 from lora_flow.problems.attention import AttentionLoRA
 from lora_flow.theory import attention as theory
+from lora_flow.theory import softmax_attention as softmax
 
 pytestmark = pytest.mark.long
 
-chapters = chapters_of(3, attention)
+chapters = chapters_of(3, attention, attention_softmax)
 
 
 @pytest.fixture
 def anew():
     """Nothing of theory is kept from before the test, nor after."""
-    kept = (attention.pretrained, attention.told, attention.told_of_fitted)
+    kept = (attention.pretrained, attention.told, attention.told_of_fitted, attention_softmax.told)
     for one in kept:
         one.cache_clear()
     yield
@@ -24,7 +25,7 @@ def anew():
 
 
 def test_every_line_holds(chapters):
-    chapters.hold(12)
+    chapters.hold(14)
 
 
 one, fine_tune, error = theory.Pretraining, theory.fine_tune, theory.generalisation_error
@@ -35,6 +36,7 @@ def with_more_noise(noise, *rest, **how):
     return fine_tune(2 * noise, *rest, **how)
 
 
+right_softmax = softmax.fine_tune, softmax.generalisation_error
 BROKEN = {
     "attention_map": (theory, "thresholded", lambda delta, eps, kappa0: thresholded(delta, 1.1 * eps, kappa0)),
     "attention_overlap": (theory, "fine_tune", with_more_noise),
@@ -46,6 +48,8 @@ BROKEN = {
     "attention_selected": (one, "selected_noise", lambda self, kept: noise(self)),
     "attention_reused": (one, "reused_noise", noise),
     "attention_mismatch": (one, "reused_noise", noise),
+    "softmax_overlap": (softmax, "fine_tune", lambda law, ratio, ridge: right_softmax[0](law, 0.7 * ratio, ridge)),
+    "softmax_test_error": (softmax, "generalisation_error", lambda law, tuned: 1.1 * right_softmax[1](law, tuned)),
 }
 
 

@@ -3,16 +3,23 @@
 import pytest
 from chapters import chapters_of
 
-from lora_flow.claims import layer_scaling
+from lora_flow.claims import layer_exponents, layer_scaling
 from lora_flow.theory import scaling as theory
 
 pytestmark = pytest.mark.long
 
-chapters = chapters_of(4, layer_scaling)
+chapters = chapters_of(4, layer_scaling, layer_exponents)
 
 
-def test_every_line_holds(chapters):
-    chapters.hold(9)
+def test_every_line_holds_but_one(chapters):
+    """Where A is free the loss is flat over decades of lora_alpha, and the place of its least value no power."""
+    chapters.hold(11, failing=["exponent_where_a_is_free"])
+
+
+def test_the_exponent_fails_where_the_learning_rates_are_exchanged(chapters, monkeypatch):
+    logs = layer_exponents.last_losses()
+    monkeypatch.setattr(layer_exponents, "last_losses", lambda: logs.assign_coords(step=logs["step"].values[::-1]))
+    chapters.fail("exponent_where_a_is_frozen")
 
 
 first_step, largest_alpha = theory.first_step, theory.largest_alpha
