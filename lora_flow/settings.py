@@ -48,8 +48,10 @@ def with_absolute_path(settings: Settings, folder: Path | None = None) -> Settin
     if not is_file_name(settings.problem):
         return settings
     require("\0" not in settings.problem, "problem", "be a file's name", repr(settings.problem))
-    path = os.path.join(folder or "", os.path.expanduser(settings.problem))
-    return dataclasses.replace(settings, problem=os.path.realpath(path))
+    pair = settings.problem.endswith(".npy")
+    parts = settings.problem.split(",") if pair else [settings.problem]
+    paths = (os.path.join(folder or "", os.path.expanduser(part)) for part in parts)
+    return dataclasses.replace(settings, problem=",".join(map(os.path.realpath, paths)))
 
 
 def sweep_arguments(settings: Settings) -> dict[str, Any]:

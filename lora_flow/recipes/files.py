@@ -1,11 +1,14 @@
-"""Problems of real images, and from files."""
+"""Problems of real images, and from files: two layers, or one layer with its gradient."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from lora_flow.algebra.diagonal import as_matrix, dense
 from lora_flow.checks import (
     InputError,
     as_path,
@@ -15,10 +18,13 @@ from lora_flow.checks import (
 )
 from lora_flow.problems.base import matrix_rank
 from lora_flow.problems.factorization import Factorization
+from lora_flow.problems.one_layer import AdaptedLayer, Regression, SingleLayer
 from lora_flow.storage.arrays import read_arrays
 
-ARRAYS = ("w1", "w2", "shift", "target")  # in a file
-ONE_LAYER = "(files of one layer are not read: SingleLayer(shift, weight=w) takes its arrays in Python)"
+TWO_LAYERS = ("w1", "w2", "shift", "target")  # in a file
+ONE_LAYER = ("weight", "gradient", "shift", "inputs", "covariance", "scaling")
+ARRAYS = tuple(dict.fromkeys((*TWO_LAYERS, *ONE_LAYER)))
+KINDS = (".npz", ".safetensors", ".npy")
 
 
 def digits_problem(h: int = 64) -> Factorization:
@@ -52,26 +58,112 @@ def digits_problem(h: int = 64) -> Factorization:
     return Factorization(w1=w1, w2=w2, target=target)
 
 
-def load_problem(path: str | Path) -> Factorization:
-    """A problem from an `.npz` or `.safetensors` file with arrays `w1`, `w2` and `shift` or `target`.
+def load_problem(path: str | Path) -> Factorization | AdaptedLayer:
+    """A problem from an `.npz` or `.safetensors` file, of two layers or of one; or from a pair of `.npy` files.
 
-    **Returns:** a `Factorization` with W1 `(h, n)`, W2 `(m, h)` and a shift `(m, n)`.
+    With the arrays `w1`, `w2` and `shift` or `target` it is two layers. With `weight` it is one layer, of which the
+    file also holds
 
-    **Raises:** `InputError` for a file that is missing, cannot be read, or lacks an array, and for arrays that
-    `Factorization` refuses.
+    - `gradient`, dL/dW at the weight, as PyTorch's .grad has it. For white inputs the layer has to learn the shift
+      -gradient, of the loss 1/2 ||shift - s B A||^2: the sign turns, the scale stays. With inputs X, N samples, or
+      their `covariance` C = X^T X/N, it is the shift whose gradient this is: -gradient C^+, on the inputs' span;
+    - or `shift` itself, what is missing in the weight, `(out, in)`;
+    - `inputs`, `(samples, in)`, or `covariance`, `(in, in)`: then the loss is 1/(2 N) ||X (shift - s B A)^T||^2;
+    - `scaling`, s, by default 1.
+
+    Of a pair, "q_weight.npy,q_gradient.npy", the names end in weight, and in gradient or shift.
+
+    **Returns:** a `Factorization` with W1 `(h, n)`, W2 `(m, h)` and a shift `(m, n)`; or a `SingleLayer` or
+    `Regression` that knows its weight `(out, in)`.
+
+    **Raises:** `InputError` for a file that is missing, cannot be read, or lacks an array, for arrays that the problem
+    refuses, and for one that looks transposed.
     """
-    path = as_path("problem", path)
-    require(path.suffix in (".npz", ".safetensors"), "problem", "be an .npz or .safetensors file", f"'{path}'")
-    require(path.is_file(), "problem", "be a file that exists", f"'{path}'")
-    try:
-        arrays = read_arrays(path, ARRAYS, ONE_LAYER)
-    except InputError:
-        raise
-    except Exception as error:  # whatever a damaged file makes the readers raise
-        raise InputError(f"problem must be a readable {path.suffix} file, got '{path}' ({one_line(error)})") from error
+    arrays: dict[str, Any] = {}
+    for part in parts_of(as_path("problem", path)):
+        require(part.suffix in KINDS, "problem", "be an .npz or .safetensors file", f"'{part}'")
+        require(part.is_file(), "problem", "be a file that exists", f"'{part}'")
+        try:
+            arrays |= _read_npy(part) if part.suffix == ".npy" else read_arrays(part, ARRAYS)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the readers raise
+            told = f"'{part}' ({one_line(error)})"
+            raise InputError(f"problem must be a readable {part.suffix} file, got {told}") from error
+    if "weight" in arrays or "gradient" in arrays:
+        return _one_layer(f"'{path}'", arrays)
     missing = {"w1", "w2"} - set(arrays)
     require(not missing, f"'{path}'", f"hold an array {' and '.join(sorted(missing))}", f"only {sorted(arrays)}")
+    others = sorted(set(arrays) - set(TWO_LAYERS))
+    require(not others, f"'{path}'", "be of two layers, or of one with its weight", f"w1 beside {', '.join(others)}")
     return Factorization(**arrays)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files that a problem's name stands for: itself, or two of `.npy` with a comma between."""
+    text = str(path)
+    return [Path(part) for part in text.split(",")] if text.endswith(".npy") else [path]
+
+
+def _read_npy(path: Path) -> dict[str, Any]:
+    """An array under the role that the file's name ends in."""
+    role = next((one for one in ("weight", "gradient", "shift", "inputs") if path.stem.endswith(one)), None)
+    require(role is not None, "problem", "have .npy files whose names end in weight, gradient or shift", f"'{path}'")
+    return {str(role): np.load(path, allow_pickle=False, mmap_mode="r")}
+
+
+def _one_layer(where: str, arrays: Mapping[str, Any]) -> AdaptedLayer:
+    others = sorted({"w1", "w2", "target"} & set(arrays))
+    require(not others, where, "be of two layers, or of one with its weight", f"weight beside {', '.join(others)}")
+    for one, other in (("gradient", "shift"), ("inputs", "covariance")):
+        both = one in arrays and other in arrays
+        require(not both, where, f"hold {one} or {other}", "both")
+    what = "gradient" if "gradient" in arrays else "shift"
+    require(
+        "weight" in arrays and what in arrays, where, "hold weight, and gradient or shift", f"only {sorted(arrays)}"
+    )
+    weight, given = (dense(as_matrix(name, arrays[name])) for name in ("weight", what))
+    turned = weight.shape != given.shape and weight.shape == given.shape[::-1]
+    got = f"{given.shape}{'; is it transposed? Then save its transpose' if turned else ''}"
+    require(weight.shape == given.shape, what, f"have the weight's shape {weight.shape}, (out, in)", got)
+    inputs, covariance = _inputs(arrays, weight.shape[1])
+    shift = given if what == "shift" else -given if covariance is None else -_before(given, covariance)
+    scaling = np.asarray(arrays.get("scaling", 1.0))
+    scaling = scaling.reshape(()) if scaling.size == 1 else scaling  # some writers know no numbers, but vectors of one
+    if inputs is None:
+        return SingleLayer(shift, scaling, weight)
+    return Regression(inputs, shift, weight, scaling=scaling)
+
+
+def _inputs(arrays: Mapping[str, Any], width: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The inputs X `(samples, in)`, or as many that have the same covariance; and that, X^T X/N."""
+    name = "inputs" if "inputs" in arrays else "covariance"
+    if name not in arrays:
+        return None, None
+    given = np.asarray(dense(as_matrix(name, arrays[name])))
+    if name == "inputs":
+        turned = given.shape[1] != width and given.shape[0] == width
+        got = f"{given.shape}{'; is it transposed? Then save its transpose' if turned else ''}"
+        require(given.shape[1] == width, name, f"have shape (samples, {width}), a column for each of the weight's", got)
+        return given, given.T @ given / len(given)
+    require(given.shape == (width, width), name, f"have shape {(width, width)}, as the weight's columns", given.shape)
+    size, rounding = float(np.abs(given).max()), np.sqrt(np.finfo(given.dtype).eps)
+    symmetric = bool(np.abs(given - given.T).max() <= rounding * size)
+    require(symmetric, name, "be symmetric", "a matrix that is not")
+    values, vectors = np.linalg.eigh((given + given.T) / 2)
+    require(values[0] >= -rounding * size, name, "have no negative eigenvalue", f"{values[0]:.3g}")
+    return np.sqrt(width * np.maximum(values, 0.0))[:, None] * vectors.T, given
+
+
+def _before(gradient: Any, covariance: np.ndarray) -> np.ndarray:
+    """The D on the inputs' span with D C = gradient."""
+    inverse = np.linalg.pinv(covariance, hermitian=True, rcond=1e-12)
+    found = np.asarray(gradient) @ inverse
+    left = np.linalg.norm(found @ covariance - gradient)
+    must = "be one of these inputs: its rows combinations of theirs"
+    share = left / max(np.linalg.norm(gradient), np.finfo(float).tiny)
+    require(share < 1e-3, "gradient", must, f"one with {share:.0%} of its norm outside")
+    return found
 
 
 def _whiten(pixels: np.ndarray) -> np.ndarray:

@@ -68,8 +68,10 @@ class Trained:
     problem: str = "aligned"
     """To fine-tune: aligned (two layers, the flags below), pretrained (the same, with weights that are trained first),
     regression (one layer on data), attention (a head with labels of a teacher), digits (real images), or a .npz or
-    .safetensors file with arrays w1 (h, n), w2 (m, h) and shift or target (m, n). To train from scratch: network (two
-    layers; --rank is the width), symmetric (one factor)."""
+    .safetensors file: two layers w1 (h, n), w2 (m, h) with shift or target (m, n); or one layer's weight (out, in) with
+    its gradient dL/dW, or with the shift that it has to learn (-gradient for white inputs), and inputs (samples, in)
+    or covariance (in, in) where they are not white; or two .npy files, weight.npy,gradient.npy. To train from scratch:
+    network (two layers; --rank is the width), symmetric (one factor)."""
     m: int = 10
     """Outputs: rows of W2 and of the target, for every problem that is drawn."""
     n: int = 10
@@ -342,9 +344,16 @@ class File(Kind):
 
     @staticmethod
     def draw(asked: Flags, key: Array) -> Problem:
+        from lora_flow.problems.factorization import Factorization
         from lora_flow.recipes.files import load_problem
 
-        return turned(load_problem(asked.problem), key, asked.angle[0], asked.noise[0])
+        problem = load_problem(asked.problem)
+        if isinstance(problem, Factorization):
+            return turned(problem, key, asked.angle[0], asked.noise[0])
+        for name in ("angle", "noise"):
+            (value,) = getattr(asked, name)
+            require(value == 0, name, "be left out with a file of one layer", value)
+        return problem
 
 
 @dataclasses.dataclass(frozen=True)

@@ -163,8 +163,7 @@ COMMAND_LINES = [
     ),
     (
         "sweep --out OUT --problem NAMES",
-        "must be 'w1', 'w2', 'shift' or 'target' (files of one layer are not read: SingleLayer(shift, weight=w) takes "
-        "its arrays in Python), got 'a'",
+        "must be 'w1', 'w2', 'shift', 'target', 'weight', 'gradient', 'inputs', 'covariance' or 'scaling', got 'a'",
     ),
     ("sweep --out OUT --problem OBJECTS", "objects.npz' must hold real numbers, got entries of type object)"),
     ("sweep --out OUT --problem LOOP", "problem must be an .npz or .safetensors file, got"),
