@@ -34,7 +34,7 @@ test-package: .venv/dev  ## build the wheel, and run it installed: newest and lo
 
 test-interop: .venv/dev .venv/vision .venv/interop  ## run the tests against PyTorch's transformers and peft
 	$(BIN)/python -m pytest tests/initialization/test_initialization_interop.py tests/dynamics/test_descend_interop.py \
-		tests/vision/test_interop.py
+		tests/vision/test_interop.py tests/bridge/test_bridge_interop.py
 
 lint: .venv/dev .venv/vision  ## check style and types
 	$(BIN)/ruff check .

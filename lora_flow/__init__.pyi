@@ -4,6 +4,11 @@ from .adapter import Adapters as Adapters
 from .adapter import pad as pad
 from .adapter import zero_adapters as zero_adapters
 from .algebra.diagonal import Diagonal as Diagonal
+from .bridge.init import peft_init as peft_init
+from .bridge.offset import peft_apply as peft_apply
+from .bridge.offset import peft_convert as peft_convert
+from .bridge.peft_folder import read_peft as read_peft
+from .bridge.peft_folder import write_peft as write_peft
 from .checks import InputError as InputError
 from .checks import PrecisionWarning as PrecisionWarning
 from .checks import StartWarning as StartWarning

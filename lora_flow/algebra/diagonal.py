@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from lora_flow.algebra.low_rank import LowRank
 from lora_flow.arrays import AnyArray, numbers, real_array
 from lora_flow.checks import concrete, kind, require
 
@@ -78,7 +79,7 @@ class Diagonal(eqx.Module):
         return np.asarray(self.dense(), dtype)
 
 
-Matrix = Array | np.ndarray | Diagonal
+Matrix = Array | np.ndarray | Diagonal | LowRank
 
 
 def as_matrix(name: str, value: Any) -> Array | Diagonal:
@@ -119,4 +120,4 @@ def check_task(name: str, matrix: Matrix) -> None:
 
 def dense(matrix: Matrix) -> Any:
     """The matrix written out."""
-    return matrix.dense() if isinstance(matrix, Diagonal) else matrix
+    return matrix.dense() if isinstance(matrix, (Diagonal, LowRank)) else matrix

@@ -20,6 +20,8 @@ class LowRank(eqx.Module):
     s: Float[Array | np.ndarray, " k"]
     vt: Float[Array | np.ndarray, "k columns"]
 
+    __array_ufunc__ = None  # NumPy leaves `array @ low_rank` to `__rmatmul__`
+
     @property
     def shape(self) -> tuple[int, int]:
         return self.u.shape[0], self.vt.shape[1]
@@ -34,6 +36,12 @@ class LowRank(eqx.Module):
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __matmul__(self, x: Any) -> Array:
+        return (jnp.asarray(self.u) * jnp.asarray(self.s)[None]) @ (jnp.asarray(self.vt) @ x)
+
+    def __rmatmul__(self, x: Any) -> Array:
+        return (x @ (jnp.asarray(self.u) * jnp.asarray(self.s)[None])) @ jnp.asarray(self.vt)
 
     def __mul__(self, factor: Any) -> LowRank:
         """For a positive factor."""

@@ -11,7 +11,7 @@ import numpy as np
 from jax.custom_batching import sequential_vmap
 from jaxtyping import Array, Float
 
-from lora_flow.algebra.diagonal import Diagonal, Matrix
+from lora_flow.algebra.diagonal import Diagonal, Matrix, dense
 
 WIDEST = 8  # singular vectors of one value that are taken together
 
@@ -90,7 +90,7 @@ def singular_triplets(
         values = matrix.values[order]
         left, right = (jax.nn.one_hot(order, size, dtype=matrix.dtype) for size in matrix.shape)
         return (jnp.where(values < 0, -1.0, 1.0)[:, None] * left).T, jnp.abs(values), right
-    u, s, vt = jnp.linalg.svd(matrix, full_matrices=False)
+    u, s, vt = jnp.linalg.svd(dense(matrix), full_matrices=False)
     return u[:, :count], s[:count], vt[:count]
 
 

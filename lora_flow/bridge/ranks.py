@@ -23,11 +23,11 @@ class Ranks(NamedTuple):
     share: float | None = None
 
     def of(self, layer: Layer) -> int:
-        """The rank of a layer, the largest one where the energy chooses."""
+        """The rank of a layer, where the energy chooses the largest: half the dimension, as some schemes take 2 r."""
         for pattern, rank in self.patterns:
             if re.fullmatch(rf"(.*\.)?({pattern})", layer.name):
                 return rank
-        return self.common
+        return self.common if self.share is None else max(min(self.common, min(layer.shape) // 2), 1)
 
     def chosen(self, layer: Layer, matrix: Truncated | None) -> int:
         """The same, where the energy chooses by the leading triplets of the matrix that the start is made of."""

@@ -128,7 +128,7 @@ def start(
     elif need is not None and need.what == "weight":
         if need.times or ranks.share is not None:
             source = truncated_svd(weight, most, smallest=need.smallest)
-        known["weight"] = weight if not need.times else source and source.triplets
+        known["weight"] = jnp.asarray(weight) if not need.times else source and source.triplets
     elif need is not None:
         assert inputs is not None
         source = inputs.read(layer, most if need.times else layer.shape[1])
@@ -147,6 +147,9 @@ def start(
 def check_ranks(init: str, layers: list[Layer], ranks: Ranks) -> None:
     """Raises for a rank that a layer has no room for, or that the scheme does not take."""
     need = need_of(init)
+    by_energy = need is not None and need.what != "inputs" and not need.smallest
+    must = f"be a number for {init}, which is made of no leading directions of a gradient or weight"
+    require(ranks.share is None or by_energy, "rank", must, f"energy:{ranks.share}")
     for layer in layers:
         rank, least = ranks.of(layer), min(layer.shape)
         where = f"rank of {layer.module}"
@@ -157,6 +160,3 @@ def check_ranks(init: str, layers: list[Layer], ranks: Ranks) -> None:
             require(rank % 2 == 0, where, "be even for orthogonal", rank)
         if init == "loram":
             require(rank >= 2, where, "be at least 2 for loram, whose size is log(rank)", rank)
-    by_energy = need is not None and need.what != "inputs" and not need.smallest
-    must = f"be a number for {init}, which is made of no leading directions of a gradient or weight"
-    require(ranks.share is None or by_energy, "rank", must, f"energy:{ranks.share}")

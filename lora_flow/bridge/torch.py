@@ -72,7 +72,7 @@ def collect(
             thin = {name: _factors(sketch, rank, count) for name, sketch in sketches.items()}
             moved = {name: _moved(probes[name][0], vt, rank) for name, (_, _, vt) in thin.items()}
             if not last:
-                probes = {name: _next(sketch) for name, sketch in sketches.items()}
+                probes = {name: _next(sketch, generator) for name, sketch in sketches.items()}
     finally:
         for name, one in model.named_parameters():
             one.requires_grad_(needs[name])
@@ -157,11 +157,11 @@ def _weights(model: torch.nn.Module, targets: str) -> dict[str, torch.nn.Paramet
 
 
 def _probes(weight: torch.Tensor, rank: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """P `(columns, k)` and Q `(rows, k)` with orthonormal columns."""
+    """P `(columns, k)` and Q `(rows, 2 k)` with orthonormal columns: twice as many tell what the first leave open."""
     rows, columns = weight.shape
     count = min(2 * rank + 8, rows, columns)
-    drawn = (torch.randn(size, count, generator=generator) for size in (columns, rows))
-    p, q = (torch.linalg.qr(one)[0].to(weight.device) for one in drawn)
+    sizes = ((columns, count), (rows, min(2 * count, rows)))
+    p, q = (torch.linalg.qr(torch.randn(*size, generator=generator))[0].to(weight.device) for size in sizes)
     return p, q
 
 
@@ -206,7 +206,7 @@ def _factors(sketch: Sketch, rank: int, count: int) -> tuple[np.ndarray, np.ndar
     """G = Y (Q^T Y)^+ Z over the batches, as U, S, V^T; of the mean."""
     y, z, _, q = (one.double().cpu().numpy() for one in sketch)
     left, right = np.linalg.qr(y)[0], np.linalg.qr(z.T)[0]
-    core = np.linalg.pinv(q.T @ left, rcond=1e-10) @ (z @ right)
+    core = np.linalg.pinv(q.T @ left, rcond=1e-6) @ (z @ right)
     u, s, vt = np.linalg.svd(core)
     kept = min(2 * rank, len(s))
     parts = (left @ u[:, :kept], s[:kept] / count, vt[:kept] @ right.T)
@@ -214,9 +214,12 @@ def _factors(sketch: Sketch, rank: int, count: int) -> tuple[np.ndarray, np.ndar
     return u, s, vt
 
 
-def _next(sketch: Sketch) -> tuple[torch.Tensor, torch.Tensor]:
-    y, z, _, _ = sketch
-    return torch.linalg.qr(z.T)[0], torch.linalg.qr(y)[0]
+def _next(sketch: Sketch, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """The leading row space of Z as P; the column space of Y, and as many random columns beside it, as Q."""
+    y, z, p, q = sketch
+    rows = torch.linalg.svd(z, full_matrices=False)[2][: p.shape[1]]
+    more = torch.randn(len(q), q.shape[1] - y.shape[1], generator=generator).to(q)
+    return rows.T.contiguous(), torch.linalg.qr(torch.cat([y / y.norm().clamp_min(1e-30), more], dim=1))[0]
 
 
 def _moved(p: torch.Tensor, vt: np.ndarray, rank: int) -> float:

@@ -112,5 +112,5 @@ def layer_inputs(problem: Problem, scheme: str) -> tuple[Any, ...]:
     return tuple(map(_dense, inputs or ()))
 
 
-def _dense(matrix: Matrix | LowRank) -> Any:
+def _dense(matrix: Matrix) -> Any:
     return matrix if isinstance(matrix, LowRank) else dense(matrix)

@@ -29,7 +29,7 @@ Columns = Float[Array, "size count"]
 Triplets = tuple[Columns, Float[Array, " count"], Float[Array, "count columns"]]
 
 
-def triplets(matrix: Matrix | LowRank, count: int, smallest: bool = False) -> Triplets:
+def triplets(matrix: Matrix, count: int, smallest: bool = False) -> Triplets:
     """(U, S, V^T) of that many largest singular values, or smallest, in decreasing order; rounding is exactly zero.
 
     `count` is at most the smaller dimension. U is chosen as the module says; V follows from it, but for the value 0,

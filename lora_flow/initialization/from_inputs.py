@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.algebra.diagonal import Matrix
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, layer_inputs
 from lora_flow.initialization.directions import triplets
@@ -26,8 +27,8 @@ def eva_init(key: Array, problem: Problem, *, rank: int, alpha: float | Array) -
     """
     check(key, problem, rank, alpha)
 
-    def directions(inputs: Array, n_out: int) -> Adapter:
-        samples = len(inputs)
+    def directions(inputs: Matrix, n_out: int) -> Adapter:
+        samples = inputs.shape[0]
         require(rank <= samples, "rank", f"be at most {samples}, the number of samples, for eva", rank)
         return Adapter(alpha * triplets(inputs.T, rank)[0].T, jnp.zeros((n_out, rank)))
 

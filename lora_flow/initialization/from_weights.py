@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from lora_flow.adapter import Adapter, Adapters
+from lora_flow.algebra.diagonal import Matrix
 from lora_flow.algebra.spectra import norm, root
 from lora_flow.checks import require
 from lora_flow.initialization.checks import check, pretrained_weights
@@ -87,7 +88,7 @@ def _triplets(key: Array, problem: Problem, rank: int, alpha: float | Array, sch
     check(key, problem, rank, alpha)
     scaling = as_problem(problem).scaling
 
-    def split(weight: Array) -> Adapter:
+    def split(weight: Matrix) -> Adapter:
         u, s, vt = triplets(weight, rank, smallest)
         size = alpha * root(s / scaling)
         return Adapter(size[:, None] * vt, u * size[None])

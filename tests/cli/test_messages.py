@@ -597,7 +597,8 @@ def test_wrong_values_are_told_in_one_line(name, argument, monkeypatch, tmp_path
     assert not told, "\n".join(told)
 
 
-ELSEWHERE = {"extend"}  # which needs a run to extend: see tests/test_growth.py
+ELSEWHERE = {"extend", "peft_apply", "peft_convert", "peft_init", "read_peft", "write_peft"}
+"""Those that need a run to extend, or a checkpoint: see tests/test_growth.py and tests/bridge."""
 
 
 def test_the_table_has_all_that_is_public():
