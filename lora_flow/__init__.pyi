@@ -15,6 +15,8 @@ from .checks import StartWarning as StartWarning
 from .coordinates.canonical import Canonical as Canonical
 from .coordinates.canonical import canonical as canonical
 from .coordinates.narrow import narrow as narrow
+from .design.optimise import Optimised as Optimised
+from .design.optimise import optimise as optimise
 from .dynamics.analysis import analyse as analyse
 from .dynamics.descend import Descent as Descent
 from .dynamics.descend import MuKlabjan as MuKlabjan
@@ -72,6 +74,7 @@ from .initialization import pissa_init as pissa_init
 from .initialization import spectral_both_init as spectral_both_init
 from .initialization import spectral_init as spectral_init
 from .initialization import tied_init as tied_init
+from .initialization.learned import load_learned as load_learned
 from .problems.adapted import Adapted as Adapted
 from .problems.adapted import adapted as adapted
 from .problems.attention import AttentionLoRA as AttentionLoRA

@@ -29,4 +29,5 @@ class Inits:
             needs = f"; needs {scheme.asks}" if scheme.asks else ""
             kind = "; changes the frozen weight" if scheme.offset else "; for networks" if scheme.network else ""
             print(f"{name:{width}}  {scheme.about}{takes}{needs}{kind}")
+        print("learned:FOLDER: what lora-flow optimise has learned, at the norm of gaussian starts")
         return 0

@@ -22,6 +22,7 @@ COMMANDS = {  # name -> what it does, in a line
     "figure": "run and draw a named experiment, with a table of its values",
     "theory": "test every claim of the theory against runs",
     "inits": "list the initialisations: formulas, and the needs of each",
+    "optimise": "learn where to start, by gradient descent through the whole run",
     "vision": "check the theory on images, with a Vision Transformer",
     "peft": "initial adapters for a checkpoint, as a PEFT folder, and what becomes of them",
 }

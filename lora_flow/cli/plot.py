@@ -31,6 +31,7 @@ class Plot:
     def _draw(self) -> int:
         from lora_flow_vision.folder import CHECK
 
+        from lora_flow.design.folder import SEARCH
         from lora_flow.sensitivities.folder import SENSITIVITY
 
         if CHECK.owns(self.out):
@@ -41,6 +42,10 @@ class Plot:
             from lora_flow.cli.sensitivity import tell as tell_sensitivity
 
             return tell_sensitivity(self.out)
+        if SEARCH.owns(self.out):
+            from lora_flow.cli.optimise import tell as tell_search
+
+            return tell_search(self.out)
         return draw(self.out, partial=True)
 
 

@@ -14,6 +14,7 @@ import xarray as xr
 from lora_flow_vision.folder import CHECK
 
 from lora_flow.checks import require
+from lora_flow.design.folder import SEARCH
 from lora_flow.experiments.folder import STUDY, study_of
 from lora_flow.runtime.progress import span
 from lora_flow.sensitivities.folder import SENSITIVITY
@@ -158,4 +159,4 @@ def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
 
 
 def _kind(path: RunPath) -> Kind:
-    return next((kind for kind in (STUDY, CHECK, SENSITIVITY) if kind.owns(path)), SWEEP)
+    return next((kind for kind in (STUDY, CHECK, SENSITIVITY, SEARCH) if kind.owns(path)), SWEEP)

@@ -11,6 +11,7 @@ from lora_flow.experiments import (
     imbalance,
     inits,
     kappa,
+    learned,
     lora_one,
     muon,
     paper,
@@ -41,4 +42,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "scaling": scaling.EXPERIMENT,
     "continual": continual.EXPERIMENT,
     "muon": muon.EXPERIMENT,
+    "learned": learned.EXPERIMENT,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from lora_flow.initialization.from_gradient import (
 )
 from lora_flow.initialization.from_inputs import eva_init
 from lora_flow.initialization.from_weights import loram_init, milora_init, olora_init, pissa_init
+from lora_flow.initialization.learned import LEARNED, learned_in
 from lora_flow.initialization.of_networks import (
     balanced_init,
     gaussian_both_init,
@@ -115,9 +117,12 @@ Init = str | Scheme | Callable[..., Adapters]  # a name, with a number after a c
 
 
 def find_scheme(name: str) -> Scheme:
-    """The scheme of a name, or of a name and its number, "gaussian-both:25"."""
+    """The scheme of a name, or of a name and its number, "gaussian-both:25", or its folder, "learned:runs/opt"."""
     base, colon, number = name.partition(":")
-    require_choice("init", base, INITIALIZATIONS)
+    if base == LEARNED:
+        require(bool(number), "init", "name a folder of lora-flow optimise, as learned:runs/opt", repr(name))
+        return Scheme(learned_in("init", Path(number)), f"learned in {number}", name=name)
+    require_choice("init", base, INITIALIZATIONS, f"or {LEARNED}:FOLDER")
     scheme = INITIALIZATIONS[base]
     if not colon:
         return scheme
@@ -153,7 +158,7 @@ def as_scheme(init: Init) -> Scheme:
     if not isinstance(init, Scheme):
         init = Scheme(function, str(inner.__doc__ or "").partition("\n")[0], sided="side" in takes)
     named = init if init.name else init._replace(name=str(getattr(inner, "__name__", type(inner).__name__)))
-    taken = named.name.partition(":")[0] in INITIALIZATIONS and find_scheme(named.name) != named
+    taken = named.name.partition(":")[0] in (*INITIALIZATIONS, LEARNED) and find_scheme(named.name) != named
     require(
         not taken, "init", "have a name that is not one of INITIALIZATIONS, as in Scheme(init, name='mine')", named.name
     )

@@ -66,23 +66,23 @@ class Quantity:
     level: float | None = None  # of the loss, where the time at which it is reached is asked for
 
 
-def quantities(names: Sequence[str], problem: Any) -> tuple[Quantity, ...]:
-    """The quantities of these names.
+def quantities(names: Sequence[str], problem: Any, what: str = "observable") -> tuple[Quantity, ...]:
+    """The quantities of these names, given as the argument `what`.
 
     **Raises:** `InputError` for a name that is none, and for one that the problem does not define.
     """
-    found = tuple(map(_quantity, names))
-    require(len(found) > 0, "observable", "hold at least one name", "none")
-    require(len({one.name for one in found}) == len(found), "observable", "name each quantity once", list(names))
+    found = tuple(_quantity(name, what) for name in names)
+    require(len(found) > 0, what, "hold at least one name", "none")
+    require(len({one.name for one in found}) == len(found), what, "name each quantity once", list(names))
     of_one = any(one.name == "t1" for one in found) and not isinstance(problem, Factorization)
-    require(not of_one, "observable", "be another than t1, which a Factorization has", kind_of(problem))
+    require(not of_one, what, "be another than t1, which a Factorization has", kind_of(problem))
     return found
 
 
-def _quantity(name: str) -> Quantity:
+def _quantity(name: str, what: str) -> Quantity:
     if name.startswith(TIME_TO):
-        return _time_to(name, _level(name))
-    require_choice("observable", name, NAMES, "or 'time to LEVEL', a loss")
+        return _time_to(name, _level(name, what))
+    require_choice(what, name, NAMES, "or 'time to LEVEL', a loss")
     return _NAMED[name]
 
 
@@ -91,12 +91,12 @@ def _time_to(name: str, level: float) -> Quantity:
     return Quantity(name, lambda _, problem, adapters: -jnp.log(_loss(problem, adapters) / level), True, level)
 
 
-def _level(name: str) -> float:
+def _level(name: str, what: str) -> float:
     try:
         level = float(name.removeprefix(TIME_TO))
     except ValueError:
         level = np.nan
-    require(0 < level < np.inf, "observable", f"name a positive loss after '{TIME_TO}'", repr(name))
+    require(0 < level < np.inf, what, f"name a positive loss after '{TIME_TO}'", repr(name))
     return level
 
 

@@ -478,6 +478,26 @@ TABLE: dict[str, dict[str, Argument]] = {
         "max_steps": of(100, "integer", also=(0,)),
         "progress": of(False, "flag"),
     },
+    "optimise": {
+        "problem": of(one_layer.good, "problem", also=({}, SingleLayer, lambda: 5)),
+        "parameters": of("adapters", "choice", also=("adapter",)),
+        "objective": of("log10 loss", "choice", also=("t1", "time to", "time to -1", "time to 1e-40")),
+        "over": of("mean", "choice", also=("means",)),
+        "at": of(0.5, "positive", also=(2.0,)),
+        "t1": of(1.0, "positive"),
+        "alpha": alpha,
+        "rank": rank,
+        "restarts": of(1, "integer", also=(0,)),
+        "seed": of(0, "integer", also=(-1,)),
+        "steps": of(1, "integer", also=(0,)),
+        "optimizer": of(None, "choice", also=(optax.sgd,)),
+        "flow": flow,
+        "solver": of("Tsit5", "choice", also=(diffrax.Tsit5, diffrax.Tsit5())),
+        "rtol": of(1e-3, "fraction"),
+        "max_steps": of(100, "integer", also=(0,)),
+        "progress": of(False, "flag"),
+    },
+    "load_learned": {"folder": of(".", "path")},
     "leading_pairs": {
         "dataset": of(whole_gradient, "dataset", also=(dataset,)),
         "name": of("shift", "choice", also=("bias",)),
@@ -528,7 +548,11 @@ TABLE: dict[str, dict[str, Argument]] = {
 }
 # which users are given, and do not make
 RESULTS = {
+<<<<<<< HEAD
     "Adapted",
+=======
+    "Optimised",
+>>>>>>> 5fba5a2 (Learn where to start: optimise, lora-flow optimise and --init learned:FOLDER)
     "Canonical",
     "Descent",
     "Learned",
@@ -619,7 +643,14 @@ HOST = {name for name in TABLE if "problem" in name} | {
     "ProtectedInputs",
     "learn_in_turn",
 }  # draws
-SOLVES = {"solve", "sweep", "descend", "sensitivity", "time_to"}  # whose traced values are tested beside each
+SOLVES = {
+    "solve",
+    "sweep",
+    "descend",
+    "sensitivity",
+    "optimise",
+    "time_to",
+}  # whose traced values are tested beside each
 FUNCTIONS = {"gradient_noise", "stable_lora"}  # what they return has no arrays
 NUMERIC = {"number", "positive", "not negative", "fraction", "above one"}
 TRACED = [

@@ -37,7 +37,7 @@ def test_what_is_not_defined_is_refused_in_one_line(flags, message, tmp_path, ca
 def test_the_initialisations_are_listed(capsys):
     assert main(["inits"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == list(INITIALIZATIONS)
+    assert [line.split()[0] for line in listed] == [*INITIALIZATIONS, "learned:FOLDER:"]
     of_lora = {name for name, scheme in INITIALIZATIONS.items() if not scheme.network}
     assert set(INITS.init) == of_lora, "and all that are meant for LoRA are compared"
 

@@ -67,7 +67,7 @@ def over_stds(dataset: xr.Dataset, names: tuple[str, str]) -> Figure:
     marks = [
         Mark(f"{step} steps, flow T = {rate * step:g}", {"color": colour}) for step, colour in _step_colours(dataset)
     ]
-    marks += [Mark(STARTS[init], {"color": "0.3", "linestyle": style}) for init, style in _styles(dataset)]
+    marks += [Mark(STARTS.get(init, init), {"color": "0.3", "linestyle": style}) for init, style in _styles(dataset)]
     side_by_side = min(len(marks), max(1, 5 * dataset.sizes["optimizer"] // 3))  # what so many panels are wide
     figure.legend(handles=keys(marks), loc="outside lower center", ncols=side_by_side, fontsize=7, frameon=False)
     return figure
@@ -126,7 +126,13 @@ def plot_starts(values: xr.DataArray, optimizer: str, ax: Axes | None = None) ->
     ax.set(xscale="log", yscale="log")
     for init in values["init"].values:
         one = values.sel(init=init, optimizer=optimizer).where(values["step"] > 0, drop=True)
-        band(one, ax, color=COLOURS[init], label=STARTS[init], linestyle="--" if init == "gaussian-B" else "-")
+        band(
+            one,
+            ax,
+            color=COLOURS.get(init, "0.3"),
+            label=STARTS.get(init, init),
+            linestyle="--" if init == "gaussian-B" else "-",
+        )
     ax.set(xlabel=_horizon(optimizer), ylabel="train loss")
     ax.set_title(f"{LABELS[optimizer]}, rank {int(values['rank'])}")
     ax.legend()

@@ -33,7 +33,8 @@ class Unit(NamedTuple):
     @property
     def name(self) -> str:
         of = "all" if len(self.seeds) > 1 else self.seeds[0]
-        return f"{self.optimizer}-{self.init}-rank{self.rank}-seed-{of}"
+        init = self.init.replace("/", "-").replace(":", "-")  # of learned:FOLDER
+        return f"{self.optimizer}-{init}-rank{self.rank}-seed-{of}"
 
     @property
     def file(self) -> str:

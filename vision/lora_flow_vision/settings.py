@@ -11,6 +11,7 @@ from lora_flow.runtime.memory import require_memory
 from lora_flow_vision.config import CONFIGS
 
 OPTIMIZERS = ("flow", "sgd", "adam")
+LEARNED = "learned"  # before the colon: a folder of lora-flow optimise
 INITS = ("gaussian-A", "gaussian-B", "spectral", "lora-one")
 PRECISIONS = ("single", "bfloat16")
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10")
@@ -42,7 +43,8 @@ class VisionSettings:
     optimizer: tuple[str, ...] = OPTIMIZERS
     """Optimisers: flow (the gradient flow itself; for the head alone), sgd, adam."""
     init: tuple[str, ...] = INITS
-    """Initialisations: gaussian-A (A random, B = 0), gaussian-B; spectral and lora-one at gaussian-A's norm."""
+    """Initialisations: gaussian-A (A random, B = 0), gaussian-B; spectral, lora-one and learned:FOLDER (what
+    lora-flow optimise has learned) at gaussian-A's norm."""
     alpha: tuple[float, ...] = PUBLISHED_STDS
     """Standard deviations of the random factor's entries, over which losses are compared."""
     aligned_at: float = 1e-3
@@ -73,7 +75,9 @@ class VisionSettings:
         require_choice("config", self.config, ("", *CONFIGS))
         for name, choices in (("optimizer", OPTIMIZERS), ("init", INITS)):
             for one in getattr(self, name):
-                require_choice(name, one, choices)
+                learned = name == "init" and one.startswith(f"{LEARNED}:")
+                if not learned:
+                    require_choice(name, one, choices)
         for name in ("optimizer", "init", "alpha", "rank"):
             listed = getattr(self, name)
             require(len(listed) > 0, name, "hold at least one value", "none")

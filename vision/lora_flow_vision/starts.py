@@ -12,6 +12,7 @@ from lora_flow import Adapter, Adapters, SingleLayer
 from lora_flow.algebra.spectra import singular_triplets
 from lora_flow.checks import require_choice
 from lora_flow.initialization import initialize
+from lora_flow.initialization.learned import LEARNED
 
 
 class Start(NamedTuple):
@@ -36,12 +37,16 @@ def start(name: str, key: Array, task: tuple[Array, ...], *, rank: int, alpha: f
     `gaussian-A` and `gaussian-B` draw one factor with standard deviation alpha. `spectral` and `lora-one` are scaled,
     layer by layer, to the root mean square of the norm ||[B; A^T]||_F of `gaussian-A` with that alpha,
     `alpha sqrt(rank in)`: starts of different schemes then differ in their directions and not in their size. Where the
-    gradient has more directions than the rank, `spectral` takes the first ones.
+    gradient has more directions than the rank, `spectral` takes the first ones. `learned:FOLDER` is what `lora-flow
+    optimise` has learned, scaled like these.
 
     **Returns:** one `Adapter` for each layer, A of shape `(rank, in)` and B of shape `(out, rank)`.
     """
-    require_choice("init", name, STARTS)
-    scheme = STARTS[name]
+    if name.startswith(f"{LEARNED}:"):
+        scheme = Start(name)
+    else:
+        require_choice("init", name, STARTS, f"or {LEARNED}:FOLDER")
+        scheme = STARTS[name]
 
     def one(key: Array, gradient: Float[Array, "out in"]) -> Adapter:
         gradient = gradient.astype(float)  # what rounding leaves of other directions is none to learn
