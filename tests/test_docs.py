@@ -43,6 +43,7 @@ PAGES = [
             "models",
             "scaling",
             "sensitivities",
+            "learned",
             "symmetric",
             "spectral",
             "continual",

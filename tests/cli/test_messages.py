@@ -548,11 +548,8 @@ TABLE: dict[str, dict[str, Argument]] = {
 }
 # which users are given, and do not make
 RESULTS = {
-<<<<<<< HEAD
     "Adapted",
-=======
     "Optimised",
->>>>>>> 5fba5a2 (Learn where to start: optimise, lora-flow optimise and --init learned:FOLDER)
     "Canonical",
     "Descent",
     "Learned",
