@@ -44,6 +44,7 @@ class Figure:
     - continual: what plain, projected, exact and safely started LoRA forget of old tasks, and what they still learn
     - muon: singular values of B A over time under gradient flow, BaLoRA, Muon and LoRA-Muon
     - learned: a start that is learned, beside spectral, LoRA-One and GoRA at one norm, and a rule on unseen tasks
+    - elasticities: which of alpha, scaling, rank and initialisation decides how long each phase lasts
 
     Figures 1, 3 and 4 are of Xu et al., "Understanding the Learning Dynamics of LoRA" (arXiv 2503.06982). Their tables
     have the published values beside the values of the runs. lora-one and preconditioner are Figures 2 and 4 of

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -49,7 +48,7 @@ class Objective:
 
     def _of_one(self, problem: Any, start: Adapters) -> Float[Array, ""]:
         times = jnp.asarray(self.times)
-        run = self.method.solve(problem, start, times, diffrax.RecursiveCheckpointAdjoint())
+        run = self.method.solve(problem, start, times, "reverse")
         (quantity,), history = self.method.quantities, run.history
         assert history is not None  # as the method asks for it
 

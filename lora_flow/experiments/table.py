@@ -16,6 +16,7 @@ from lora_flow.experiments import (
     muon,
     paper,
     phase,
+    phase_elasticities,
     pretraining,
     scaling,
     stable_lora,
@@ -43,4 +44,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "continual": continual.EXPERIMENT,
     "muon": muon.EXPERIMENT,
     "learned": learned.EXPERIMENT,
+    "elasticities": phase_elasticities.EXPERIMENT,
 }
