@@ -85,8 +85,8 @@ def notes(dataset: xr.Dataset) -> str:
         f"Figure 1's problem, Gaussian B, alpha = {ALPHA:g}, rank {RANKS[0]}, medians over seeds. Alignment ends at "
         f"t_align, growth at T1, convergence at a loss of {LEVEL:g}. By alpha, and by the scaling s (s B A from alpha "
         "is B A from sqrt(s) alpha in s times the time), the per cent of the phase's length for one per cent; by the "
-        f"rank, the same from {RANKS[0]} to {RANKS[1]}; by the initialisation, the logarithm of what a spectral start makes "
-        f"of the length. The largest: {', '.join(most)}.\n\n" + table(header, rows)
+        f"rank, the same from {RANKS[0]} to {RANKS[1]}; by the initialisation, the logarithm of what a spectral start "
+        f"makes of the length. The largest: {', '.join(most)}.\n\n" + table(header, rows)
     )
 
 
