@@ -20,7 +20,7 @@ from lora_flow.design.results import BLOCK, steps_of
 from lora_flow.design.steps import State, first_state, step, values_of
 from lora_flow.dynamics.flows import Flow
 from lora_flow.dynamics.solve import MAX_STEPS
-from lora_flow.initialization import check_alpha, check_rank
+from lora_flow.initialization import allows_any_width, check_alpha, check_rank
 from lora_flow.initialization.learned import LearnedStart
 from lora_flow.initialization.of_norm import gaussian_norm, on_sphere
 from lora_flow.problems.base import Problem
@@ -282,7 +282,7 @@ def plan_search(
         checked(member)
     found = as_parametrisation(parameters)
     check_alpha(alpha)
-    check_rank(rank, problems.members[0].layers, bounded=True)
+    check_rank(rank, problems.members[0].layers, bounded=not allows_any_width(problems.members[0]))
     require_integer("restarts", restarts, "be at least 1", 1)
     require_integer("seed", seed, "be at least 0", 0, 2**31 - 1)
     require_integer("steps", steps, "be at least 1", 1)

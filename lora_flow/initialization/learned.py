@@ -79,7 +79,7 @@ class LearnedStart:
         for i, (a, b) in enumerate(self.adapters, 1):
             arrays |= {f"layer{i}.A": np.asarray(a), f"layer{i}.B": np.asarray(b)}
         arrays |= {"alpha": np.asarray(self.alpha)} | {name: np.asarray(one) for name, one in self.numbers.items()}
-        write_atomically(folder / FILE, save({name: np.ascontiguousarray(one) for name, one in arrays.items()}))
+        write_atomically(folder / FILE, save({name: np.array(one, order="C") for name, one in arrays.items()}))
 
 
 def load_learned(folder: str | os.PathLike[str]) -> LearnedStart:
