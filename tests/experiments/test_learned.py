@@ -1,4 +1,4 @@
-"""Figures learned and elasticities, on the smallest of their kind: every start has one norm, and phases their lengths."""
+"""Figures learned and elasticities: starts are compared at one norm, and phases last as theory has it."""
 
 import numpy as np
 import pytest
