@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from jaxtyping import Array
 
 from lora_flow.adapter import Adapters
 from lora_flow.checks import require, require_flag, require_integer, require_number
@@ -158,6 +160,11 @@ class Search:
         """The problem that starts are made along."""
         return self.problems.members[0]
 
+    @property
+    def radius(self) -> Array:
+        """The norm of every start."""
+        return jnp.asarray(gaussian_norm(self.alpha, self.rank, self.first.layers))
+
     def begin(self) -> State:
         """The state of every restart, before any step."""
         return first_state(self.parametrisation, self.optimizer, self.first, self.rank, self.restarts, self.seed)
@@ -206,7 +213,7 @@ class Search:
         """The blocks from this number on, each with its values; `state` is that of the block before."""
         now = self.begin() if state is None else self.begin().from_flat(state)
         problem, spans = self.problems.stacked, Spans.of(self.first, self.rank)
-        radius = gaussian_norm(self.alpha, self.rank, self.first.layers)
+        radius = self.radius
         with Progress(self.steps, "steps", done=number * BLOCK, shown=progress) as bar:
             for block in range(number, self.blocks):
                 rows = []
@@ -229,8 +236,8 @@ class Search:
 
     def check_start(self) -> None:
         """Raises where the objective is not finite at the start of a restart; nothing is kept of it."""
-        begin, radius = self.begin(), gaussian_norm(self.alpha, self.rank, self.first.layers)
-        told = self.parametrisation, self.objective, self.rank, self.problems.stacked, radius, begin.free
+        free = self.begin().free
+        told = self.parametrisation, self.objective, self.rank, self.problems.stacked, self.radius, free
         self._check_finite(np.asarray(values_of(*told)))
 
     def _check_finite(self, values: np.ndarray) -> None:
@@ -245,10 +252,11 @@ class Search:
         winner = int(np.argmin(np.nan_to_num(np.asarray(last.best), nan=np.inf)))
         free = jax.tree.map(lambda leaf: leaf[winner], last.best_free)
         adapters = self.parametrisation.adapters(free, self.first, self.rank)
-        radius = gaussian_norm(self.alpha, self.rank, self.first.layers)
         numbers = None if self.parametrisation.numbers is None else self.parametrisation.numbers(free)
         told = {name: np.asarray(one) for name, one in (numbers or {}).items()}
-        return Optimised(dataset, LearnedStart(on_sphere(adapters, radius), self.alpha, told), float(last.best[winner]))
+        return Optimised(
+            dataset, LearnedStart(on_sphere(adapters, self.radius), self.alpha, told), float(last.best[winner])
+        )
 
 
 def _filled(values: np.ndarray) -> np.ndarray:

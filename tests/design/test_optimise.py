@@ -1,6 +1,7 @@
 """Learned starts against closed forms: on one layer the best start of a norm is balanced and along the task."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -79,10 +80,10 @@ def test_a_time_is_that_of_the_sweep():
 
 
 def test_the_first_zero_is_between_times():
-    times = np.array([0.0, 1.0, 3.0])
-    assert float(first_zero(times, np.array([-1.0, -0.5, 0.5]))) == 2.0
-    assert np.isinf(first_zero(times, np.array([-3.0, -2.0, -1.0])))
-    assert float(first_zero(times, np.array([1.0, 2.0, 3.0]))) == 0.0
+    times = jnp.array([0.0, 1.0, 3.0])
+    assert float(first_zero(times, jnp.array([-1.0, -0.5, 0.5]))) == 2.0
+    assert np.isinf(first_zero(times, jnp.array([-3.0, -2.0, -1.0])))
+    assert float(first_zero(times, jnp.array([1.0, 2.0, 3.0]))) == 0.0
 
 
 @pytest.mark.parametrize(
