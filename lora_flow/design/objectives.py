@@ -68,7 +68,7 @@ def first_zero(times: Float[Array, " time"], values: Float[Array, " time"]) -> F
     behind = jnp.maximum(jnp.argmax(above), 1)
     low, high = values[behind - 1], values[behind]
     rises = jnp.any(above) & (high > low)
-    share = jnp.where(rises, -low / jnp.where(rises, high - low, 1.0), 0.0)
+    share = jnp.where(rises & (low < 0), -low / jnp.where(rises, high - low, 1.0), 0.0)
     found = times[behind - 1] + share * (times[behind] - times[behind - 1])
     return jnp.where(jnp.any(above), found, jnp.inf)
 

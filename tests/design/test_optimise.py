@@ -98,7 +98,6 @@ def test_the_first_zero_is_between_times():
         ({"at": 3.0}, "at must be a time after 0 and up to t1 = 2.5, got 3"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"optimizer": 1}, "optimizer must be a gradient transformation of optax, got int"),
         ({"rank": 4}, "rank must lie between 1 and 3"),
     ],
 )

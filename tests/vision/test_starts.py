@@ -113,7 +113,9 @@ def test_starts_can_be_drawn_for_many_seeds_and_scales_in_one_program(name):
 
 
 def test_what_no_start_can_be_drawn_for_is_named():
-    with pytest.raises(InputError, match=r"init must be 'gaussian-A', .* or 'lora-one', got 'gaussian' "):
+    with pytest.raises(
+        InputError, match=r"init must be 'gaussian-A', .* or 'lora-one' or learned:FOLDER, got 'gaussian' "
+    ):
         starts("gaussian")
     with pytest.raises(InputError, match="rank must lie between 1 and 4, the smallest layer dimension, got 5"):
         starts("gaussian-A", rank=5)
