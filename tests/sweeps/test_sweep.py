@@ -284,7 +284,7 @@ def test_the_digest_tells_problems_apart():
         ({"rank": (1, 5)}, "rank must lie between 1 and 4, the smallest layer dimension, got 5"),
         (
             {"init": "gausian"},
-            r"init must be 'gaussian', .* or 'invariant' or learned:FOLDER, got 'gausian' \(did you mean 'gaussian'\?\)",
+            r"init must be 'gaussian', .* or learned:FOLDER, got 'gausian' \(did you mean 'gaussian'\?\)",
         ),
         ({"side": "C"}, "side must be 'A' or 'B', got 'C'"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
