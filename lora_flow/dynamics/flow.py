@@ -52,9 +52,9 @@ class Flow(eqx.Module):
     def velocity(self, descent: Adapter, adapter: Adapter) -> Adapter: ...
 
     def __str__(self) -> str:
-        """As `parse_flow` takes it."""
-        digits = (str(np.asarray(leaf)[()]).removesuffix(".0") for leaf in jax.tree.leaves(self))
-        return ":".join([self.name, *digits])
+        """As `parse_flow` takes it, where its numbers are known."""
+        numbers = map(concrete, jax.tree.leaves(self))
+        return ":".join([self.name, *("traced" if one is None else str(one[()]).removesuffix(".0") for one in numbers)])
 
     @property
     def latched(self) -> bool:

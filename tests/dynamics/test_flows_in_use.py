@@ -30,6 +30,7 @@ from jax.flatten_util import ravel_pytree
 from lora_flow import (
     FLOWS,
     Adapter,
+    Chain,
     InputError,
     LoRAPlus,
     LoRAPro,
@@ -61,6 +62,17 @@ class TestNames:
     def test_round_trip(self, kind, number):
         flow = kind(number)
         assert eqx.tree_equal(parse_flow(str(flow)), flow)
+
+    def test_numbers_that_are_traced_are_told_as_such(self):
+        """A chain names its parts where it is made and checked, so that it can be differentiated by their numbers."""
+
+        def rate(number):
+            chain = Chain(StableLoRA(number), LoRAPlus(2.0))
+            chain.check_optimiser()
+            assert str(chain) == "stable-lora:traced, lora-plus:2"
+            return chain.flows[0].rate
+
+        assert jax.grad(rate)(0.5) == 1
 
     def test_without_a_number(self):
         assert parse_flow("plain") == Plain()
