@@ -12,6 +12,7 @@ from lora_flow.recipes import kinds
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
 from lora_flow.settings import Settings, to_table, with_absolute_path
+from lora_flow.sizes import check_sizes
 from lora_flow.storage.locks import locked
 from lora_flow.storage.remote import below, run_path
 from lora_flow.storage.swap import write_atomically
@@ -69,6 +70,7 @@ class Sensitivity(OnProblem, OnGrid):
         asked = {name: getattr(self, name) for name in ("observable", "with_respect_to", "at")}
         table = {name: list(one) if isinstance(one, tuple) else one for name, one in asked.items() if one is not None}
         table |= {name: value for name, value in to_table(settings).items() if name in (*self.grouped, *own)}
+        check_sizes(dataclasses.replace(settings, saves=2), 1, run_path("out", self.out))
         with locked(self.out):  # or find out that the folder cannot be made before anything is computed
             SENSITIVITY.check_free(self.out, self.overwrite)  # nobody can have made it since
             start_jax()

@@ -56,6 +56,8 @@ def test_it_is_drawn_again_and_told_of(folder, capsys):
         (["--at", "7"], "at must be a time after 0 and up to t1 = 1, got 7"),
         (["--delta-w", "0.5", "0.9"], "delta_w must have one value, at which derivatives are taken"),
         (["--kappa", "2"], "kappa must be left out with problem 'aligned'"),
+        (["--problem-seed", "99999999999999999999"], "problem_seed must be at most 9223372036854775807"),
+        (["--seeds", "1e14"], "(seeds 100000000000000)"),
         (["--init", "pissa"], "init must leave the frozen weights as they are"),
     ],
 )
