@@ -83,9 +83,8 @@ def in_phases(
         running = before.ok & (begin < t1)
         event = running & _ended(solution, "event_occurred")
         left = jnp.where(on, margins(solved.final), jnp.inf)
-        goes_off = event & (
-            (left < 0) | (jnp.arange(len(layers)) == jnp.argmin(left))
-        )  # which rounding may leave above
+        least = jnp.arange(len(layers)) == jnp.argmin(left)  # which rounding may leave above 0
+        goes_off = event & ((left < 0) | least)
         after = Steps(
             saved=_choose(running & (times >= begin), solved.saved, before.saved),
             final=jnp.where(running, solved.final, before.final),
