@@ -84,8 +84,8 @@ def learn_in_turn(
     - `key`, `rank`, `alpha`, `init`: of the draws, as for an initialisation; `init` is a name, a `Scheme` or a
       function, as in a sweep.
     - `away`: whether A starts with A V = 0 (`keep_away`).
-    - `flow`: as for `solve`, or a function `(tasks, basis)` that returns the flow of the present task; by default
-      `Protected(basis)`, which from A V = 0 is exactly safe.
+    - `flow`: as for `solve`, or a function `(tasks, basis)` that returns the flow of the present task, `SafeGradient`
+      for instance; by default `Protected(basis)`, which from A V = 0 is exactly safe.
     - `inputs`: the estimate of the inputs that are protected already; by default `ProtectedInputs` of none.
     - `how`: the arguments of `solve`, `t1` among them, or of `descend`, `steps` and `step` among them.
 
@@ -97,8 +97,7 @@ def learn_in_turn(
     require_key(key)
     require_flag("away", away)
     must = "be a Flow, its name, or a function (tasks, basis) that returns one"
-    known = flow is None or isinstance(flow, Flow | str) or (callable(flow) and not isinstance(flow, type))
-    require(known, "flow", must, kind(flow))
+    require(flow is None or isinstance(flow, Flow | str) or callable(flow), "flow", must, kind(flow))
     inputs = ProtectedInputs(tasks.layers[0][1]) if inputs is None else inputs
     require_instance("inputs", inputs, ProtectedInputs, "be ProtectedInputs")
     wide, size = tasks.layers[0][1], len(inputs.covariance)

@@ -223,7 +223,7 @@ TABLE: dict[str, dict[str, Argument]] = {
         "alpha": alpha,
         "init": of("gaussian", "choice"),
         "away": of(True, "flag"),
-        "flow": of(None, "choice", "flow", welcome=(None, made), also=("plain:1",)),
+        "flow": of(None, "choice", "flow", welcome=(None, made, object), also=("plain:1",)),
         "inputs": of(None, "choice", welcome=(None,), also=(lora_flow.ProtectedInputs(5),)),
     },
     "tasks_problem": {

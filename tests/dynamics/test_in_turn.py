@@ -9,6 +9,7 @@ from lora_flow import (
     InputError,
     Protected,
     ProtectedInputs,
+    SafeGradient,
     Tasks,
     gaussian_init,
     learn_in_turn,
@@ -69,6 +70,14 @@ def test_the_exact_rule_from_a_generic_start_cannot_learn(tasks, how):
     assert np.all(learned.when_learned[1:] > 0.05)
 
 
+def test_a_class_may_make_the_flow_of_each_task():
+    sequence = tasks_problem(jax.random.key(0), m=5, n=8, count=2, width=2)
+    asked = {"rank": 2, "alpha": 0.3, "away": False, "steps": 3, "step": 0.1}
+    made = learn_in_turn(sequence, KEY, flow=SafeGradient, **asked)
+    same = learn_in_turn(sequence, KEY, flow=lambda tasks, basis: SafeGradient(tasks, basis), **asked)
+    np.testing.assert_array_equal(made.losses, same.losses)
+
+
 def test_inputs_that_are_protected_before_stay_protected():
     sequence = tasks_problem(jax.random.key(0), m=10, n=16, count=1)
     old = np.linalg.qr(np.random.default_rng(0).normal(size=(16, 2)))[0]
@@ -93,10 +102,6 @@ def test_they_are_learned_from_the_first_on():
     [
         ({}, "t1 or steps must be given, and not both, got neither"),
         ({"t1": 1.0, "steps": 2}, "t1 or steps must be given, and not both, got steps, t1"),
-        (
-            {"t1": 1.0, "flow": Protected},
-            r"flow must be a Flow, its name, or a function \(tasks, basis\) that returns one, got the class Protected",
-        ),
         (
             {"t1": 1.0, "inputs": ProtectedInputs(5)},
             "inputs must be an estimate of 8 inputs, those of the layer, got 5",
