@@ -57,8 +57,8 @@ def spaces(rng: np.random.Generator, rows: int, columns: int, rank: int) -> tupl
     return left, right
 
 
-def norm(matrices: Any) -> np.ndarray:
-    """Frobenius norms."""
+def norm(matrices: Any) -> Any:
+    """Frobenius norms, a number for one matrix."""
     return np.linalg.norm(matrices, axis=(-2, -1))
 
 

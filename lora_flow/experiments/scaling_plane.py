@@ -86,7 +86,7 @@ def best_rates(plane: xr.DataArray, scaling_of: Callable[[Any], Any]) -> tuple[n
     return np.array(found), slopes(np.log10(ranks), np.array(found))
 
 
-def slopes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Least squares over the first axis; NaN where a value is missing."""
+def slopes(x: np.ndarray, y: np.ndarray) -> Any:
+    """Least squares over the first axis, a number for one of it; NaN where a value is missing."""
     x = x - x.mean()
     return x @ (y - y.mean(axis=0)) / (x @ x)

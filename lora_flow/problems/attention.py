@@ -166,7 +166,7 @@ class AttentionLoRA(AbstractProblem):
         """The same problem with arrays of that many sequences and tokens, the further ones of which do not count."""
         (count, now, _), held = self.tokens.shape, self.held_out
 
-        def pad(array: Array, *axes: int) -> np.ndarray:
+        def pad(array: AnyArray, *axes: int) -> np.ndarray:
             widths = [(0, sequences - count), *((0, length - now) for _ in axes)]
             return np.pad(np.asarray(array), widths + [(0, 0)] * (array.ndim - len(widths)))
 
