@@ -69,7 +69,7 @@ def draw(dataset: xr.Dataset) -> Figure:
         ax.axhline(0.0, color="0.25", linewidth=0.6)
         ax.set_xticks(range(len(SETTINGS)), ["alpha", "scaling s", "rank", "spectral for\ngaussian"])
         ax.set(ylabel="elasticity of the phase's length")
-        ax.legend()
+        figure.legend(loc="outside upper center", ncols=len(ENDS))
     return figure
 
 
