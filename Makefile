@@ -4,12 +4,12 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE  # the tests start Python a hundred times, and would read all sources anew each time
 
-.PHONY: help figure1 figures theory vision test test-long test-package test-interop lint format docs bench bench-quick bench-gpu clean
+.PHONY: help figure1 figures theory vision test test-long test-package test-interop test-browser lint format docs bench bench-quick bench-gpu clean
 
 help:  ## what each target does
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-figure1: .venv/core  ## run the main job: sweep, store and draw Figure 1 of the paper
+figure1: .venv/report  ## run the main job: sweep, store and draw Figure 1 of the paper
 	$(BIN)/lora-flow figure 1 --out runs/figure1 --overwrite
 
 figures: figure1  ## run and draw all the experiments
@@ -35,6 +35,9 @@ test-package: .venv/dev  ## build the wheel, and run it installed: newest and lo
 test-interop: .venv/dev .venv/vision .venv/interop  ## run the tests against PyTorch's transformers and peft
 	$(BIN)/python -m pytest tests/initialization/test_initialization_interop.py tests/dynamics/test_descend_interop.py \
 		tests/vision/test_interop.py tests/bridge/test_bridge_interop.py
+
+test-browser: .venv/dev  ## run the tests of report.html in Chromium, where the machine has one
+	$(BIN)/python -m pytest -m long tests/pages
 
 lint: .venv/dev .venv/vision  ## check style and types
 	$(BIN)/ruff check .
@@ -72,7 +75,7 @@ clean:  ## remove everything that these targets make
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-.venv/dev .venv/docs .venv/vision .venv/interop: .venv/core
+.venv/dev .venv/docs .venv/vision .venv/interop .venv/report: .venv/core
 	@echo "installing what $(@F) needs into .venv, which takes some minutes"
 	$(PIP) install -c constraints.txt -e '.[$(@F)]'
 	@touch $@

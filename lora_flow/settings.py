@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ class Settings(Descents, Solving, Flags, Times, Runs):
 
 OF_FLOWS = ("t1", "spacing", "flow", "solver", "rtol", "max_steps")  # left out with a descent
 _FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
+_DEFAULTS = Settings()
 
 
 def from_table(table: Mapping[str, Any], source: str) -> Settings:
@@ -41,6 +43,22 @@ def to_table(settings: Settings) -> dict[str, Any]:
     left_out = OF_FLOWS if settings.descend else [field.name for field in dataclasses.fields(Descents)]
     table = {name: value for name, value in dataclasses.asdict(settings).items() if name not in left_out}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in table.items()}
+
+
+def command_of(table: Mapping[str, Any], out: str) -> str:
+    """The command that makes a run of these settings again: its flags that are not the defaults."""
+    settings, words = from_table(table, "settings.toml"), ["lora-flow", "sweep"]
+    for name in _FIELDS:
+        value = getattr(settings, name)
+        if value == getattr(_DEFAULTS, name):
+            continue
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        else:
+            told = value if isinstance(value, tuple) else (value,)
+            words += [flag, *(repr(one) if isinstance(one, float) else shlex.quote(str(one)) for one in told)]
+    return " ".join([*words, "--out", shlex.quote(out)])
 
 
 def with_absolute_path(settings: Settings, folder: Path | None = None) -> Settings:

@@ -14,6 +14,7 @@ ROOMS = (  # the highest first: a room imports those below it and beside it, no 
     ("cli",),
     ("claims",),
     ("experiments",),
+    ("pages",),
     ("figures",),
     ("design",),
     ("sensitivities",),

@@ -17,6 +17,7 @@ from lora_flow.checks import InputError, require, require_choice
 COMMANDS = {  # name -> what it does, in a line
     "sweep": "solve the gradient flow for every combination of settings, into a run folder",
     "plot": "draw a run or figure again, and write its report",
+    "report": "make a run's page for the browser again",
     "sensitivity": "say what the loss and the times of a run depend on most, by derivatives",
     "status": "say how far a run or figure is, and how to continue",
     "figure": "run and draw a named experiment, with a table of its values",

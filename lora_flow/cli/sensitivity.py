@@ -116,13 +116,17 @@ def tell(out: str) -> int:
     mpl.use("Agg")
     from lora_flow.figures.elasticities import elasticity_maps, tornado
     from lora_flow.figures.over_time import save_with_numbers
+    from lora_flow.pages.page import page
     from lora_flow.sensitivities.folder import load
     from lora_flow.sensitivities.told import lines, report
+    from lora_flow.storage.folder import read_settings
 
     dataset, folder = load(out), run_path("the run folder", out)
     drawn = {"sensitivity": tornado(dataset), "sensitivity-map": elasticity_maps(dataset)}
     pictures = save_with_numbers({name: one for name, one in drawn.items() if one is not None}, folder / "figures")
-    write_atomically(folder / "report.md", report(dataset, [below(folder, picture) for picture in pictures]))
+    text = report(dataset, [below(folder, picture) for picture in pictures])
+    write_atomically(folder / "report.md", text)
+    write_atomically(folder / "report.html", page(text, folder, settings=read_settings(folder)["sensitivity"]))
     print(*lines(dataset), *(f"picture: {picture}" for picture in pictures), sep="\n")
-    print(f"report: {folder / 'report.md'}")
+    print(f"report: {folder / 'report.md'}", f"page: {folder / 'report.html'}", sep="\n")
     return 0

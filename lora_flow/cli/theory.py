@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from lora_flow.runtime.start import start_jax
 from lora_flow.storage.locks import locked
 from lora_flow.storage.remote import local_path
 from lora_flow.storage.swap import is_generated, write_atomically
+
+MADE = ("theory.csv", "theory.md", "theory.html")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Theory:
     scaling (arXiv 2606.12883), on an attention head (Duranthon et al. 2026, arXiv 2606.05899), on Muon (Kang et al.
     2026, arXiv 2602.06385), LoRA-Muon (Cesista et al. 2026, arXiv 2606.12921) and BaLoRA (Castin et al. 2026, arXiv
     2605.31484), and on continual learning. The command makes the runs for each. A formula that a paper prints wrongly
-    is also tested as printed, and fails. The folder gets theory.csv, with a row for every case, theory.md and
-    figures/theory.png. The command takes some minutes on two cores.
+    is also tested as printed, and fails. The folder gets theory.csv, with a row for every case, theory.md,
+    theory.html for a browser and figures/theory.png. The command takes some minutes on two cores.
 
     For example: lora-flow theory --out runs/theory
     """
@@ -41,7 +44,7 @@ class Theory:
         folder = local_path("out", self.out)
         require(3 <= self.seeds <= 1000, "seeds", "lie between 3, for intervals, and 1000", self.seeds)
         held = {one.name for one in folder.iterdir() if not is_generated(one.name)} if folder.is_dir() else set()
-        free = not folder.exists() or (folder.is_dir() and held <= {"theory.csv", "theory.md", "figures"})
+        free = not folder.exists() or (folder.is_dir() and held <= {*MADE, "figures"})
         require(free, "out", "be a new folder or one of an earlier check", f"'{folder}', which holds something else")
         with locked(folder):  # or find out that it cannot be made before minutes are spent
             return self._check(folder)
@@ -54,6 +57,7 @@ class Theory:
         from lora_flow.claims.check import HEADER, check, markdown, terminal_line, write_csv
         from lora_flow.claims.pictures import draw
         from lora_flow.figures.over_time import save_with_numbers
+        from lora_flow.pages.page import page
 
         lines = []
         print(HEADER, flush=True)
@@ -64,5 +68,8 @@ class Theory:
         write_csv(lines, folder / "theory.csv")
         text = f"# Theory against runs\n\n{markdown(lines)}\n\n![](figures/theory.png)\n"
         write_atomically(folder / "theory.md", text)
-        print(f"table: {folder / 'theory.csv'}", f"report: {folder / 'theory.md'}", f"picture: {picture}", sep="\n")
+        command = f"lora-flow theory --seeds {self.seeds} --out {shlex.quote(str(folder))}"
+        write_atomically(folder / "theory.html", page(text, folder, command=command))
+        print(f"table: {folder / 'theory.csv'}", f"report: {folder / 'theory.md'}", sep="\n")
+        print(f"picture: {picture}", f"page: {folder / 'theory.html'}", sep="\n")
         return 0

@@ -122,7 +122,8 @@ def quantiles(values: xr.DataArray, log: bool, floor: float | None = None, sprea
             np.log10(np.maximum(shown, ZERO, out=shown), out=shown)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "All-NaN slice", RuntimeWarning)  # no draw has finished: nothing is drawn
-            found = np.nanquantile(shown, SPREADS[spread], axis=0)
+            known = not np.isnan(shown).any()  # then there is a way that is ten times as fast
+            found = (np.quantile if known else np.nanquantile)(shown, SPREADS[spread], axis=0)
         return xr.Dataset({"_quantiles": (("_quantile", *draws.dims[1:]), found)})
 
     found = blockwise(of_block, values.to_dataset(name="_values"), ("seed",))["_quantiles"].values

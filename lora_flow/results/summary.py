@@ -32,13 +32,14 @@ FEW = 8  # cells that the summary names one by one
 APART = 0.1  # of 1 - cos, an angle of 26 degrees: what does not come below has not aligned
 
 
-def answered(dataset: xr.Dataset) -> tuple[list[str], list[str | Table]]:
+def answered(dataset: xr.Dataset, found: Sequence[Cell] | None = None) -> tuple[list[str], list[str | Table]]:
     """The answers to a report's two questions: lines, and a table for each question.
 
-    A line for each cell of few, and else their range; then which is best for what.
+    A line for each cell of few, and else their range; then which is best for what. `found` are the answers of the
+    dataset, where they are known.
     """
     dataset = over_time(dataset)
-    found = answers(dataset)
+    found = answers(dataset) if found is None else found
     return _lines(dataset, found), [_alignment(dataset, found), _losses(dataset, found)]
 
 

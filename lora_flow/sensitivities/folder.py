@@ -10,7 +10,7 @@ import xarray as xr
 from lora_flow.storage.folder import Kind, Template, steady
 from lora_flow.storage.remote import RunPath, below, run_path
 
-MADE = ("report.md", "figures/sensitivity*.png")
+MADE = ("report.md", "report.html", "figures/sensitivity*.png")
 
 
 def _made(path: RunPath) -> list[str]:

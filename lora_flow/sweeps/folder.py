@@ -1,7 +1,7 @@
 """What a sweep's run folder holds, and what tells it from other folders. Imports no JAX by itself.
 
 settings.toml, results.zarr   as in every run folder, with the same guarantees: see `lora_flow.storage.folder`
-figures/*.png, report.md, report-*.csv
+figures/*.png, report.md, report.html, report-*.csv
 problem-as-started.npz or .safetensors   a copy of the file that --problem named
 """
 
@@ -54,7 +54,7 @@ def figure_of(path: RunPath) -> str:
 
 def drawn(path: RunPath) -> list[str]:
     """The report, its tables and the pictures of results, as names below their folder."""
-    patterns = ("report.md", "report-*.csv", "figures/sweep*.png", "figures/figure*.png")
+    patterns = ("report.md", "report.html", "report-*.csv", "figures/sweep*.png", "figures/figure*.png")
     return [below(path, made) for pattern in patterns for made in path.glob(pattern)]
 
 

@@ -175,6 +175,7 @@ def test_the_command_prints_and_stores_every_line(lines, tmp_path, monkeypatch, 
     assert {row["holds"] for row in rows} - {"undecided"} == {"yes", "no", "not applicable"}
     assert {path.name for path in out.rglob("*") if path.is_file()} == {
         "theory.csv",
+        "theory.html",
         "theory.md",
         "theory.png",
         "theory.json",

@@ -11,10 +11,10 @@ import pytest
 pytestmark = pytest.mark.usefixtures("one_machine", "drawn_once")
 
 COMMAND_LINES = [
-    ("swep", "the command must be 'sweep', 'plot', 'sensitivity', 'status', 'figure', 'theory', 'in"),
-    ("--out OUT", "the command must be 'sweep', 'plot', 'sensitivity', 'status', 'figure', 'theory', 'in"),
-    ("-v", "the command must be 'sweep', 'plot', 'sensitivity', 'status', 'figure', 'theory', 'in"),
-    ("help", "the command must be 'sweep', 'plot', 'sensitivity', 'status', 'figure', 'theory', 'in"),
+    ("swep", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'status', 'figure', 'theo"),
+    ("--out OUT", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'status', 'figure', 'theo"),
+    ("-v", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'status', 'figure', 'theo"),
+    ("help", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'status', 'figure', 'theo"),
     ("sweep sweep --out OUT", "Unrecognized options: sweep"),
     ("sweep", "--out must be given"),
     ("sweep --out", "Missing value for argument '--out'. Expected 1 values."),
@@ -294,6 +294,9 @@ COMMAND_LINES = [
     ("plot", "PATH must be given"),
     ("plot OUT", "the run folder must exist, got"),
     ("plot OUT OUT", "Unrecognized options:"),
+    ("report", "PATH must be given"),
+    ("report OUT", "the run folder must exist, got"),
+    ("report DIR", "must be a run folder, got one without settings.toml"),
     ("plot TEXT", "the run folder must exist, got"),
     ("plot DIR", "must be a run folder, got one without settings.toml"),
     ("plot LOOP", "the run folder must exist, got"),

@@ -44,8 +44,10 @@ def test_an_experiment_that_runs_as_a_whole_is_drawn_and_told(tmp_path, monkeypa
     out = tmp_path / "mine"
     assert main(["figure", "mine", "--out", str(out)]) == 0
     picture = out / "figures" / "figure-mine.png"
-    said = capsys.readouterr().out.splitlines()[-3:]
-    assert said == ["x is told", f"picture: {picture}", f"report: {out / 'report.md'}"]
+    said = capsys.readouterr().out.splitlines()[-4:]
+    paths = [f"report: {out / 'report.md'}", f"page: {out / 'report.html'}"]
+    assert said == ["x is told", f"picture: {picture}", *paths]
+    assert '<img alt="figures/figure-mine.png" src="data:image/png;base64,' in (out / "report.html").read_text()
     assert (out / "report.md").read_text() == "# What x is\n\nx is told\n\n![](figures/figure-mine.png)\n"
     assert json.loads(picture.with_suffix(".json").read_text())[0]["lines"] == [[3.0, 4.0]]
     assert (out / "settings.toml").read_text() == 'study = "mine"\nseeds = 3\n'

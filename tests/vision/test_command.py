@@ -83,6 +83,7 @@ def test_a_check_is_a_folder_that_others_can_read(finished):
         "adapters",
         "checkpoints",
         "figures",
+        "report.html",
         "report.md",
         "results.zarr",
         "settings.toml",

@@ -56,6 +56,7 @@ def tell(out: Path) -> int:
 
     mpl.use("Agg")
     from lora_flow.figures.over_time import save
+    from lora_flow.pages.page import page
     from lora_flow_vision.claims import lines, report_steps, rows
     from lora_flow_vision.figures import draw
 
@@ -73,9 +74,12 @@ def tell(out: Path) -> int:
     about += " rho is Spearman's correlation of the standard deviation with the quantity, mean over seeds, as are the"
     about += " quantities beside it; pictures show medians over seeds, and bands and bars from quartile to quartile."
     parts = ["# LoRA on images: what holds", about, table(["verdict", "claim", "where", "statistic"], found), *links]
-    write_atomically(out / "report.md", "\n\n".join(parts) + "\n")
+    text = "\n\n".join(parts) + "\n"
+    write_atomically(out / "report.md", text)
+    told = {str(name): value.tolist() if hasattr(value, "tolist") else value for name, value in attrs.items()}
+    write_atomically(out / "report.html", page(text, out, settings=told))
     print(*(f"{claim}: {where}: {statistic}: {verdict}" for verdict, claim, where, statistic in last), sep="\n")
     print(f"rho is Spearman's correlation of the std with the quantity; {len(found)} verdicts: {out / 'report.md'}")
     print(f"results: {out / 'results.zarr'} (lora_flow_vision.results.load_vision), final adapters: {out / 'adapters'}")
-    print(*(f"picture: {picture}" for picture in pictures), sep="\n")
+    print(*(f"picture: {picture}" for picture in pictures), f"page: {out / 'report.html'}", sep="\n")
     return 0

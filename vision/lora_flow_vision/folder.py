@@ -3,7 +3,7 @@
 settings.toml, results.zarr   as in every run folder, with the same guarantees: see `lora_flow.storage.folder`
 adapters/*.safetensors   the final adapters of each unit
 checkpoints/*   of units in training
-figures/*.png, report.md
+figures/*.png, report.md, report.html
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _made(path: RunPath) -> list[str]:
     every = units(stored_settings(path))
     made = [name for unit in every for name in (unit.file, f"{CHECKPOINTS}/{unit.name}")]
     drawn = [f"figures/{picture.name}" for pattern in DRAWN for picture in path.glob(f"figures/{pattern}.png")]
-    return [name for name in (*made, *drawn, "report.md") if (path / name).exists()]
+    return [name for name in (*made, *drawn, "report.md", "report.html") if (path / name).exists()]
 
 
 def _check_unchanged(path: RunPath, template: Template, notes: Any, attrs: Any) -> None:

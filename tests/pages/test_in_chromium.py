@@ -1,0 +1,69 @@
+"""The page in a browser: it opens from the disk without a network, and its controls move what they are about."""
+
+import pytest
+
+pytestmark = pytest.mark.long
+
+
+def curve(page, panel=0):
+    """The thick line of a panel, as SVG draws it."""
+    paths = page.query_selector_all(f"#chart-{panel} path[stroke-width='3'][aria-roledescription='line mark']")
+    assert len(paths) == 1, "one cell is chosen"
+    return paths[0].get_attribute("d")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_it_opens_without_errors_network_or_overflow(folder, opened, width, scheme):
+    page, said = opened((folder / "report.html").as_uri(), width=width, scheme=scheme)
+    assert said == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert len(page.query_selector_all(".chart svg.marks")) == 3
+
+
+def test_a_slider_and_a_click_and_a_row_each_choose_a_cell(folder, opened):
+    page, said = opened((folder / "report.html").as_uri())
+    before = curve(page)
+    page.focus("#axis-alpha")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#told').textContent.includes('alpha 0.001')")
+    page.wait_for_timeout(300)
+    assert curve(page) != before, "the thick curve is another"
+    assert page.text_content("output[for=axis-alpha]") == "0.001"
+    cells = page.query_selector_all("#chart-map path[aria-roledescription='rect mark']")
+    assert len(cells) == 6, "alpha across, and rank up"
+    cells[0].click()
+    page.wait_for_function("!document.querySelector('#told').textContent.includes('alpha 0.001:')")
+    chosen = page.get_attribute("tr[aria-selected=true]", "data-cell")
+    page.click("tr[data-cell='11'] button")
+    assert page.get_attribute("tr[aria-selected=true]", "data-cell") == "11" != chosen
+    assert "spectral, alpha 0.0001, rank 2" in page.text_content("#told")
+    assert said == []
+
+
+def test_the_table_filters_by_values_however_they_are_written_and_sorts(folder, opened):
+    page, _ = opened((folder / "report.html").as_uri())
+    page.fill("#filter", "gaussian alpha=1e-4")
+    assert page.text_content("#count") == "2 of 12 cells"
+    page.fill("#filter", "")
+    page.click("#table th:nth-child(5) button")
+    assert page.get_attribute("#table th:nth-child(5)", "aria-sort") == "ascending"
+    losses = [float(cell.text_content()) for cell in page.query_selector_all("#table td:nth-child(5)")]
+    assert losses == sorted(losses)
+    assert len(losses) == 12
+
+
+def test_axes_bands_and_time_change_the_picture(folder, opened):
+    page, said = opened((folder / "report.html").as_uri())
+    for box in ("log-time", "log-value-0"):
+        before = curve(page)
+        page.click(f"#{box}")
+        page.wait_for_timeout(500)
+        assert curve(page) != before, box
+    bands = "getComputedStyle(document.querySelector(\"#chart-0 path[aria-roledescription='area mark']\")).fillOpacity"
+    shown = page.evaluate(bands)
+    page.click("#bands")
+    page.wait_for_timeout(500)
+    assert float(shown) != float(page.evaluate(bands)) or page.evaluate(bands.replace("fillOpacity", "opacity")) == "0"
+    page.select_option("#quantity-1", label="‖Z1‖")
+    page.wait_for_timeout(500)
+    assert said == []
