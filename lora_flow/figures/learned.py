@@ -34,7 +34,7 @@ def learned_start(dataset: xr.Dataset, others: Mapping[str, float] | None = None
             first.axhline(value, color=colour, linestyle="--", label=name)
         first.set(title=str(dataset.attrs["objective"]), xlabel="step")
         if others:
-            first.legend(fontsize="x-small")
+            figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=len(others) + 1)
         factors = [(layer, factor) for layer in dataset["layer"].values for factor in dataset["factor"].values]
         for (layer, factor), colour in zip(factors, COLOURS * len(factors), strict=False):
             one = dataset.sel(layer=layer, factor=factor)
