@@ -157,7 +157,8 @@ def test_a_batch_without_its_status_is_solved_again(unbroken, tmp_path):
 
 def test_a_run_folder_is_what_it_says(unbroken):
     out = unbroken
-    assert sorted(path.name for path in out.iterdir()) == ["figures", "report.md", "results.zarr", "settings.toml"]
+    made = ["figures", "report.html", "report.md", "results.zarr", "settings.toml"]
+    assert sorted(path.name for path in out.iterdir()) == made
     dataset = load_run(out)
     assert dataset["loss"].dims == ("init", "alpha", "rank", "seed", "time")
     assert dataset.sizes == {"init": 1, "alpha": 2, "rank": 1, "seed": 20, "time": 3}
