@@ -14,6 +14,7 @@ from lora_flow_vision.task import Classification
 from sklearn.metrics import log_loss
 
 from lora_flow import Adapter, Adapters, InputError, SingleLayer, gaussian_init
+from lora_flow.initialization.learned import LearnedStart
 
 KEY, ALPHA = jax.random.key(5), 0.03
 LAYERS = ((4, 6), (4, 6))
@@ -99,6 +100,15 @@ def test_lora_one_starts_are_aligned_balanced_and_along_the_gradient():
         np.testing.assert_allclose(update / np.linalg.norm(update), best / np.linalg.norm(best), atol=1e-14)
         np.testing.assert_allclose(adapter.imbalance, np.zeros((3, 3)), atol=1e-16)
         np.testing.assert_allclose(misaligned(adapter, aim), 0.0, atol=1e-7)  # the root of a rounding
+
+
+def test_a_learned_rule_starts_a_layer_of_any_shape_at_the_norm_of_the_others(tmp_path):
+    """A rule that is LoRA-One's, learned on two layers of other shapes."""
+    learned = tuple(Adapter(np.ones((1, 2)), np.ones((3, 1))) for _ in range(2))
+    numbers = {"mix": np.array(np.pi / 4), "power": np.array(0.5), "layers": np.zeros(2)}
+    LearnedStart(learned, 1e-3, numbers).save(tmp_path)
+    for one, other in zip(starts(f"learned:{tmp_path}"), starts("lora-one"), strict=True):
+        np.testing.assert_allclose(one.stacked, other.stacked, atol=1e-12 * ALPHA)
 
 
 @pytest.mark.parametrize("name", ["gaussian-B", "spectral"])
