@@ -15,6 +15,9 @@ from .checks import StartWarning as StartWarning
 from .coordinates.canonical import Canonical as Canonical
 from .coordinates.canonical import canonical as canonical
 from .coordinates.narrow import narrow as narrow
+from .design.curves import read_curves as read_curves
+from .design.fit import fit as fit
+from .design.fit_told import fit_told as fit_told
 from .design.optimise import Optimised as Optimised
 from .design.optimise import optimise as optimise
 from .dynamics.analysis import analyse as analyse

@@ -7,6 +7,7 @@ import datetime
 import functools
 import inspect
 import re
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
@@ -40,6 +41,8 @@ EYE, MASKED, KEY, NAN, DATE = (
     datetime.date(2026, 1, 1),
 )
 CUBE = np.ones((2, 3, 3))
+CURVE = Path(__file__).parents[1] / "reference" / "loss_curve.csv"
+TENTHS, HALVES = (np.array([0.0, 0.1, 0.2]), np.array([1.0, 0.5, 0.25]))
 ROW, COLUMN = np.ones((1, 3)), np.zeros((3, 1))
 ONE, TWO, NOWHERE = ((Adapter(a, COLUMN),) * count for a, count in ((ROW, 1), (ROW, 2), (NAN * ROW, 1)))
 
@@ -498,6 +501,30 @@ TABLE: dict[str, dict[str, Argument]] = {
         "progress": of(False, "flag"),
     },
     "load_learned": {"folder": of(".", "path")},
+    "fit": {
+        "times": of(TENTHS, "array", also=(1.0, [0.0, 1.0], [0.0, 2.0, 1.0], [-1.0, 0.0, 1.0], [0.0, NAN, 1.0])),
+        "losses": of(HALVES, "array", also=(1.0, [1.0, 0.5], [1.0, NAN, 0.2], [1.0, 0.0, 0.2], [1.0, -1.0, 0.2])),
+        "problem": of(two_layers.good, "problem", also=({},)),
+        "unknown": of("alpha", "choice", also=("alpa", (), ["alpha", "alpha"], [None])),
+        "alpha": alpha,
+        "rate": of(1.0, "positive"),
+        "init": of("gaussian", "choice", also=("lora-ga",)),
+        "side": of("A", "choice", also=("a",)),
+        "rank": rank,
+        "seed": of(0, "choice", welcome=(5,), also=(-1, True, [0, 1], [1.5])),
+        "error": of(None, "positive"),
+        "level": of(0.9, "fraction"),
+        "flow": flow,
+        "solver": of("Tsit5", "choice", also=(diffrax.Tsit5, diffrax.Tsit5())),
+        "rtol": of(1e-3, "fraction"),
+        "progress": of(False, "flag"),
+    },
+    "fit_told": {"dataset": of(dataset, "dataset", also=(dataset,))},
+    "read_curves": {
+        "path": of(CURVE, "path", "curve", also=(__file__,)),
+        "clock": of("step", "choice", welcome=(None,), also=("steps",)),
+        "columns": of(("loss",), "choice", welcome=(ANYTHING[6],), also=("loss", ("step",), ("los",))),
+    },
     "leading_pairs": {
         "dataset": of(whole_gradient, "dataset", also=(dataset,)),
         "name": of("shift", "choice", also=("bias",)),
@@ -646,6 +673,7 @@ SOLVES = {
     "descend",
     "sensitivity",
     "optimise",
+    "fit",
     "time_to",
 }  # whose traced values are tested beside each
 FUNCTIONS = {"gradient_noise", "stable_lora"}  # what they return has no arrays
