@@ -44,6 +44,7 @@ PAGES = [
             "scaling",
             "sensitivities",
             "learned",
+            "fits",
             "symmetric",
             "spectral",
             "continual",

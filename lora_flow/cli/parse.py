@@ -19,6 +19,7 @@ COMMANDS = {  # name -> what it does, in a line
     "plot": "draw a run or figure again, and write its report",
     "report": "make a run's page for the browser again",
     "sensitivity": "say what the loss and the times of a run depend on most, by derivatives",
+    "fit": "find alpha, delta_w or the learning rate from a loss curve, with intervals",
     "status": "say how far a run or figure is, and how to continue",
     "figure": "run and draw a named experiment, with a table of its values",
     "theory": "test every claim of the theory against runs",

@@ -31,6 +31,7 @@ class Plot:
     def _draw(self) -> int:
         from lora_flow_vision.folder import CHECK
 
+        from lora_flow.design.fit_folder import FIT
         from lora_flow.design.folder import SEARCH
         from lora_flow.sensitivities.folder import SENSITIVITY
 
@@ -46,6 +47,10 @@ class Plot:
             from lora_flow.cli.optimise import tell as tell_search
 
             return tell_search(self.out)
+        if FIT.owns(self.out):
+            from lora_flow.cli.fit import tell as tell_fit
+
+            return tell_fit(self.out)
         return draw(self.out, partial=True)
 
 

@@ -14,6 +14,7 @@ import xarray as xr
 from lora_flow_vision.folder import CHECK
 
 from lora_flow.checks import require
+from lora_flow.design.fit_folder import FIT
 from lora_flow.design.folder import SEARCH
 from lora_flow.experiments.folder import STUDY, study_of
 from lora_flow.runtime.progress import span
@@ -64,8 +65,8 @@ def _part(path: RunPath) -> tuple[str, bool]:
         reading = read(path / RESULTS) if (path / RESULTS).is_dir() else None
     except Damaged as damage:
         return f"{path}: damaged or missing {listed(damage.files)}", True
-    if kind in (STUDY, SENSITIVITY):
-        what = f"figure {study_of(path)}" if kind is STUDY else "a sensitivity"
+    if kind in (STUDY, SENSITIVITY, FIT):
+        what = f"figure {study_of(path)}" if kind is STUDY else f"a {kind.noun}"
         state = "not finished; it runs as a whole" if reading is None else "finished"
         return f"{path}: {what}, {state}", reading is None
     if reading is None:
@@ -150,8 +151,8 @@ def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
         return f"lora-flow figure {name} --out {path} --overwrite"
     if name := _figure(parts):
         return f"lora-flow figure {name} --out {path} --resume"
-    if _kind(parts[0]) is SENSITIVITY:
-        return f"lora-flow sensitivity --out {path} --overwrite, with the flags that {path / SETTINGS} has"
+    if (kind := _kind(parts[0])) in (SENSITIVITY, FIT):
+        return f"lora-flow {kind.noun} --out {path} --overwrite, with the flags that {path / SETTINGS} has"
     require(list(parts) == [path], f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(parts)} runs")
     go_on = _kind(path).go_on
     assert go_on is not None  # as it is of studies alone
@@ -159,4 +160,4 @@ def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
 
 
 def _kind(path: RunPath) -> Kind:
-    return next((kind for kind in (STUDY, CHECK, SENSITIVITY, SEARCH) if kind.owns(path)), SWEEP)
+    return next((kind for kind in (STUDY, CHECK, SENSITIVITY, SEARCH, FIT) if kind.owns(path)), SWEEP)

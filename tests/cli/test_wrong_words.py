@@ -11,10 +11,10 @@ import pytest
 pytestmark = pytest.mark.usefixtures("one_machine", "drawn_once")
 
 COMMAND_LINES = [
-    ("swep", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'status', 'figure', 'theo"),
-    ("--out OUT", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'status', 'figure', 'theo"),
-    ("-v", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'status', 'figure', 'theo"),
-    ("help", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'status', 'figure', 'theo"),
+    ("swep", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'fit', 'status', 'figure', 'theo"),
+    ("--out OUT", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'fit', 'status', 'figure', 'theo"),
+    ("-v", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'fit', 'status', 'figure', 'theo"),
+    ("help", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'fit', 'status', 'figure', 'theo"),
     ("sweep sweep --out OUT", "Unrecognized options: sweep"),
     ("sweep", "--out must be given"),
     ("sweep --out", "Missing value for argument '--out'. Expected 1 values."),
