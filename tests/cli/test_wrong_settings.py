@@ -45,7 +45,7 @@ SETTINGS_FILES = [
     (b"seeds = 2000000000", "out must have room for 13 TB of results (seeds 2000000000), got"),
     (b"init = []", "init must hold at least one value, got none"),
     (b'init = ""', "nced', 'tied', 'spectral-both' or 'invariant' or learned:FOLDER, got ''"),
-    (b'init = ["spektral"]', "t', got 'spektral' (did you mean 'spectral'?)"),
+    (b'init = ["spektral"]', "learned:FOLDER, got 'spektral' (did you mean 'spectral'?)"),
     (b"init = [1]", "init must be a string, got 1"),
     (
         b'init = ["gaussian", "gaussian"]',

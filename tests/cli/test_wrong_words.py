@@ -121,7 +121,7 @@ COMMAND_LINES = [
     ("sweep --out OUT --saves nan", "--saves must be an integer, got 'nan'"),
     ("sweep --out OUT --spacing lgo", "spacing must be 'linear' or 'log', got 'lgo' (did you mean 'log'?)"),
     ("sweep --out OUT --spacing", "Missing value for argument '--spacing'. Expected 1 values."),
-    ("sweep --out OUT --init spektral", "t', got 'spektral' (did you mean 'spectral'?)"),
+    ("sweep --out OUT --init spektral", "learned:FOLDER, got 'spektral' (did you mean 'spectral'?)"),
     ("sweep --out OUT --init gaussian,", "--init must be one value or several, got 'gaussian,'"),
     (
         "sweep --out OUT --init gaussian gaussian",
