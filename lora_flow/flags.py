@@ -20,7 +20,8 @@ class Runs:
     """Initialisations: gaussian (one factor random, the other zero), spectral (along the task's singular vectors),
     lora-one (balanced factors of one gradient step), orthogonal, lora-one-theory, lora-ga, lora-ga-peft, gora, pissa,
     milora, olora, loram, eva. For networks, but allowed for any problem: gaussian-both[:RATIO], gaussian-wide[:P],
-    balanced, tied, spectral-both[:RATIO], invariant. `lora-flow inits` has the formulas and the needs of each."""
+    balanced, tied, spectral-both[:RATIO], invariant. learned:FOLDER: what lora-flow optimise has learned.
+    `lora-flow inits` has the formulas and the needs of each."""
     side: tuple[str, ...] = ("A",)
     """The factor that gaussian draws: A (LoRA's convention, B = 0) or B (the paper's figures, A = 0)."""
     alpha: tuple[float, ...] = (1e-3,)
