@@ -41,7 +41,9 @@ def test_a_broken_formula_makes_its_line_fail(chapters, monkeypatch, name):
 def test_lines_of_muon_fail_where_the_runs_disobey(chapters, monkeypatch):
     """Flows exchanged, and a loss that stops elsewhere."""
     runs = {name: layer_spectral.grown(name) for name in ("muon, early", "muon", "lora-muon", "plain")}
-    others = {"muon, early": "plain", "muon": "lora-muon", "lora-muon": "muon", "plain": "muon"}
+    runs["slower"] = runs["plain"]._replace(times=runs["plain"].times / 100)
+    runs["two"] = runs["lora-muon"]._replace(values=runs["lora-muon"].values[:2])
+    others = {"muon, early": "slower", "muon": "two", "lora-muon": "muon", "plain": "muon"}
     apart = {name: layer_spectral.stepped(name) for name in ("muon", "lora-muon")}
     monkeypatch.setattr(layer_spectral, "grown", lambda name: runs[others[name]])
     monkeypatch.setattr(layer_spectral, "stepped", lambda name: apart["muon" if name == "lora-muon" else "lora-muon"])
