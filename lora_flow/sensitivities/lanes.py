@@ -101,7 +101,9 @@ def backward(
 
     def one(start: Adapters, times: Array) -> dict[str, Array]:
         def seen(arrays: dict[str, Array]) -> Array:
-            moved = eqx.tree_at(lambda tree: [getattr(tree, name) for name in names], problem, list(arrays.values()))
+            moved = eqx.tree_at(
+                lambda tree: [getattr(tree, name) for name in names], problem, [arrays[name] for name in names]
+            )
             return _at_times(method, moved, start, times, "reverse")[0]
 
         found: dict[str, Array] = jax.jacrev(seen)({name: getattr(problem, name) for name in names})

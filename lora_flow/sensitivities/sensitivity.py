@@ -149,7 +149,8 @@ def _batches(grid: Grid, moved: Parameters, progress: bool) -> Iterator[tuple[Ad
                     )
                 )
             drawn.append(jax.tree.map(lambda *leaves: np.stack(leaves, axis=1), *of_ranks))
-    lanes = jax.tree.map(lambda *leaves: np.concatenate([one.reshape(-1, *one.shape[3:]) for one in leaves]), *drawn)
+    count = len(grid.alpha) * len(grid.rank) * len(grid.seed)
+    lanes = jax.tree.map(lambda *leaves: np.concatenate([one.reshape(count, *one.shape[3:]) for one in leaves]), *drawn)
     firsts = range(0, grid.size, BATCH)
     for first in each(firsts, "batches") if progress else firsts:
         places = np.minimum(np.arange(first, first + min(BATCH, grid.size)), grid.size - 1)

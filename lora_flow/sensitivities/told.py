@@ -71,22 +71,25 @@ def leading_pairs(dataset: xr.Dataset, name: str, count: int = 1) -> xr.Dataset:
 
     Along the first pair (left, right) a change of the matrix of norm 1 changes the quantity most, by `singular_value`.
 
-    **Returns:** `singular_value` with a dim `pair`, and `left` and `right` over the rows and columns as well.
+    **Returns:** `singular_value` with a dim `pair`, and `left` and `right` over the rows and columns as well; NaN where
+    the derivative is not known.
 
     **Raises:** `InputError` unless the dataset has the derivative by a matrix of this name.
     """
     require_dataset(dataset, "leading_pairs")
-    known = [str(one).removeprefix("by_") for one in dataset.data_vars if str(one).startswith("by_")]
-    require(len(known) > 0, "dataset", "have the derivative by an array of the problem", "one by numbers only")
-    require_choice("name", name, known)
+    there = [str(one).removeprefix("by_") for one in dataset.data_vars if str(one).startswith("by_")]
+    require(len(there) > 0, "dataset", "have the derivative by an array of the problem", "one by numbers only")
+    require_choice("name", name, there)
     values = dataset[f"by_{name}"]
     rows, columns = f"{name}_0", f"{name}_1"
     require(columns in values.dims, "name", "be a matrix's", f"'{name}', a vector's")
     most = min(values.sizes[rows], values.sizes[columns])
     require_integer("count", count, f"lie between 1 and {most}", 1, most)
     lanes = [dim for dim in values.dims if dim not in (rows, columns)]
-    matrices = np.nan_to_num(values.transpose(*lanes, rows, columns).values)
-    u, s, vt = np.linalg.svd(matrices, full_matrices=False)
+    matrices = values.transpose(*lanes, rows, columns).values
+    known = np.isfinite(matrices).all(axis=(-2, -1), keepdims=True)
+    found = np.linalg.svd(np.where(known, matrices, 0.0), full_matrices=False)
+    u, s, vt = (np.where(of, one, np.nan) for of, one in zip((known, known[..., 0], known), found, strict=True))
     coords = {name: one for name, one in values.coords.items() if not {rows, columns} & set(one.dims)}
     return xr.Dataset(
         {
@@ -117,7 +120,7 @@ def report(dataset: xr.Dataset, links: list[str]) -> str:
     for name in whole:
         pairs = leading_pairs(dataset, name.removeprefix("by_"))["singular_value"].isel(pair=0)
         told = ", ".join(
-            f"{observable}: {show(float(pairs.sel(observable=observable).median()))}"
+            f"{observable}: {show(float(pairs.sel(observable=observable).median(skipna=True)))}"
             for observable in dataset["observable"].values
         )
         parts.append(f"Most that a change of {name.removeprefix('by_')} of norm 1 does, median over lanes: {told}.")

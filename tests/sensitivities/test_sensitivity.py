@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lora_flow import InputError, SingleLayer, aligned_problem, misaligned, noisy, phases, sensitivity, sweep
+from lora_flow import (
+    Factorization,
+    InputError,
+    SingleLayer,
+    aligned_problem,
+    misaligned,
+    noisy,
+    phases,
+    sensitivity,
+    sweep,
+)
 from lora_flow.sensitivities.told import leading_pairs, lines, report
 
 KEY = jax.random.key(0)
@@ -99,6 +109,18 @@ def test_a_whole_gradient_along_the_shift_is_the_derivative_by_its_size(layer):
     )
 
 
+def test_arrays_are_told_apart_in_whatever_order_they_are_named():
+    """Also where all are of one shape, and where nothing but arrays is asked for."""
+    numbers = np.random.default_rng(0).normal(size=(3, 4, 4))
+    problem = Factorization(w1=numbers[0], w2=numbers[1], shift=numbers[2])
+    how = {"alpha": 1e-2, "rank": 2, "t1": 0.5, "progress": False}
+    found = sensitivity(problem, with_respect_to=("w2", "w1"), **how).squeeze()
+    one = {name: sensitivity(problem, with_respect_to=name, **how).squeeze()[f"by_{name}"] for name in ("w1", "w2")}
+    for name, alone in one.items():
+        np.testing.assert_allclose(found[f"by_{name}"], alone, rtol=1e-9, atol=1e-12)
+    assert not np.allclose(one["w1"], one["w2"])
+
+
 def test_what_no_lane_reaches_or_rounding_hides_has_no_derivative(layer):
     dataset = layer[0]
     lost = dataset.sel(observable="time to 1e-40")
@@ -107,6 +129,7 @@ def test_what_no_lane_reaches_or_rounding_hides_has_no_derivative(layer):
     short = dataset.sel(observable="time to 1e-3", rank=2)  # the loss of rank 2 stops above it
     assert np.isinf(short["value"]).all()
     assert np.isnan(short["by_shift"]).all()
+    assert np.isnan(leading_pairs(dataset, "shift").sel(observable="time to 1e-3", rank=2)).to_array().all()
     assert np.isfinite(dataset["derivative"].sel(observable="time to 1e-3", rank=3)).all()
 
 
