@@ -90,7 +90,7 @@ def write_peft(folder: str | Path, peft: PeftAdapters) -> None:
     **Raises:** `InputError` for no adapters, shapes that do not match, or a multiplier that is missing or not finite.
     """
     folder = as_path("folder", folder).expanduser()
-    check_adapters(peft)
+    peft = checked(peft)
     with locked(folder), replacing(folder) as new:
         write_into(new, peft)
 
@@ -100,7 +100,7 @@ def write_into(folder: Path, peft: PeftAdapters) -> None:
     arrays: dict[str, np.ndarray] = {}
     for module, adapter in peft.adapters.items():
         for letter, factor in zip("AB", adapter, strict=True):
-            arrays[factor_name(module, letter)] = np.ascontiguousarray(np.asarray(factor))
+            arrays[factor_name(module, letter)] = np.ascontiguousarray(factor)
     for name, other in peft.others.items():
         arrays[name] = other.read(finite=False) if isinstance(other, Tensor) else other
     # no lora_alpha gives back every s when PEFT divides it by the rank, so s is kept to its last bit here
@@ -114,15 +114,18 @@ def factor_name(module: str, letter: str) -> str:
     return f"base_model.model.{module}.lora_{letter}.weight"
 
 
-def check_adapters(peft: PeftAdapters) -> None:
-    """Raises unless there are adapters, each with factors that fit and a finite multiplier."""
+def checked(peft: PeftAdapters) -> PeftAdapters:
+    """The same with arrays of numbers; raises unless each adapter's factors fit and it has a finite multiplier."""
     require(peft.adapters, "adapters", "hold at least one layer's", "none")
+    adapters = dict[str, Adapter]()
     for module, adapter in peft.adapters.items():
-        a, b = (numbers(f"adapters of {module}", factor) for factor in adapter)
+        factors: list[Any] = [np.asarray(numbers(f"adapters of {module}", factor)) for factor in adapter]
+        adapters[module] = a, b = Adapter(*factors)
         check_shapes(f"adapters of {module}", a.shape, b.shape)
         require(module in peft.scalings, "scaling", "be given for every adapter", f"none for {module}")
         s = float(peft.scalings[module])
         require(math.isfinite(s), "scaling", "be finite", s)
+    return peft._replace(adapters=adapters)
 
 
 def check_shapes(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:

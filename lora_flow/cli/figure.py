@@ -40,7 +40,7 @@ class Figure:
     - preconditioner: risk with and without the preconditioner, LoRA-One's start and LoRA-GA's
     - adaptive-step: constant and adaptive steps of linear networks, with their proven bounds
     - growing-step: steps of linear networks that grow as the loss falls, and local rates
-    - scaling: the loss over lora_alpha and the learning rate under Adam at four ranks, and what ReLU layers bear
+    - scaling: what lora_alpha and the learning rate do under Adam: the loss over the plane of both, for four ranks
     - continual: what plain, projected, exact and safely started LoRA forget of old tasks, and what they still learn
     - muon: singular values of B A over time under gradient flow, BaLoRA, Muon and LoRA-Muon
     - learned: a start that is learned, beside spectral, LoRA-One and GoRA at one norm, and a rule on unseen tasks

@@ -142,7 +142,7 @@ def notes(dataset: xr.Dataset) -> str:
 
 
 EXPERIMENT = Experiment.of_one(
-    "a start that is learned, beside spectral, LoRA-One and GoRA at one norm, and a learned rule on unseen tasks",
+    "a start that is learned, beside spectral, LoRA-One and GoRA at one norm, and a rule on unseen tasks",
     run,
     draw,
     notes,

@@ -78,7 +78,7 @@ def test_help_teaches_in_under_a_second_and_without_jax(command):
         (["sweep", "--out", "OUT", "--config", "TOML"], "a setting in"),
         (["sweep", "--out", "OUT", "--resume", "--overwrite"], "resume"),
         (["plot", "OUT"], "the run folder must exist, got"),
-        (["figure", "2", "--out", "OUT"], "'continual' or 'muon', got '2'"),
+        (["figure", "2", "--out", "OUT"], "'learned' or 'elasticities', got '2'"),
     ],
 )
 def test_bad_input_gets_one_line_and_status_2_and_writes_nothing(flags, message, tmp_path, capsys):

@@ -61,7 +61,7 @@ def reference_losses(problem, start, times):
         y0=start,
         saveat=diffrax.SaveAt(ts=times, fn=lambda t, y, args: problem.loss(y)),
         stepsize_controller=diffrax.PIDController(rtol=1e-12, atol=1e-16),
-        derivatives="forward",
+        adjoint=diffrax.ForwardMode(),
         max_steps=200_000,
     )
     return solution.ys

@@ -249,7 +249,7 @@ def _reference(problem, start, flow, times):
         y0=state,
         saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=diffrax.PIDController(rtol=1e-12, atol=1e-16),
-        derivatives="forward",
+        adjoint=diffrax.ForwardMode(),
         max_steps=100_000,
     )
     return jax.vmap(lambda y: problem.loss(unflatten(y)))(solution.ys)

@@ -361,7 +361,7 @@ def test_a_run_is_answered_once_to_be_drawn(tmp_path, monkeypatch, capsys):
     store(tmp_path / "run", None)
     found = []
     monkeypatch.setattr(
-        "lora_flow.results.summary.answers", lambda dataset: found.append(answers(dataset)) or found[-1]
+        "lora_flow.experiments.present.answers", lambda dataset: found.append(answers(dataset)) or found[-1]
     )
     assert draw(str(tmp_path / "run")) == 0
     assert len(found) == 1
