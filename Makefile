@@ -17,7 +17,7 @@ figures: figure1  ## run and draw all the experiments
 		case $$name in 1) continue;; [0-9]*) out=figure$$name;; *) out=$$name;; esac; \
 		$(BIN)/lora-flow figure $$name --out runs/$$out --overwrite || exit 1; done
 
-theory: .venv/core  ## hold every claim of the theory against runs, some minutes on two cores
+theory: .venv/core  ## hold every claim of the theory against runs, about five minutes on two cores
 	$(BIN)/lora-flow theory --out runs/theory
 
 vision: .venv/vision  ## check the theory on images: a Vision Transformer on the digits, about five minutes on two cores

@@ -30,7 +30,7 @@ class Theory:
     2026, arXiv 2602.06385), LoRA-Muon (Cesista et al. 2026, arXiv 2606.12921) and BaLoRA (Castin et al. 2026, arXiv
     2605.31484), and on continual learning. The command makes the runs for each. A formula that a paper prints wrongly
     is also tested as printed, and fails. The folder gets theory.csv, with a row for every case, theory.md,
-    theory.html for a browser and figures/theory.png. The command takes some minutes on two cores.
+    theory.html for a browser and figures/theory.png. The command takes about five minutes on two cores.
 
     For example: lora-flow theory --out runs/theory
     """
