@@ -64,8 +64,8 @@ bench-gpu: .venv/bench  ## the benchmarks on a GPU, where there is one
 clean:  ## remove everything that these targets make
 	rm -rf .venv site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf runs/figure1 runs/figure3 runs/figure4 runs/phase runs/beyond runs/theory runs/vision
-	rm -rf runs/inits runs/kappa runs/lora-one runs/preconditioner runs/scaling
-	rm -rf runs/imbalance runs/width runs/adaptive-step runs/growing-step runs/pretraining runs/continual
+	rm -rf runs/inits runs/kappa runs/lora-one runs/preconditioner runs/scaling runs/symmetric runs/stable-lora runs/attention
+	rm -rf runs/imbalance runs/width runs/adaptive-step runs/growing-step runs/pretraining runs/continual runs/muon runs/learned runs/elasticities
 
 # One virtual environment; each extra is installed when a target first needs it.
 .venv/core: pyproject.toml constraints.txt
