@@ -37,15 +37,20 @@ def sine(rows: np.ndarray, others: np.ndarray) -> Value:
 # Alignment from B = 0 (section 3), white inputs
 
 
-def linear_phase(shift: np.ndarray, a: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A(t) and B(t) while they are small, over times, from B = 0.
+def linear_phase(
+    shift: np.ndarray, a: np.ndarray, times: np.ndarray, b: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A(t) and B(t) while they are small, over times, from A(0) and from B(0), which is 0 unless it is given.
 
-    With shift = U S V^T, the part of A along V grows by cosh(S t), the part across V stays, and B(t) = U sinh(S t) V^T
-    A(0)^T.
+    With shift = U S V^T, A V comes to A(0) V cosh(S t) + B(0)^T U sinh(S t), and B^T U to the same with the factors
+    exchanged; the parts across V and U stay. From B(0) = 0 this is B(t) = U sinh(S t) V^T A(0)^T.
     """
     u, s, vt = np.linalg.svd(shift, full_matrices=False)
-    along, growth = a @ vt.T, np.outer(times, s)[:, None]
-    return a + (along * (np.cosh(growth) - 1)) @ vt, u @ np.swapaxes(along * np.sinh(growth), -1, -2)
+    b = np.zeros((len(shift), len(a))) if b is None else b
+    along_a, along_b, growth = a @ vt.T, b.T @ u, np.outer(times, s)[:, None]
+    more, turned = np.cosh(growth) - 1, np.sinh(growth)
+    moved_a, moved_b = along_a * more + along_b * turned, along_b * more + along_a * turned
+    return a + moved_a @ vt, b + u @ np.swapaxes(moved_b, -1, -2)
 
 
 def misalignment(shift: np.ndarray, a: np.ndarray, rank: int) -> float:

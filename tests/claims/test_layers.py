@@ -92,13 +92,14 @@ def test_formulas_by_hand(formula, arguments, by_hand):
     np.testing.assert_allclose(np.squeeze(formula(*arguments)), np.squeeze(by_hand), rtol=1e-12, atol=1e-15)
 
 
-def test_the_linear_phase_is_a_matrix_exponential():
-    """[B; A^T](t) = exp(t [0 G; G^T 0]) [0; A(0)^T]."""
+@pytest.mark.parametrize("begin", [0.0, 1.0])
+def test_the_linear_phase_is_a_matrix_exponential(begin):
+    """[B; A^T](t) = exp(t [0 G; G^T 0]) [B(0); A(0)^T]."""
     rng = np.random.default_rng(0)
-    shift, a = rng.normal(size=(5, 2)) @ rng.normal(size=(2, 4)), rng.normal(size=(3, 4))
+    shift, a, b = rng.normal(size=(5, 2)) @ rng.normal(size=(2, 4)), rng.normal(size=(3, 4)), rng.normal(size=(5, 3))
     grown = expm(1.3 * np.block([[np.zeros((5, 5)), shift], [shift.T, np.zeros((4, 4))]]))
-    expected = grown @ np.concatenate([np.zeros((5, 3)), a.T])
-    (at,), (bt,) = lora_one.linear_phase(shift, a, np.array([1.3]))
+    expected = grown @ np.concatenate([begin * b, a.T])
+    (at,), (bt,) = lora_one.linear_phase(shift, a, np.array([1.3]), begin * b if begin else None)
     np.testing.assert_allclose(np.concatenate([bt, at.T]), expected, rtol=1e-10)
 
 
