@@ -86,15 +86,17 @@ def _top_eigenpair(grams: Matrices, projections: Matrices) -> tuple[Float[Array,
 
 @_top_eigenpair.defjvp
 def _(primals: Any, tangents: Any) -> Any:
-    """First-order perturbation theory: dv = (lambda - G)^+ dG v."""
-    (grams, _), (change, _) = primals, tangents
+    """First-order perturbation theory: dv = (lambda - G)^+ dG v, which is the motion out of the space of tied ones."""
+    (grams, projections), (change, _) = primals, tangents
+    tied = jax.lax.stop_gradient(rounded(projections))
     value, top = _top_eigenpair(*primals)
     turned = jnp.einsum("...ij,...j->...i", change, top)
     slope = jnp.sum(top * turned, axis=-1)
     scale = positive(value)[..., None, None]
+    outside = turned[..., None] - tied @ turned[..., None]
     identity = jnp.broadcast_to(jnp.eye(grams.shape[-1]), grams.shape)
-    resolvent = scale * (identity + top[..., :, None] * top[..., None, :]) - grams
-    return (value, top), (slope, jnp.linalg.solve(resolvent, (turned - slope[..., None] * top)[..., None])[..., 0])
+    resolvent = scale * (identity + tied) - grams
+    return (value, top), (slope, jnp.linalg.solve(resolvent, outside)[..., 0])
 
 
 def _top_eigenvalue(matrices: Matrices, projections: Matrices) -> Float[Array, "*time"]:

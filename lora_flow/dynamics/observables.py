@@ -42,7 +42,8 @@ def alignment_error(layer: Layer) -> Float[Array, " time"]:
     The component across gamma gives the angle, not the cosine, and resolves errors down to eps ||R||^2 / ||Z||^2 with R
     the part of Z across gamma: to 1e-30 while only one direction of Z is large (`analyse` has no such floor). Of tied
     singular pairs, of the task or of Z, the nearest count: the angle is between the spaces. NaN where Z is zero, and
-    where the task has no direction (`principal_directions`).
+    where the task has no direction (`principal_directions`). Its derivative at tied singular values of Z is that for
+    the nearest vector held fixed.
     """
     cosine2 = jnp.sum(jnp.einsum("...ki,...i->...k", layer.along, layer.top) ** 2, axis=-1)
     sine2 = jnp.maximum(jnp.einsum("...i,...ij,...j->...", layer.top, layer.across, layer.top), 0.0)
@@ -53,7 +54,7 @@ def alignment_error(layer: Layer) -> Float[Array, " time"]:
 
 @OBSERVABLES.of_each_layer("norm_z{i}", "spectral norm of Z_{i} = [B_{i}; A_{i}^T]")
 def norm_z(layer: Layer) -> Float[Array, " time"]:
-    """The spectral norm of the stacked factors."""
+    """The spectral norm of the stacked factors. The derivative of this and of every other norm at zero is zero."""
     return root(layer.squared_norm) * layer.size
 
 

@@ -185,3 +185,24 @@ def test_layers_may_have_different_ranks():
     for i, adapter in enumerate(trajectory.adapters, start=1):
         found = float(trajectory.observables[f"norm_z{i}"][-1])
         assert found == pytest.approx(float(np.linalg.norm(adapter.stacked, 2)), rel=1e-10)
+
+
+@pytest.mark.parametrize("start", ["tied values", "B zero", "all zero"])
+def test_derivatives_are_finite_where_singular_values_tie_and_norms_are_zero(start):
+    a, b = {
+        "tied values": (np.eye(2, 4), np.eye(5, 2)),
+        "B zero": (np.eye(2, 4), np.zeros((5, 2))),
+        "all zero": (np.zeros((2, 4)), np.zeros((5, 2))),
+    }[start]
+    direction = Direction(jnp.eye(5)[1] * 0.6 + jnp.eye(5)[4] * 0.8, jnp.eye(4)[1])
+
+    def seen(a, b):
+        measured = measure((Adapter(a, b),), (direction,))
+        return {name: values[0] for name, values in observables(jax.tree.map(lambda x: x[None], measured)).items()}
+
+    for mode in (jax.jacrev, jax.jacfwd):
+        found = jax.jit(mode(seen, argnums=(0, 1)))(jnp.asarray(a), jnp.asarray(b))
+        for name, by in found.items():
+            assert all(np.all(np.isfinite(one)) for one in by), name
+    if start == "all zero":
+        assert not np.any(found["norm_z1"][0])
