@@ -67,7 +67,7 @@ def present(out: str | RunPath, partial: bool = False) -> Presented:
     results = _results(out, partial)
     with ThreadPoolExecutor(1) as beside:
         if results.runs and charts.are_to_be_had():
-            beside.submit(charts.javascript)  # takes a second, in which the pictures are drawn
+            beside.submit(charts.made)  # takes a second where none are kept, in which the pictures are drawn
         pictures = _drawn(results)
     told = _told(results, [below(results.out, picture) for picture in pictures])
     for file, content in ({"report.md": told.text} | dict(told.files)).items():

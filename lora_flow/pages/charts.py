@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import importlib.util
+import json
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
+
+from lora_flow.runtime import kept_files
 
 MISSING = "no report.html: it needs Altair and vl-convert, to be had with pip install 'lora-flow[report]'"
 
@@ -16,17 +24,35 @@ def are_to_be_had() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("altair", "vl_convert"))
 
 
-def javascript() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script. It takes a second once in a process."""
+@functools.cache
+def made() -> tuple[dict[str, Any], str]:
+    """The charts by name, as Vega-Lite's JSON, and Vega, Vega-Lite and Vega-Embed as one script.
+
+    They are the same for every page and take more than a second to make, so a command keeps them for those that follow.
+    """
+    folder = kept_files.folder()
+    file = folder / f"charts-{_key()}" if folder else None
+    content = kept_files.read(file) if file else None
+    if content is None:
+        content = json.dumps([{"curves": _curves(), "map": _map()}, _javascript()]).encode()
+        if file:
+            with contextlib.suppress(OSError):
+                kept_files.write(file, content)
+    specifications, script = json.loads(content)
+    return specifications, script
+
+
+def _key() -> str:
+    """A digest of all that they depend on: this module and the packages' versions."""
+    versions = [version("altair"), version("vl-convert-python")]
+    return hashlib.sha256(f"{versions} {Path(__file__).read_text(encoding='utf-8')}".encode()).hexdigest()
+
+
+def _javascript() -> str:
     import vl_convert
 
     script: Any = vl_convert.javascript_bundle
     return str(script(vl_version=VEGA_LITE))
-
-
-def specifications() -> dict[str, Any]:
-    """The charts by name, as Vega-Lite's JSON."""
-    return {"curves": _curves(), "map": _map()}
 
 
 def _curves() -> dict[str, Any]:

@@ -61,9 +61,10 @@ def page(
 
 
 def _data(runs: Sequence[Mapping[str, Any]]) -> str:
-    data = json.dumps({"runs": list(runs), "charts": charts.specifications()}, separators=(",", ":"), allow_nan=False)
+    specifications, script = charts.made()
+    data = json.dumps({"runs": list(runs), "charts": specifications}, separators=(",", ":"), allow_nan=False)
     held = data.replace("</", r"<\/")  # which would end the script
-    return f'<script type="application/json" id="data">{held}</script><script>{charts.javascript()}</script>'
+    return f'<script type="application/json" id="data">{held}</script><script>{script}</script>'
 
 
 def _program(runs: Sequence[Mapping[str, Any]]) -> str:

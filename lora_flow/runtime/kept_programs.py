@@ -5,9 +5,7 @@ of the result, the compiled program. Here the result itself is kept too, as `jax
 
 A file belongs to a key of all that tracing depends on: this package's source, the versions below, JAX's settings, the
 devices, and the static arguments with the shapes and types of the others. So a program that depends on anything that
-cannot be told, a function of the user's for instance, is not kept. A file is read where it belongs to this user, nobody
-else may write it, and it has the digest that it begins with. Any other file, and a folder that may not be written,
-makes no difference but that of time.
+cannot be told, a function of the user's for instance, is not kept.
 """
 
 from __future__ import annotations
@@ -17,9 +15,7 @@ import functools
 import hashlib
 import json
 import os
-import stat
 import sys
-import tempfile
 import types
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -31,13 +27,12 @@ import jax
 import jax.export
 import numpy as np
 
-MOST = 256  # programs that are kept, the newest
+from lora_flow.runtime import kept_files
+
 _OURS_AND_JAX = ("lora_flow", "jax", "jaxlib", "jaxtyping", "numpy")
 PACKAGES = (*_OURS_AND_JAX, "diffrax", "equinox", "lineax", "optax", "optimistix")
-_READING = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # waits at no pipe
 _UNTOLD = ("jax_log", "jax_explain", "jax_compilation_cache", "jax_persistent_cache")  # settings that change no program
 
-_folder: list[Path] = []  # one, while programs are kept
 _source: list[str] = []  # the digest of this package's source when that began
 
 Arrays = list[Any]
@@ -49,17 +44,18 @@ class NotKeptError(Exception):
 
 def start(folder: Path) -> None:
     """From now on programs are kept in this folder, which need not exist."""
-    _folder[:], _source[:] = [folder], [_source_digest()]
+    kept_files.start(folder)
+    _source[:] = [_source_digest()]
 
 
 def stop() -> None:
     """From now on nothing is read or written: what programs compute is no longer what the source says."""
-    _folder.clear()
+    kept_files.stop()
 
 
 def is_on() -> bool:
     """Whether programs are kept."""
-    return bool(_folder)
+    return kept_files.folder() is not None
 
 
 def place(function: Callable[..., Any], structure: Any, arrays: Arrays, rest: list[Any]) -> Path | None:
@@ -67,7 +63,8 @@ def place(function: Callable[..., Any], structure: Any, arrays: Arrays, rest: li
 
     The arguments are a PyTree's structure, its arrays, whose shapes and types count, and beside them its other leaves.
     """
-    if not _folder or not function.__module__.startswith("lora_flow."):
+    folder = kept_files.folder()
+    if folder is None or not function.__module__.startswith("lora_flow."):
         return None
     inside = [cell.cell_contents for cell in function.__closure__ or ()]
     types_of = [None if array is None else jax.typeof(array) for array in arrays]
@@ -76,7 +73,7 @@ def place(function: Callable[..., Any], structure: Any, arrays: Arrays, rest: li
     except NotKeptError:
         return None
     key = hashlib.sha256(f"{_packages()} {told}".encode()).hexdigest()
-    return _folder[0] / f"{function.__name__}-{key}"
+    return folder / f"{function.__name__}-{key}"
 
 
 class Program:
@@ -137,20 +134,15 @@ def _keep(file: Path, structure: Any, exported: jax.export.Exported) -> None:
     with contextlib.suppress(NotKeptError, OSError, ImportError, NotImplementedError, ValueError):
         content = json.dumps(_outline(structure)).encode() + b"\n" + exported.serialize(vjp_order=0)
         if [_source_digest()] == _source:
-            _write(file, content)
+            kept_files.write(file, content)
 
 
 def _read(file: Path) -> tuple[Any, jax.export.Exported] | None:
+    content = kept_files.read(file)
+    if content is None:
+        return None
+    outline, _, program = content.partition(b"\n")
     try:
-        with open(os.open(file, _READING), "rb") as opened:
-            if not _is_own(os.fstat(opened.fileno())):
-                return None
-            digest, content = opened.read(32), opened.read()
-        if digest != _digest(file, content):
-            return None
-        with contextlib.suppress(OSError):  # in a folder that may only be read
-            os.utime(file)  # the newest are kept
-        outline, _, program = content.partition(b"\n")
         _find_lapack()
         return jax.tree.structure(_filled(json.loads(outline))), jax.export.deserialize(bytearray(program))
     except Exception:  # whatever is wrong with it, the program can be made again
@@ -165,35 +157,6 @@ def _find_lapack() -> None:
     """
     if jax.__version_info__ < (0, 10):
         jax.jit(jax.lax.linalg.cholesky).lower(jax.ShapeDtypeStruct((1, 1), np.float32))
-
-
-def _is_own(status: os.stat_result) -> bool:
-    """Whether it is a file, this user's, and no other can have written it."""
-    if not stat.S_ISREG(status.st_mode):
-        return False
-    if not hasattr(os, "geteuid"):
-        return True
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _write(file: Path, content: bytes) -> None:
-    """In one step, so that other processes find a whole file or none."""
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    number, name = tempfile.mkstemp(dir=file.parent)
-    try:
-        with open(number, "wb") as opened:
-            opened.write(_digest(file, content) + content)
-        os.replace(name, file)
-    except BaseException:
-        os.unlink(name)
-        raise
-    newest = sorted(file.parent.iterdir(), key=lambda one: one.stat().st_mtime, reverse=True)
-    for old in newest[MOST:]:
-        old.unlink()
-
-
-def _digest(file: Path, content: bytes) -> bytes:
-    return hashlib.sha256(file.name.encode() + content).digest()
 
 
 def _outline(structure: Any) -> Any:

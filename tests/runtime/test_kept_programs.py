@@ -14,7 +14,7 @@ import pytest
 from lora_flow import SingleLayer
 from lora_flow.dynamics.batch import lane_sharding
 from lora_flow.dynamics.measurements import principal_directions
-from lora_flow.runtime import compiling, kept_programs, start
+from lora_flow.runtime import compiling, kept_files, kept_programs, start
 from lora_flow.settings import Settings, build_plan
 
 PROBLEM = SingleLayer(np.diag([3.0, 2.0, 1.0]))
@@ -241,9 +241,9 @@ def test_a_part_of_another_program_is_not_kept(folder):
 
 
 def test_no_more_are_kept_than_most(folder, monkeypatch):
-    monkeypatch.setattr(kept_programs, "MOST", 2)
+    monkeypatch.setattr(kept_files, "MOST", 2)
     for name in "abc":
-        kept_programs._write(folder / name, b"content")
+        kept_files.write(folder / name, b"content")
         os.utime(folder / name, (ord(name), ord(name)))
     assert {file.name for file in folder.iterdir()} == {"b", "c"}
 
