@@ -37,7 +37,7 @@ def answer(words: list[str]) -> int:
             from lora_flow.cli.parse import parse
 
             command = parse(words)
-            status = command.run() if command is not None else 0
+            status = _run(command) if command is not None else 0
             sys.stdout.flush()
             return status
         except InputError as error:
@@ -68,6 +68,17 @@ def answer(words: list[str]) -> int:
                 raise
             complain(f"the run must fit into memory, got {str(error).splitlines()[0]}{_and_stored()}")
             return 1
+
+
+def _run(command: Command) -> int:
+    """Runs a command, with its pictures written as it asks."""
+    pictures = getattr(command, "pictures", None)
+    if pictures is None:
+        return command.run()
+    from lora_flow.figures.written import drawn_as
+
+    with drawn_as(pictures.format, pictures.width):
+        return command.run()
 
 
 def _is_of_output(error: OSError) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from lora_flow.checks import require, require_choice
+from lora_flow.cli.groups import Draws
 from lora_flow.cli.sweep import solve_runs
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
@@ -20,7 +21,7 @@ MOST_DRAWS = 10_000  # of an experiment that runs as a whole
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Figure(Draws):
     """Run and draw a named experiment, with a table of its values:
 
     - 1: loss, alignment and phases for three alphas, from random and spectral initialisations

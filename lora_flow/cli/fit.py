@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from lora_flow.cli.groups import Draws
 from lora_flow.recipes import kinds
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
@@ -64,7 +65,7 @@ class Start:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fit:
+class Fit(Draws):
     """Find alpha, delta_w, the shift's size or the learning rate from an observed loss curve, with intervals.
 
     The curve is a CSV file whose first line names its columns: times or steps, and a loss for each run. The flags of
@@ -135,10 +136,11 @@ def tell(out: str) -> int:
     from lora_flow.design.fit_told import fit_told, report
     from lora_flow.figures.fits import fit_figure
     from lora_flow.figures.over_time import save_with_numbers
+    from lora_flow.figures.written import picture_lines
 
     dataset, folder = load(out), run_path("the run folder", out)
     pictures = save_with_numbers({"fit": fit_figure(dataset)}, folder / "figures")
     write_atomically(folder / "report.md", report(dataset, [below(folder, picture) for picture in pictures]))
-    print(*fit_told(dataset), *(f"picture: {picture}" for picture in pictures), sep="\n")
+    print(*fit_told(dataset), *picture_lines(pictures), sep="\n")
     print(f"report: {folder / 'report.md'}")
     return 0

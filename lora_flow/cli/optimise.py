@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from lora_flow.checks import require, require_choice
+from lora_flow.cli.groups import Draws, Pictures
 from lora_flow.recipes import kinds
 from lora_flow.runtime import interrupts
 from lora_flow.runtime.start import start_jax
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimise:
+class Optimise(Draws):
     """Learn a start of LoRA by gradient descent through the whole run: of one norm, so that only its direction counts.
 
     The folder gets settings.toml, results.zarr with every step, learned.safetensors with the winner, report.md, and a
@@ -152,10 +153,10 @@ class Optimise:
 _GROUPS: dict[str, Any] = {
     field.name: field.default_factory
     for field in dataclasses.fields(Optimise)
-    if field.default_factory is not dataclasses.MISSING
+    if field.default_factory not in (dataclasses.MISSING, Pictures)
 }
 _OF_PROBLEM = {field.name for kind in _GROUPS.values() for field in dataclasses.fields(kind)}
-_NOT_STORED = (*_GROUPS, "out", "resume", "overwrite")
+_NOT_STORED = (*_GROUPS, "pictures", "out", "resume", "overwrite")
 _OWN = [field.name for field in dataclasses.fields(Optimise) if field.name not in _NOT_STORED]
 
 
@@ -168,11 +169,12 @@ def tell(out: str) -> int:
     from lora_flow.design.results import report, steps_of
     from lora_flow.figures.learned import learned_start
     from lora_flow.figures.over_time import save_with_numbers
+    from lora_flow.figures.written import picture_lines
 
     folder = local_path("the run folder", out)
     dataset = steps_of(stored(folder))
     pictures = save_with_numbers({"optimise": learned_start(dataset)}, folder / "figures")
     write_atomically(folder / "report.md", report(dataset, [below(folder, picture) for picture in pictures]))
-    print(*(f"picture: {picture}" for picture in pictures), sep="\n")
+    print(*picture_lines(pictures), sep="\n")
     print(f"report: {folder / 'report.md'}\nstart from it with: --init learned:{out}")
     return 0

@@ -8,12 +8,13 @@ from typing import Annotated
 
 import tyro
 
+from lora_flow.cli.groups import Draws
 from lora_flow.storage.locks import locked_if_free
 from lora_flow.storage.remote import local_path
 
 
 @dataclasses.dataclass(frozen=True)
-class Plot:
+class Plot(Draws):
     """Draw a run or figure again, and write its report.md: loss, alignment and phases for every side and rank.
 
     The pictures and report of an unfinished run show the stored part, and say so.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from lora_flow.cli.groups import OnGrid, OnProblem
+from lora_flow.cli.groups import Draws, OnGrid, OnProblem
 from lora_flow.recipes import kinds
 from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sensitivity(OnProblem, OnGrid):
+class Sensitivity(Draws, OnProblem, OnGrid):
     """Say how much the loss, the alignment and the times of a run depend on alpha and on the problem.
 
     For every combination of initialisation, side, alpha, rank and seed, derivatives by automatic differentiation go to
@@ -116,6 +116,7 @@ def tell(out: str) -> int:
     mpl.use("Agg")
     from lora_flow.figures.elasticities import elasticity_maps, tornado
     from lora_flow.figures.over_time import save_with_numbers
+    from lora_flow.figures.written import picture_lines
     from lora_flow.pages.page import page
     from lora_flow.sensitivities.folder import load
     from lora_flow.sensitivities.told import lines, report
@@ -127,6 +128,6 @@ def tell(out: str) -> int:
     text = report(dataset, [below(folder, picture) for picture in pictures])
     write_atomically(folder / "report.md", text)
     write_atomically(folder / "report.html", page(text, folder, settings=read_settings(folder)["sensitivity"]))
-    print(*lines(dataset), *(f"picture: {picture}" for picture in pictures), sep="\n")
+    print(*lines(dataset), *picture_lines(pictures), sep="\n")
     print(f"report: {folder / 'report.md'}", f"page: {folder / 'report.html'}", sep="\n")
     return 0

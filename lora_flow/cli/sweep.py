@@ -14,7 +14,7 @@ import tyro
 from lora_flow import flags
 from lora_flow.checks import require
 from lora_flow.cli.cluster import Make, cluster_of, executor_of
-from lora_flow.cli.groups import OnGrid, OnProblem
+from lora_flow.cli.groups import Draws, OnGrid, OnProblem, Pictures
 from lora_flow.cli.larger import solve_larger
 from lora_flow.cli.parts import part_of, solve_part
 from lora_flow.runtime.interrupts import whole
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sweep(OnProblem, OnGrid):
+class Sweep(Draws, OnProblem, OnGrid):
     """Solve the gradient flow for every combination of initialisation, side, alpha, rank and seed; or train by gradient
     descent.
 
@@ -147,7 +147,7 @@ class Sweep(OnProblem, OnGrid):
 GROUPS: dict[str, Any] = {
     field.name: field.default_factory
     for field in dataclasses.fields(Sweep)
-    if field.default_factory is not dataclasses.MISSING
+    if field.default_factory not in (dataclasses.MISSING, Pictures)
 }
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from lora_flow.checks import require
+from lora_flow.cli.groups import Draws
 from lora_flow.runtime.start import start_jax
 from lora_flow.storage.locks import locked
 from lora_flow.storage.remote import local_path
@@ -19,7 +20,7 @@ MADE = ("theory.csv", "theory.md", "theory.html")
 
 
 @dataclasses.dataclass(frozen=True)
-class Theory:
+class Theory(Draws):
     """Test theory against runs: every claim with its prediction, the measured value, and the verdict.
 
     The claims are those of Xu et al. (arXiv 2503.06982) and of the talk on that paper, of LoRA-One (arXiv 2502.01235),
@@ -57,6 +58,7 @@ class Theory:
         from lora_flow.claims.check import HEADER, check, markdown, terminal_line, write_csv
         from lora_flow.claims.pictures import draw
         from lora_flow.figures.over_time import save_with_numbers
+        from lora_flow.figures.written import picture_lines
         from lora_flow.pages.page import page
 
         lines = []
@@ -66,10 +68,11 @@ class Theory:
             lines.append(line)
         (picture,) = save_with_numbers({"theory": draw(self.seeds)}, folder / "figures")
         write_csv(lines, folder / "theory.csv")
-        text = f"# Theory against runs\n\n{markdown(lines)}\n\n![](figures/theory.png)\n"
+        shown = "![Bounds, closed forms and levels over measured trajectories](figures/theory.png)"
+        text = f"# Theory against runs\n\n{markdown(lines)}\n\n{shown}\n"
         write_atomically(folder / "theory.md", text)
         command = f"lora-flow theory --seeds {self.seeds} --out {shlex.quote(str(folder))}"
         write_atomically(folder / "theory.html", page(text, folder, command=command))
         print(f"table: {folder / 'theory.csv'}", f"report: {folder / 'theory.md'}", sep="\n")
-        print(f"picture: {picture}", f"page: {folder / 'theory.html'}", sep="\n")
+        print(*picture_lines([picture]), f"page: {folder / 'theory.html'}", sep="\n")
         return 0

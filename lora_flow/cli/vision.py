@@ -9,11 +9,12 @@ import tyro
 from lora_flow_vision.settings import VisionSettings
 
 from lora_flow.checks import InputError, require
+from lora_flow.cli.groups import Draws
 from lora_flow.storage.remote import local_path
 
 
 @dataclasses.dataclass(frozen=True)
-class Vision:
+class Vision(Draws):
     """Check the theory on images: a Vision Transformer whose layers carry LoRA, by gradient flow, SGD and Adam.
 
     Trains from standard deviations .025 ... 1 as in Figures 5, 6 and 7 of Xu et al. (arXiv 2503.06982), from random A,

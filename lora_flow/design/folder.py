@@ -12,18 +12,15 @@ import xarray as xr
 from lora_flow.checks import require
 from lora_flow.storage.folder import SETTINGS, Folder, Kind, Template, read_settings, steady
 from lora_flow.storage.lanes import NOT_RUN
-from lora_flow.storage.remote import RunPath, below
+from lora_flow.storage.made import found, pictures
+from lora_flow.storage.remote import RunPath
 from lora_flow.storage.resumable import check_same
 
 if TYPE_CHECKING:
     from lora_flow.design.optimise import Optimised, Search
 
 OPTIMISE = "optimise"  # the table of the settings
-MADE = ("report.md", "learned.safetensors", "figures/optimise*.png", "figures/optimise*.json")
-
-
-def _made(path: Any) -> list[str]:
-    return [below(path, made) for pattern in MADE for made in path.glob(pattern)]
+MADE = ("report.md", "learned.safetensors", *pictures("optimise*"), "figures/optimise*.json")
 
 
 def _go_on(path: Any) -> str:
@@ -42,7 +39,7 @@ SEARCH = Kind(
     "search",
     "a search's",
     is_mine=lambda settings: OPTIMISE in settings,
-    made=_made,
+    made=lambda path: found(path, *MADE),
     go_on=_go_on,
     boxes="blocks of steps",
     unchanged=_unchanged,

@@ -14,6 +14,7 @@ from lora_flow.experiments.folder import load_study, study_of
 from lora_flow.experiments.on_page import written
 from lora_flow.experiments.table import EXPERIMENTS
 from lora_flow.figures.over_time import save_figures, save_with_numbers
+from lora_flow.figures.written import picture_lines
 from lora_flow.pages import charts
 from lora_flow.results.answers import Cell, answers
 from lora_flow.results.clock import over_time
@@ -72,7 +73,7 @@ def present(out: str | RunPath, partial: bool = False) -> Presented:
     told = _told(results, [below(results.out, picture) for picture in pictures])
     for file, content in ({"report.md": told.text} | dict(told.files)).items():
         write_atomically(results.out / file, content)
-    lines = [*told.lines, *(f"picture: {picture}" for picture in pictures), f"report: {results.out / 'report.md'}"]
+    lines = [*told.lines, *picture_lines(pictures), f"report: {results.out / 'report.md'}"]
     lines.append(_paged(results, told))
     lanes = sum(one["status"].size for one in results.runs.values())
     return Presented(list(filter(None, lines)), failed(results.runs.values()), lanes)

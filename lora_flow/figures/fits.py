@@ -24,20 +24,16 @@ def fit_figure(dataset: xr.Dataset) -> Figure:
     """
     require_dataset(dataset, "fit_figure", "loss", "fitted", "used", "profile_value", "profile_deviance")
     names = [str(name) for name in dataset["parameter"].values]
-    columns = max(2, len(names))
-    with panels(2, columns, height=4.2) as (figure, axes):
-        grid = axes[0, 0].get_gridspec()
-        for ax in axes[0]:
-            ax.remove()
-        split = (columns + 1) // 2
-        top = [figure.add_subplot(grid[0, :split]), figure.add_subplot(grid[0, split:])]
-        _curves(dataset, top[0])
-        _residuals(dataset, top[1])
-        for ax, name in zip(axes[1], names, strict=False):
+    rows = 1 + -(-len(names) // 2)
+    with panels(rows, 2, height=2.1 * rows) as (figure, axes):
+        _curves(dataset, axes[0, 0])
+        _residuals(dataset, axes[0, 1])
+        profiles = axes[1:].ravel()
+        for ax, name in zip(profiles, names, strict=False):
             _profile(dataset.sel(parameter=name), ax, name)
-        for ax in axes[1, len(names) :]:
+        for ax in profiles[len(names) :]:
             ax.set_visible(False)
-        letters(np.array([*top, *axes[1, : len(names)]]))
+        letters(axes.ravel()[: 2 + len(names)])
     return figure
 
 

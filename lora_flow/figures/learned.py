@@ -27,14 +27,15 @@ def learned_start(dataset: xr.Dataset, others: Mapping[str, float] | None = None
     steps = dataset["step"].values
     with panels(1, 3, height=2.7) as (figure, axes):
         first, second, third = axes[0]
-        for restart in dataset["restart"].values:
-            first.plot(steps, dataset["objective"].sel(restart=restart), color="0.6", linewidth=0.7)
+        for i, restart in enumerate(dataset["restart"].values):
+            each = {"color": "0.6", "linewidth": 0.7, "label": "each search" if i == 0 else None}
+            first.plot(steps, dataset["objective"].sel(restart=restart), **each)
         first.plot(steps, dataset["objective"].median("restart"), color="0.1", label="learned, median")
         for (name, value), colour in zip((others or {}).items(), COLOURS * len(others or {}), strict=False):
             first.axhline(value, color=colour, linestyle="--", label=name)
         first.set(title=str(dataset.attrs["objective"]), xlabel="step")
-        if others:
-            figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=len(others) + 1)
+        handles, names = first.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names))
         factors = [(layer, factor) for layer in dataset["layer"].values for factor in dataset["factor"].values]
         for (layer, factor), colour in zip(factors, COLOURS * len(factors), strict=False):
             one = dataset.sel(layer=layer, factor=factor)

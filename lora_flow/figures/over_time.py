@@ -30,6 +30,7 @@ from lora_flow.figures.style import (
     shades,
 )
 from lora_flow.figures.ticks import label_ticks
+from lora_flow.figures.written import write
 from lora_flow.problems.rounding import rounding_floors
 from lora_flow.results.clock import clock, over_time
 from lora_flow.results.given import require_dataset
@@ -37,7 +38,6 @@ from lora_flow.results.levels import initial_losses
 from lora_flow.results.phases import leading, phases, saddles, second_leads
 from lora_flow.results.report import problem_dims, show
 from lora_flow.storage.remote import Place
-from lora_flow.storage.swap import appearing
 from lora_flow.sweeps.schema import OPTIONAL_DIMS
 
 PHASES = {"align": "#e3e3e3", "grow": "#f4f4f4", "converge": "#dce9f5", "slow tail": "#fff2cc"}
@@ -240,14 +240,13 @@ def save_figures(dataset: xr.Dataset, folder: Place, name: str, title: str = "")
 
 
 def save(pictures: Mapping[str, Figure], folder: Place, title: str = "") -> list[Place]:
-    """Writes pictures as PNG files under their names, under a title of their own if one is given."""
+    """Writes pictures under their names, under a title of their own if one is given; returns the PNGs' paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.png" for name in pictures]
-    for path, figure in zip(paths, pictures.values(), strict=True):
+    paths = []
+    for name, figure in pictures.items():
         if title:
             figure.suptitle(title)
-        with appearing(path) as file:
-            figure.savefig(file, format="png")
+        paths.append(write(figure, folder, name))
         plt.close(figure)
     return paths
 

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from lora_flow.checks import kind, require
+from lora_flow.figures import written
 from lora_flow.storage.blocks import blockwise
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.4,
 }
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # Okabe and Ito's palette
-WIDTH = 7.2  # inches, of a page
 OWN_STYLES: dict[str, Any] = {"gaussian": "-", "spectral": "--", "lora-one": ":"}
 OTHER_STYLES: tuple[Any, ...] = ("-.", (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)), (0, (8, 1, 1, 1)), (0, (1, 4)))
 ZERO = 1e-40  # stands in for an exact zero on a logarithmic axis
@@ -42,12 +42,20 @@ SPREADS = {"quartiles": (0.25, 0.5, 0.75), "range": (0.0, 0.5, 1.0)}
 
 @contextlib.contextmanager
 def panels(
-    rows: int, columns: int, height: float, width: float = WIDTH, look: Mapping[str, Any] | None = None, **how: Any
+    rows: int,
+    columns: int,
+    height: float,
+    width: float = written.WIDTHS["page"],
+    look: Mapping[str, Any] | None = None,
+    **how: Any,
 ) -> Iterator[tuple[Figure, Any]]:
     """A figure and its axes, `(rows, columns)`, to be drawn within the context, in the style of all pictures.
 
-    **Arguments:** the number of `rows` and `columns`; `height` and `width` in inches; `look`, matplotlib's settings
-    that differ from `STYLE`; any argument of `matplotlib.pyplot.subplots` besides.
+    Where pictures are to be as wide as a column (`lora_flow.figures.written.drawn_as`), one panel stands below the
+    other.
+
+    **Arguments:** the number of `rows` and `columns`; `height` and `width` in inches, on a page; `look`, matplotlib's
+    settings that differ from `STYLE`; any argument of `matplotlib.pyplot.subplots` besides.
     """
     import matplotlib as mpl
     import matplotlib.pyplot as plt
@@ -55,8 +63,14 @@ def panels(
     from lora_flow.figures.ticks import label_ticks
 
     with mpl.rc_context(STYLE | dict(look or {})):
-        figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **how)
+        if written.in_column():
+            figure, axes = written.stacked(rows, columns, height, how)
+        else:
+            size = (width, height)
+            figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **how)
         yield figure, axes
+        if written.in_column():
+            written.label_all(axes)
         for ax in axes.flat:
             label_ticks(ax)
 

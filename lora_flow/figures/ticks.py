@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 
-FEWEST = 3
+FEWEST, MOST = 3, 9
+STRIDES = (1, 2, 3, 4, 5, 10, 20, 30, 50, 100)  # decades from one tick to the next
 WITHIN = ((1, 3), (1, 2, 5), tuple(range(1, 10)))  # what a decade is divided into, the coarsest first that is enough
 FEWEST_DIGITS, MOST_DIGITS = 6, 17
 PLAIN = 1e-3, 1e5  # numbers between are written out where a decade is divided
@@ -37,6 +38,14 @@ def divided(low: float, high: float) -> np.ndarray | None:
     return _between(np.asarray(linear), low, high)
 
 
+def strided(low: float, high: float, most: int) -> np.ndarray:
+    """Powers of ten between two values: as many as there is room for, and at least three, an even stride apart."""
+    exponents = np.round(np.log10(_between(_powers(low, high), low, high))).astype(int)
+    kept = [exponents[exponents % stride == 0] for stride in STRIDES]
+    enough = [one for one in kept if len(one) >= FEWEST]
+    return 10.0 ** next((one for one in enough if len(one) <= most), enough[-1])
+
+
 def _powers(low: float, high: float) -> np.ndarray:
     return 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
 
@@ -53,9 +62,9 @@ class _Ticks(LogLocator):
         parts = divided(low, high)
         if parts is not None:
             return parts
-        ticks = np.asarray(super().tick_values(vmin, vmax))
-        powers = _between(_powers(low, high), low, high)
-        return ticks if _between(ticks, low, high).size >= FEWEST else powers[:: (len(powers) - 1) // (FEWEST - 1)]
+        axis: Any = self.axis
+        most = MOST if axis is None else int(np.clip(axis.get_tick_space(), FEWEST, MOST))
+        return strided(low, high, most)
 
 
 class _Labels(LogFormatterSciNotation):

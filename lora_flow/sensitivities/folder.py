@@ -8,16 +8,18 @@ from typing import Any
 import xarray as xr
 
 from lora_flow.storage.folder import Kind, Template, steady
-from lora_flow.storage.remote import RunPath, below, run_path
+from lora_flow.storage.made import found, pictures
+from lora_flow.storage.remote import RunPath, run_path
 
-MADE = ("report.md", "report.html", "figures/sensitivity*.png")
-
-
-def _made(path: RunPath) -> list[str]:
-    return [below(path, made) for pattern in MADE for made in path.glob(pattern)]
+MADE = ("report.md", "report.html", *pictures("sensitivity*"))
 
 
-SENSITIVITY = Kind("sensitivity", "a sensitivity's", is_mine=lambda settings: "sensitivity" in settings, made=_made)
+SENSITIVITY = Kind(
+    "sensitivity",
+    "a sensitivity's",
+    is_mine=lambda settings: "sensitivity" in settings,
+    made=lambda path: found(path, *MADE),
+)
 
 
 def store(path: str | RunPath, settings: Mapping[str, Any], dataset: xr.Dataset) -> None:

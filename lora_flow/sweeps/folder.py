@@ -1,7 +1,7 @@
 """What a sweep's run folder holds, and what tells it from other folders. Imports no JAX by itself.
 
 settings.toml, results.zarr   as in every run folder, with the same guarantees: see `lora_flow.storage.folder`
-figures/*.png, report.md, report.html, report-*.csv
+figures/*, report.md, report.html, report-*.csv
 problem-as-started.npz or .safetensors   a copy of the file that --problem named
 """
 
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from lora_flow.checks import require
 from lora_flow.storage import checksums
 from lora_flow.storage.folder import RESULTS, Kind, Template
+from lora_flow.storage.made import found, pictures
 from lora_flow.storage.portable import portable_attrs
-from lora_flow.storage.remote import RunPath, below
+from lora_flow.storage.remote import RunPath
 from lora_flow.storage.resumable import check_same
 from lora_flow.sweeps import from_python
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 PROBLEM = "problem-as-started"
 _SUFFIXES = (".npz", ".safetensors")  # of files that hold a problem
 _COPIES = [f"{PROBLEM}{suffix}" for suffix in _SUFFIXES]
+MADE = ("report.md", "report.html", "report-*.csv", *pictures("sweep*", "figure*"))
 FIGURE = "figure"  # the attribute of a run that was made for a figure
 _NOTE, _LAYOUT = "settings", "layout"  # the notes of what a run was asked for, and of how it is cut
 _SAME = ["lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype"]  # attributes of a resumed run
@@ -54,8 +56,7 @@ def figure_of(path: RunPath) -> str:
 
 def drawn(path: RunPath) -> list[str]:
     """The report, its tables and the pictures of results, as names below their folder."""
-    patterns = ("report.md", "report.html", "report-*.csv", "figures/sweep*.png", "figures/figure*.png")
-    return [below(path, made) for pattern in patterns for made in path.glob(pattern)]
+    return found(path, *MADE)
 
 
 def template_of(settings: Mapping[str, Any], plan: Plan, attrs: Mapping[str, Any]) -> Template:

@@ -56,6 +56,7 @@ def tell(out: Path) -> int:
 
     mpl.use("Agg")
     from lora_flow.figures.over_time import save
+    from lora_flow.figures.written import picture_lines
     from lora_flow.pages.page import page
     from lora_flow_vision.claims import lines, report_steps, rows
     from lora_flow_vision.figures import draw
@@ -81,5 +82,5 @@ def tell(out: Path) -> int:
     print(*(f"{claim}: {where}: {statistic}: {verdict}" for verdict, claim, where, statistic in last), sep="\n")
     print(f"rho is Spearman's correlation of the std with the quantity; {len(found)} verdicts: {out / 'report.md'}")
     print(f"results: {out / 'results.zarr'} (lora_flow_vision.results.load_vision), final adapters: {out / 'adapters'}")
-    print(*(f"picture: {picture}" for picture in pictures), f"page: {out / 'report.html'}", sep="\n")
+    print(*picture_lines(pictures), f"page: {out / 'report.html'}", sep="\n")
     return 0

@@ -3,7 +3,7 @@
 settings.toml, results.zarr   as in every run folder, with the same guarantees: see `lora_flow.storage.folder`
 adapters/*.safetensors   the final adapters of each unit
 checkpoints/*   of units in training
-figures/*.png, report.md, report.html
+figures/*, report.md, report.html
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from lora_flow.checks import InputError, require
 from lora_flow.storage.folder import SETTINGS, Kind, Template, read_settings
+from lora_flow.storage.made import found, pictures
 from lora_flow.storage.remote import RunPath
 from lora_flow.storage.resumable import check_same
 from lora_flow_vision.settings import HEAD, VisionSettings, from_table
@@ -68,7 +69,7 @@ def _made(path: RunPath) -> list[str]:
         return []
     every = units(stored_settings(path))
     made = [name for unit in every for name in (unit.file, f"{CHECKPOINTS}/{unit.name}")]
-    drawn = [f"figures/{picture.name}" for pattern in DRAWN for picture in path.glob(f"figures/{pattern}.png")]
+    drawn = found(path, *pictures(*DRAWN))
     return [name for name in (*made, *drawn, "report.md", "report.html") if (path / name).exists()]
 
 
