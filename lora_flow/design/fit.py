@@ -51,6 +51,8 @@ _ABOUT = {
     "used": "whether the loss was fitted",
     "size": "size of the start along the task: alpha times a number of the chi distribution",
     "size_error": "relative standard error of the size",
+    "other_estimate": "another answer: of the parameter, where the sum of squares has another minimum, nearly as small",
+    "other_deviance": "deviance of another answer: what its sum of squares has more",
     "parameter": "parameter that was fitted",
 }
 
@@ -93,12 +95,13 @@ def fit(
     - `flow`, `solver`, `rtol`: as for `solve`.
     - `progress`: show progress on standard error.
 
-    A parameter that the curve does not tell has an open interval, or a wide one: `fit_told` says which, and why.
+    A parameter that the curve does not tell has an open interval, or a wide one: `fit_told` says which, and why. An
+    interval is about the best answer alone; answers elsewhere that fit nearly as well are told beside it.
 
     **Returns:** an `xarray.Dataset` with `estimate`, `low` and `high` over `parameter`; `covariance` of the logarithms
     over `parameter` and `other`; `profile_value` and `profile_deviance` over `parameter` and `point`; `loss`, `fitted`,
-    `uncertainty` and `used` over `curve` and `time`; and for unknown draws `size` and `size_error` over `curve` and
-    `layer`.
+    `uncertainty` and `used` over `curve` and `time`; for unknown draws `size` and `size_error` over `curve` and
+    `layer`; and where there are other answers `other_estimate` and `other_deviance` over `answer`.
 
     **Raises:** `InputError` for bad arguments, with the nearest name suggested, and for curves of which too little can
     be used.
@@ -160,7 +163,7 @@ def fit(
         bar.update()
     told = {"level": float(level), "error": best.error, "error_given": int(error is not None), "draws": draws}
     told |= {"rank": rank, "problem": str(problem), "deviance": best.cost, "init": scheme.name}
-    return _labelled(model, best, found, search.fitted(best), clock, table, told)
+    return _labelled(model, best, found, search.others(best, found), search.fitted(best), clock, table, told)
 
 
 def _names(unknown: Any) -> tuple[str, ...]:
@@ -187,6 +190,7 @@ def _labelled(
     model: Model,
     best: Best,
     found: list[Profile],
+    others: tuple[np.ndarray, np.ndarray],
     fitted: np.ndarray,
     clock: np.ndarray,
     losses: np.ndarray,
@@ -212,6 +216,9 @@ def _labelled(
         "uncertainty": (over, uncertainties(best)),
         "used": (over, best.used.astype(np.int8)),
     }
+    if len(others[0]):
+        variables["other_estimate"] = ("answer", "parameter"), np.exp(others[0])
+        variables["other_deviance"] = "answer", others[1]
     if model.seeds is None:
         variables["size"] = ("curve", "layer"), np.asarray(model.sizes(jnp.asarray(best.point)))
         variables["size_error"] = ("curve", "layer"), np.sqrt(np.diag(spread)[count:]).reshape(-1, 2)

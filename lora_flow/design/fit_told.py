@@ -17,14 +17,16 @@ TOO_FAR = 1.5  # distance of the fit in units of the error that was given
 def fit_told(dataset: xr.Dataset) -> list[str]:
     """What a fit has found, a sentence each, for `fit`'s dataset.
 
-    Every parameter with its interval; which parameters the curves do not tell apart, and what they tell instead; what
-    an unknown draw does; which losses are left out; and how far the curves are from the model.
+    Every parameter with its interval; answers elsewhere that fit nearly as well; which parameters the curves do not
+    tell apart, and what they tell instead; what an unknown draw does; which losses are left out; and how far the curves
+    are from the model.
 
     **Raises:** `InputError` for another dataset.
     """
     require_dataset(dataset, "fit_told", "estimate", "low", "high", "covariance", "used")
     lines = [_interval(dataset, str(name)) for name in dataset["parameter"].values]
-    return [*lines, *_together(dataset), *_of_the_draw(dataset), *_left_out(dataset), *_scatter(dataset)]
+    parts = (_elsewhere, _together, _of_the_draw, _left_out, _scatter)
+    return [*lines, *(line for part in parts for line in part(dataset))]
 
 
 def is_told(dataset: xr.Dataset, name: str) -> bool:
@@ -41,6 +43,20 @@ def _interval(dataset: xr.Dataset, name: str) -> str:
     if is_told(dataset, name):
         return f"{name} = {show(estimate)}, {level} interval {ends}."
     return f"{name} cannot be told: its {level} interval is {ends}."
+
+
+def _elsewhere(dataset: xr.Dataset) -> list[str]:
+    if "other_estimate" not in dataset:
+        return []
+    lines = []
+    for values, more in zip(dataset["other_estimate"].values, dataset["other_deviance"].values, strict=True):
+        named = zip(dataset["parameter"].values, values, strict=True)
+        told = ", ".join(f"{name} = {show(float(value))}" for name, value in named)
+        lines.append(
+            f"Another answer fits nearly as well: {told}. Its sum of squares is {more:.2g} more; the intervals are "
+            "about the first answer alone."
+        )
+    return lines
 
 
 def _together(dataset: xr.Dataset) -> list[str]:

@@ -19,11 +19,15 @@ SCATTERED = {True: 256, False: 64}  # points that are looked at first, along the
 SCATTER = {ALPHA: 100.0, RATE: 10.0, SHIFT_SCALE: 1.3, DELTA_W: 4.0}  # factors about the first guess
 RESTS = 128  # runs in all by which the rest of the draw is known
 DECIDED = 0.25  # standard deviation of a log loss over rests of the draw, above which it is left out
+NEARLY = 10.0  # by which the sum of squares of another answer may be larger: it is then e^5 times less likely
 FIRST = 1e-2  # of the largest loss, above which an unknown draw's curve is first looked at
 
 
 class Best(NamedTuple):
-    """A minimum with the data of which it is one, the errors that were taken, and the points that were used."""
+    """A minimum with the data of which it is one, the errors that were taken, and the losses that were used.
+
+    `minima` are all that were found: points `(minimum, unknown)`, and their sums of squares.
+    """
 
     point: np.ndarray
     cost: float
@@ -31,6 +35,7 @@ class Best(NamedTuple):
     data: Data
     error: float
     used: np.ndarray
+    minima: tuple[np.ndarray, np.ndarray]
 
 
 class Search(NamedTuple):
@@ -66,7 +71,8 @@ class Search(NamedTuple):
         return best._replace(error=self._error(best))
 
     def again(self, best: Best, point: np.ndarray) -> Best:
-        return self._minimised(best.data, np.stack([point] * LANES), best.error, best.used)[0]
+        again, _ = self._minimised(best.data, np.stack([point] * LANES), best.error, best.used)
+        return again._replace(minima=best.minima)
 
     def intervals(self, best: Best, level: float, better: float = 0.1) -> list[Profile] | Better:
         from scipy.stats import norm, t
@@ -81,6 +87,25 @@ class Search(NamedTuple):
         errors = np.sqrt(np.diag(covariance(best.jacobian)))[: len(self.model.unknown)]
         threshold = float(quantile.ppf(0.5 + level / 2)) ** 2
         return profiles(solve, best.point, best.cost, errors, threshold, better)
+
+    def others(self, best: Best, found: list[Profile]) -> tuple[np.ndarray, np.ndarray]:
+        """Minima nearly as good, `(answer, parameter)` in logarithms, the best first, and what their sums have more.
+
+        They lie outside an interval at least, and differ from each other by a per cent at least.
+        """
+        count = len(found)
+        ends = np.array([(one.low, one.high) for one in found])
+        points, costs = best.minima
+        order = np.argsort(costs, kind="stable")
+        kept = [best.point[:count]]
+        more = []
+        for point, cost in zip(points[order], costs[order] - best.cost, strict=True):
+            one = self._on_side(point)[:count]
+            outside = np.any((one < ends[:, 0]) | (one > ends[:, 1]))
+            if cost < NEARLY and outside and all(np.any(abs(one - other) > 0.01) for other in kept):
+                kept.append(one)
+                more.append(cost)
+        return np.array(kept[1:]).reshape(-1, count), np.array(more)
 
     def fitted(self, best: Best) -> np.ndarray:
         losses, _ = curves(self.model, jnp.asarray(self.clock), jnp.asarray(best.point[None]))
@@ -150,7 +175,7 @@ class Search(NamedTuple):
         found = minimise(self.model, data, jnp.asarray(points), jnp.ones(points.shape, bool))
         points, costs, jacobians = map(np.asarray, found)
         i = int(np.argmin(np.nan_to_num(costs, nan=np.inf)))
-        return Best(points[i], float(costs[i]), jacobians[i], data, error, used), points
+        return Best(points[i], float(costs[i]), jacobians[i], data, error, used, (points, costs)), points
 
     def _error(self, best: Best) -> float:
         """The relative error of losses, from the scatter about the fit in units of the one that was taken."""

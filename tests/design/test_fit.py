@@ -18,11 +18,11 @@ def problem_of(delta_w=1 / 1.05**2):
     return aligned_problem(jax.random.key(1), **SIZES, shift_scale=4.0, delta_w=delta_w)
 
 
-def observed(delta_w, alpha, seeds, noise=0.01, rank=2):
+def observed(delta_w, alpha, seeds, noise=0.01, rank=2, times=TIMES):
     """Curves of runs with noise, and the sizes of their starts along the task."""
     problem = problem_of(delta_w)
     starts = [gaussian_init(jax.random.key(seed), problem, rank=rank, alpha=alpha) for seed in seeds]
-    losses = solve_lanes(problem, stack(starts), TIMES, rtol=1e-6, keep=("loss",)).observables["loss"]
+    losses = solve_lanes(problem, stack(starts), times, rtol=1e-6, keep=("loss",)).observables["loss"]
     v, g, _ = directions(problem)
     sizes = [[np.linalg.norm(one.a @ x) for one, x in zip(start, (v, g), strict=True)] for start in starts]
     return np.asarray(losses) * np.exp(noise * np.random.default_rng(0).normal(size=losses.shape)), np.array(sizes)
@@ -71,6 +71,35 @@ def test_alpha_is_then_told_as_well_as_its_draws_allow(of_unknown_draws):
     lines = "\n".join(fit_told(found))
     assert "alpha and the draw cannot be told apart" in lines
     assert "delta_w and its inverse cannot be told apart" in lines
+
+
+def of_rate_and_gain(delta_w, until, guess):
+    """The fit of a curve up to a multiple of T1, whose rate is 1, with the start's alpha and draw known."""
+    times = until * np.log(1 / 2e-3) / np.prod(problem_of(delta_w).leading_gains()[::2]) * np.linspace(0, 1, 76)
+    losses, _ = observed(delta_w, 2e-3, [5], times=times)
+    how = {"unknown": ("rate", "delta_w"), "alpha": 2e-3, "rank": 2, "seed": 5, "progress": False}
+    return fit(times, losses[0], problem_of(guess), **how)
+
+
+def test_while_one_layer_alone_is_seen_rate_and_gain_are_told_as_a_product():
+    """The layer grows at the rate `rate * gain`, and the gain with `delta_w^(-1/2)`."""
+    found = of_rate_and_gain(0.1, until=0.8, guess=0.3)
+    assert not any(is_told(found, name) for name in ("rate", "delta_w"))
+    told = np.log(found["estimate"] / [1.0, 0.1]).values @ [1.0, -0.5]
+    assert abs(told) < 0.05
+    assert sum("rate and delta_w cannot be told apart: the curve tells delta_w * rate^-1." in line
+               for line in fit_told(found)) == 1  # fmt: skip
+
+
+def test_another_answer_that_fits_nearly_as_well_is_told():
+    """The layers change places: the curve's own parameters fit it a little worse than others, by chance."""
+    found = of_rate_and_gain(0.6, until=1.5, guess=0.8)
+    assert "other_estimate" in found
+    both = np.vstack([found["estimate"], found["other_estimate"]])
+    near = np.max(abs(np.log(both / [1.0, 0.6])), axis=1)
+    assert np.sum(near < 0.02) == 1
+    assert np.all(found["other_deviance"] > 0)
+    assert any(line.startswith("Another answer fits nearly as well: rate = ") for line in fit_told(found))
 
 
 HALF = np.geomspace(8.0, 1e-3, TIMES.size)
