@@ -4,6 +4,10 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 WORKERS ?= 2
 unexport PYTHONDONTWRITEBYTECODE  # the tests start Python a hundred times, and would read all sources anew each time
 
+# Below every page: the version, and where the sources are, if git knows an address that a browser can open.
+SITE_FOOTER = lora_flow $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml), MIT licence.$(and $(REPOSITORY), <a href='$(REPOSITORY)'>Repository</a>.)
+REPOSITORY ?= $(filter https://%,$(shell git config --get remote.origin.url 2>/dev/null))
+
 .PHONY: help figure1 figures theory vision test test-long test-package test-interop test-browser lint format docs bench bench-quick bench-gpu clean
 
 help:  ## what each target does
@@ -36,7 +40,7 @@ test-interop: .venv/dev .venv/vision .venv/interop  ## run the tests against PyT
 	$(BIN)/python -m pytest tests/initialization/test_initialization_interop.py tests/dynamics/test_descend_interop.py \
 		tests/vision/test_interop.py tests/bridge/test_bridge_interop.py
 
-test-browser: .venv/dev  ## run the tests of report.html in Chromium, where the machine has one
+test-browser: .venv/dev docs  ## run the tests of report.html and of the documentation in Chromium, where the machine has one
 	$(BIN)/python -m pytest -m long tests/pages
 
 lint: .venv/dev .venv/vision  ## check style and types
@@ -49,7 +53,9 @@ format: .venv/dev  ## put the code into shape
 	$(BIN)/ruff format .
 
 docs: .venv/docs  ## build the documentation into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	SITE_FOOTER="$(SITE_FOOTER)" $(BIN)/zensical build --clean --strict
+	mkdir -p site/mathjax
+	cp $$($(BIN)/python -c "import mathjax; print(*mathjax.__path__)")/static/mathjax/es5/tex-svg.js site/mathjax/  # formulas need no network
 
 bench: .venv/bench  ## measure lora_flow beside its peers, and write docs/benchmarks.md
 	$(BIN)/python -m benchmarks.run
@@ -75,7 +81,7 @@ clean:  ## remove everything that these targets make
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-.venv/dev .venv/docs .venv/vision .venv/interop .venv/report: .venv/core
+.venv/dev .venv/docs .venv/notebooks .venv/vision .venv/interop .venv/report: .venv/core
 	@echo "installing what $(@F) needs into .venv, which takes some minutes"
 	$(PIP) install -c constraints.txt -e '.[$(@F)]'
 	@touch $@

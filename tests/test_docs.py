@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from picture_faults import faults
 from printed import differences, shown
 from stored import STORED, check_agrees
 
@@ -20,6 +21,7 @@ from lora_flow.cli import main
 from lora_flow.dynamics.analysis import DETAILS
 from lora_flow.dynamics.observables import OBSERVABLES
 from lora_flow.experiments.table import EXPERIMENTS
+from lora_flow.figures import over_time, written
 from lora_flow.problems.update import OF_THE_UPDATE
 from lora_flow.recipes.kinds import KINDS
 from lora_flow.results import report
@@ -106,8 +108,15 @@ DRAWN = ("lora-flow theory", *(f"lora-flow figure {name}" for name in EXPERIMENT
 @pytest.mark.long
 @pytest.mark.timeout(1800)  # theory takes three minutes of two cores, which other tests may have as well
 @pytest.mark.parametrize("command", dict.fromkeys((*DRAWN, *shown())))
-def test_the_docs_show_what_commands_print_and_draw(command, tmp_path, capsys):
+def test_the_docs_show_what_commands_print_and_draw(command, tmp_path, capsys, monkeypatch):
     program, *words = command.split()
+    found = {}
+
+    def checked(figure, folder, name):
+        found[name] = faults(figure)
+        return written.write(figure, folder, name)
+
+    monkeypatch.setattr(over_time, "write", checked)
     if program == "python":
         done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=True)
         output = done.stdout
@@ -119,6 +128,7 @@ def test_the_docs_show_what_commands_print_and_draw(command, tmp_path, capsys):
             check_agrees(json.loads((STORED / path.name).read_text()), json.loads(path.read_text()))
     for page, texts in shown().get(command, {}).items():
         assert not [*differences(texts, output)], page
+    assert not any(found.values()), found
 
 
 def test_a_number_of_the_docs_that_a_command_prints_otherwise_is_told():
@@ -162,6 +172,17 @@ def test_the_list_of_observables_is_that_of_the_tables():
     rows += [[f"`{name}`", network.meanings()[name], "adapters of a `LinearNetwork`"] for name in own]
     told = report.table(header, [[cell.replace("|", r"\|") for cell in row] for row in rows])
     assert told in (ROOT / "docs/api.md").read_text(), f"docs/api.md must have this list:\n\n{told}"
+
+
+def test_every_picture_says_what_it_shows_and_is_in_the_gallery():
+    gallery = (ROOT / "docs/gallery.md").read_text()
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for about, picture in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text()):
+            assert len(about.split()) >= 4, f"{page.name}: {picture}"
+    for page in (ROOT / "docs").glob("notebook-*.md"):
+        assert f"({page.name})" in gallery, page.name
+    for picture in {*(ROOT / "docs/images").glob("*.png")} - {*(ROOT / "docs/images").glob("notebook-*.png")}:
+        assert f"(images/{picture.name})" in gallery, picture.name
 
 
 def test_linked_pages_exist():

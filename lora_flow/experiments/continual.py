@@ -198,6 +198,9 @@ def draw(dataset: xr.Dataset) -> Figure:
         axes[0, 1].set(title="a new task: its loss", ylabel="new loss")
         axes[1, 0].set(title="three in turn: forgetting", ylabel="forgetting of tasks 1 and 2")
         axes[1, 1].set(title="three in turn: loss when learned", ylabel="loss of tasks 2 and 3")
+        for ax in axes.flat:
+            first, last = ax.get_xlim()
+            ax.set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))  # room for whole markers
         letters(axes)
         handles, names = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(handles))

@@ -45,10 +45,10 @@ class Products(NamedTuple):
 def riccati(target: ArrayLike, w1: ArrayLike, w2: ArrayLike, t: ArrayLike, *, steps: int | None = None) -> Products:
     r"""The flow of `1/2 ||target - W2 W1||_F^2` from lambda-balanced weights, `W2^T W2 - W1 W1^T = lam I`.
 
-    P = [W1^T; W2] [W1^T; W2]^T obeys P' = F P + P F - P^2, F = [[-lam/2 I, target^T], [target, lam/2 I]], of norm
-    sqrt(lam^2/4 + ||target||_2^2). Derived for this project; on such weights see also Dominé et al., arXiv 2409.14623.
-    Shapes: `target` (m, n), `w1` (h, n), `w2` (m, h). The weights determine lam; derivatives with respect to the
-    weights are those of the flow along changes that keep them lambda-balanced. Accurate to 1e-14.
+    `P = [W1^T; W2] [W1^T; W2]^T` obeys `P' = F P + P F - P^2`, with `F = [[-lam/2 I, target^T], [target, lam/2 I]]` of
+    norm `sqrt(lam^2/4 + ||target||_2^2)`. Derived for this project; on such weights see also Dominé et al., arXiv
+    2409.14623. Shapes: `target` (m, n), `w1` (h, n), `w2` (m, h). The weights determine lam; derivatives with respect
+    to the weights are those of the flow along changes that keep them lambda-balanced. Accurate to 1e-14.
 
     **Returns:** `Products` of W1 and W2, with the axes of `t` first.
 

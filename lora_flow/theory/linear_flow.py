@@ -171,8 +171,8 @@ def loss_bound(rate: Value, t: Value, excess: Value) -> Value:
 def bias_invariants(start: Reduced) -> tuple[Float[Array, "m n"], Float[Array, "r n"]]:
     """(V U2^T Phi2^T, U1 U2^T Phi2^T): if both are zero they stay zero, and the flow goes to X^+ Y.
 
-    This is Proposition 1 of Min et al. 2021: the two obey d/dt [V U2^T; U1 U2^T] = [[0, E^T S^{1/2}], [S^{1/2} E, 0]]
-    [V U2^T; U1 U2^T].
+    This is Proposition 1 of Min et al. 2021: the two obey
+    `d/dt [V U2^T; U1 U2^T] = [[0, E^T S^{1/2}], [S^{1/2} E, 0]] [V U2^T; U1 U2^T]`.
     """
     return start.w2.T @ start.outside.T, start.u1 @ start.outside.T
 
