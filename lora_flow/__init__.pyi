@@ -5,6 +5,8 @@ from .adapter import pad as pad
 from .adapter import zero_adapters as zero_adapters
 from .algebra.diagonal import Diagonal as Diagonal
 from .bridge.init import peft_init as peft_init
+from .bridge.observe import peft_observe as peft_observe
+from .bridge.observed_told import observed_told as observed_told
 from .bridge.offset import peft_apply as peft_apply
 from .bridge.offset import peft_convert as peft_convert
 from .bridge.peft_folder import read_peft as read_peft

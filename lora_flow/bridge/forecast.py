@@ -78,6 +78,7 @@ def spans(observed: xr.Dataset, loss: float | None) -> xr.Dataset:
 
 
 def until(observed: xr.Dataset) -> xr.DataArray:
-    """The step from which on a layer's drift of A A^T - B^T B says that its run is no gradient flow; or infinite."""
-    over = observed["drift"].rename(step="time")
-    return crossing(over / DRIFT, xr.ones_like(over.isel(time=0, drop=True)))
+    """The last step up to which a layer's drift of A A^T - B^T B is a gradient flow's; infinite if it stays so."""
+    kept = (observed["drift"] <= DRIFT).astype(int).cumprod("step").astype(bool)
+    last = observed["step"].where(kept).max("step")
+    return xr.where(kept.all("step"), np.inf, last.fillna(-np.inf))

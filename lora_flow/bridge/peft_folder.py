@@ -187,13 +187,23 @@ def require_unchanged_base(opened: Opened) -> None:
 
 def read_factors(opened: Opened) -> dict[str, Adapter]:
     """The two factors of each module, by its name."""
+    check_factors(opened)
+    return {module: read_adapter(opened, module) for module in opened.factors}
+
+
+def read_adapter(opened: Opened, module: str) -> Adapter:
+    """The two factors of a module, as they are stored."""
+    factors: Any = (opened.factors[module][letter].read() for letter in "AB")
+    return Adapter(*factors)
+
+
+def check_factors(opened: Opened) -> None:
+    """Raises unless each module has both factors, whose shapes fit."""
     require(opened.factors, str(opened.where), "hold at least one adapter", "none")
     for module, pair in opened.factors.items():
         got = f"only lora_{''.join(pair)}"
         require(len(pair) == 2, f"{module} in {opened.where}", "have lora_A and lora_B", got)
         check_shapes(f"lora_A and lora_B of {module} in {opened.where}", pair["A"].shape, pair["B"].shape)
-    factors: dict[str, Any] = {module: (pair["A"].read(), pair["B"].read()) for module, pair in opened.factors.items()}
-    return {module: Adapter(*pair) for module, pair in factors.items()}
 
 
 def scaling_of(opened: Opened, module: str, rank: int) -> float:

@@ -33,6 +33,7 @@ GROUPS = {  # commands that are several, each a class of the group's module
         "init": "write initial adapters for a checkpoint, by any initialisation",
         "apply": "subtract a start's own update in a copy of the checkpoint",
         "convert": "turn what was trained from such a start into plain LoRA",
+        "observe": "read a run back from its checkpoints, beside what theory predicts",
     },
 }
 ABOUT = "The gradient flow of LoRA adapters, accurate over 26 decades of loss."

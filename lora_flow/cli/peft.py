@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+import os
+import shlex
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lora_flow.checks import InputError
+from lora_flow.cli.groups import Draws
 from lora_flow.cli.values import number
+from lora_flow.runtime.interrupts import whole
 from lora_flow.runtime.start import start_jax
+from lora_flow.storage.locks import locked
+from lora_flow.storage.remote import below, run_path
+from lora_flow.storage.swap import write_atomically
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +164,88 @@ class Convert:
         if self.rank is not None:
             print(f"relative error of an update by the lower rank: {max(errors.values()):.2g} at the most")
         return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Observe(Draws):
+    """Read a PEFT run back from its checkpoints: when each layer aligns and grows, and whether theory is about it.
+
+    RUN is a folder of checkpoints, as Hugging Face's Trainer writes them: checkpoint-100/adapter_model.safetensors,
+    checkpoint-200/..., or any folders whose names end with the step. The answer is a folder with report.md and
+    report.html, figures/observed.png, and results.zarr (open it with xarray.open_zarr): alignment, norms, imbalance A
+    A^T - B^T B and its drift, singular values, effective rank and phases, by layer and step.
+
+    With nothing else, alignment is that with the last update. With the gradient at the start, it is that with the
+    direction in which the loss falls fastest, and the fall of the loss is told to first order:
+
+    lora-flow peft observe runs/llama --initial start --gradients grads.safetensors --out observed
+
+    With the learning rate of plain gradient descent (SGD) the linearised flow B = U sinh(s S t) V^T A(0)^T, with t the
+    rate times the steps, predicts when layers align. It holds for small starts and until the loss has fallen by a
+    tenth, which --loss tells. What lies beyond, and runs whose A A^T - B^T B drifts as under AdamW, are "not
+    predicted":
+
+    lora-flow peft observe runs/llama --initial start --gradients grads.safetensors --lr 0.1 --loss 2.3 --out observed
+    """
+
+    run_folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The folder of the checkpoints."""
+    out: Annotated[str, tyro.conf.arg(metavar="PATH")]
+    """The new folder."""
+    initial: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: step 0 of RUN)")] = None
+    """The folder that the training started from, of lora-flow peft init or PEFT. Schemes that change the frozen weight
+    need it: their update is s (B A - B_0 A_0)."""
+    gradients: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
+    """A .safetensors file with dL/dW at the start by the parameters' names, or thin factors, as for lora-flow peft
+    init."""
+    lr: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: no prediction)")] = None
+    """The learning rate of gradient descent."""
+    loss: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: not known)")] = None
+    """The loss at the start. Predictions end where it has fallen by a tenth, to first order."""
+    names: Annotated[str | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
+    """A JSON file from the gradients' names of modules to the model's, as for lora-flow peft init."""
+    overwrite: bool = False
+    """Replace the folder if it holds an observed run."""
+
+    def run(self) -> int:
+        from lora_flow.bridge.observed_folder import OBSERVED, store
+
+        OBSERVED.check_free(self.out, self.overwrite)
+        own = {"run_folder", "out", "overwrite", "pictures"}
+        asked = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if one.name not in own}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        with locked(self.out):
+            OBSERVED.check_free(self.out, self.overwrite)
+            start_jax()
+            from lora_flow.bridge.observe import peft_observe
+
+            dataset = peft_observe(self.run_folder, **asked)
+            with whole():
+                store(self.out, {"run": os.path.abspath(self.run_folder)} | asked, dataset)
+            words = [f"--{name} {shlex.quote(str(value))}" for name, value in asked.items()]
+            words = [shlex.quote(self.run_folder), *words, "--out", shlex.quote(self.out)]
+            tell_observed(self.out, dataset, f"lora-flow peft observe {' '.join(words)}")
+        return 0
+
+
+def tell_observed(out: str, dataset: xr.Dataset, command: str) -> None:
+    """Draws an observed run, writes its report and its page, and says what was found."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from lora_flow.bridge.observed_told import observed_told, report
+    from lora_flow.figures.observed import observed_figure
+    from lora_flow.figures.over_time import save_with_numbers
+    from lora_flow.figures.written import picture_lines
+    from lora_flow.pages.page import page
+
+    folder, lines = run_path("out", out), observed_told(dataset)
+    pictures = save_with_numbers({"observed": observed_figure(dataset)}, folder / "figures")
+    text = report(dataset, [below(folder, picture) for picture in pictures])
+    write_atomically(folder / "report.md", text)
+    write_atomically(folder / "report.html", page(text, folder, settings=dataset.attrs, command=command))
+    print(*lines, *picture_lines(pictures), sep="\n")
+    print(f"report: {folder / 'report.md'}\npage: {folder / 'report.html'}")
 
 
 def number_of(name: str, text: str) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lora_flow import INITIALIZATIONS, InputError, peft_convert, peft_init
+from lora_flow import INITIALIZATIONS, InputError, observed_told, peft_convert, peft_init, peft_observe
 from lora_flow.bridge.peft_folder import read_peft
 
 pytestmark = [
@@ -249,3 +249,64 @@ def test_a_model_without_the_start_s_modules_is_refused(models, tmp_path):
         bridge.apply_start(made("bert"), tmp_path / "start")
     with pytest.raises(InputError, match="start must be a folder of peft init"):
         bridge.apply_start(made("bert"), tmp_path)
+
+
+STEPS = {"small": (1e-6, "SGD", 0.1, 300), "default": (1.0, "SGD", 0.1, 100), "adam": (1.0, "AdamW", 2e-3, 100)}
+
+
+@pytest.fixture(scope="module")
+def observed(models, tmp_path_factory):
+    """By the kind of start, what short runs of PEFT on a Llama have done, saved as PEFT does every 20 steps."""
+    words = torch.randint(0, 50, (6, 7), generator=torch.Generator().manual_seed(1))
+    found, folder, model = {}, tmp_path_factory.mktemp("runs"), models["llama"][0]
+    whole = copy.deepcopy(model)
+    loss = whole(input_ids=words, labels=words).loss
+    loss.backward()
+    gradients = {name: one.grad.numpy() for name, one in whole.named_parameters() if "_proj" in name}
+    save_file(gradients, folder / "gradients.safetensors")
+    for kind, (size, optimiser, lr, steps) in STEPS.items():
+        torch.manual_seed(3)
+        config = peft.LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=r".*_proj")
+        adapted = peft.get_peft_model(copy.deepcopy(model), config)
+        trained = [one for one in adapted.parameters() if one.requires_grad]
+        with torch.no_grad():
+            for one in trained:  # A; B is 0
+                one *= size
+        step = getattr(torch.optim, optimiser)(trained, lr)
+        adapted.save_pretrained(folder / kind / "checkpoint-0")
+        for count in range(1, steps + 1):
+            step.zero_grad()
+            adapted(input_ids=words, labels=words).loss.backward()
+            step.step()
+            if count % 20 == 0:
+                adapted.save_pretrained(folder / kind / f"checkpoint-{count}")
+        files = {"gradients": folder / "gradients.safetensors", "progress": False}
+        found[kind] = peft_observe(folder / kind, **files, lr=lr, loss=float(loss))
+    return found
+
+
+def test_small_starts_of_peft_align_at_the_predicted_checkpoints(observed):
+    """One checkpoint is 20 steps; the gradient's top pair is what was planted."""
+    small = observed["small"]
+    assert small.sizes["layer"] == 14
+    for name in ("t_align", "t_update", "t1"):
+        told = np.isfinite(small[f"{name}_predicted"].values)
+        assert told.sum() >= (1 if name == "t1" else 10), name
+        np.testing.assert_allclose(small[name].values[told], small[f"{name}_predicted"].values[told], rtol=0, atol=20)
+    aligned = np.isfinite(small["t_update_predicted"])
+    assert small["update_error"].min("step").values[aligned].max() < 0.1
+    before = small["step"] <= float(small["t_fallen_predicted"])
+    assert float(small["drift"].where(before).max()) < 0.02
+
+
+def test_of_peft_s_own_start_theory_tells_no_alignment_and_under_adam_nothing(observed):
+    for kind in ("default", "adam"):
+        assert np.isinf(observed[kind]["t_update"]).all()
+        assert np.isnan(observed[kind]["t_update_predicted"]).all()
+    text = "\n".join(observed_told(observed["adam"]))
+    assert "Theory does not apply" in text
+    assert "Not predicted: the alignment of 14 of 14 layers" in text
+    assert float(observed["adam"]["drift"].isel(step=1).min()) > 0.1
+    assert float(observed["default"]["drift"].isel(step=1).median()) < 0.1
+    assert np.isnan(observed["adam"]["t_fallen_predicted"])
+    assert float(observed["default"]["t_fallen_predicted"]) < 20

@@ -121,5 +121,11 @@ def test_large_steps_and_adam_drift_and_small_steps_do_not():
     for step, drifts in ((0.005, False), (optax.adam(0.02), True)):
         run = descend(problem, start, steps=200, step=step, saves=21, save_adapters=True)
         found = watch(watched(descent, leading), states(run.history[0]))
-        dataset = xr.Dataset({"drift": (("layer", "step"), [found["drift"]])}, {"step": np.arange(21)})
+        dataset = xr.Dataset({"drift": (("layer", "step"), [found["drift"]])}, {"step": run.iterations})
         assert np.isfinite(until(dataset)[0]) == drifts, found["drift"].max()
+
+
+def test_theory_tells_up_to_the_last_step_before_the_drift():
+    drift = [[0, 0.05, 0.2, 0.01], [0, 0.2, 0.2, 0.2], [0, 0, 0, 0.1]]
+    dataset = xr.Dataset({"drift": (("layer", "step"), drift)}, {"step": [0, 10, 20, 30]})
+    np.testing.assert_array_equal(until(dataset), [10, 0, np.inf])

@@ -645,7 +645,8 @@ def test_wrong_values_are_told_in_one_line(name, argument, monkeypatch, tmp_path
     assert not told, "\n".join(told)
 
 
-ELSEWHERE = {"extend", "peft_apply", "peft_convert", "peft_init", "read_peft", "write_peft"}
+ELSEWHERE = {"extend", "observed_told", "peft_apply", "peft_convert", "peft_init", "peft_observe"}
+ELSEWHERE |= {"read_peft", "write_peft"}
 """Those that need a run to extend, or a checkpoint: see tests/test_growth.py and tests/bridge."""
 
 

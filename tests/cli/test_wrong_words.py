@@ -360,6 +360,8 @@ COMMAND_LINES = [
     ("theory --out OUT --resume", "Unrecognized options: --resume"),
     ("plot OUT --resume", "Unrecognized options: --resume"),
     ("theory --out LOOP", "must be a folder, got File exists"),
+    ("peft observe --out OUT", "RUN must be given"),
+    ("peft observe runs/x", "--out must be given"),
 ]
 
 FILES = {
