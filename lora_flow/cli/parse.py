@@ -18,6 +18,7 @@ COMMANDS = {  # name -> what it does, in a line
     "sweep": "solve the gradient flow for every combination of settings, into a run folder",
     "plot": "draw a run or figure again, and write its report",
     "report": "make a run's page for the browser again",
+    "compare": "show several runs on one page and in one figure",
     "sensitivity": "say what the loss and the times of a run depend on most, by derivatives",
     "fit": "find alpha, delta_w or the learning rate from a loss curve, with intervals",
     "status": "say how far a run or figure is, and how to continue",
@@ -139,7 +140,7 @@ def _one_line(box: str) -> str:
             parts[-1].append(line)
     first = next((part for part in parts if "".join(part)), [])
     message = " ".join(first).strip()
-    if message.startswith("Error parsing --"):
+    if message.startswith("Error parsing "):
         message = message.removeprefix("Error parsing ").replace(": must ", " must ", 1)
     missing = re.match(r"Missing from .*?: +(--[\w-]+|[A-Z]+) ", message)
     if missing:

@@ -11,10 +11,10 @@ import pytest
 pytestmark = pytest.mark.usefixtures("one_machine", "drawn_once")
 
 COMMAND_LINES = [
-    ("swep", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'fit', 'status', 'figure', 'theo"),
-    ("--out OUT", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'fit', 'status', 'figure', 'theo"),
-    ("-v", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'fit', 'status', 'figure', 'theo"),
-    ("help", "the command must be 'sweep', 'plot', 'report', 'sensitivity', 'fit', 'status', 'figure', 'theo"),
+    ("swep", "the command must be 'sweep', 'plot', 'report', 'compare', 'sensitivity', 'fit', 'status'"),
+    ("--out OUT", "the command must be 'sweep', 'plot', 'report', 'compare', 'sensitivity', 'fit', 'status'"),
+    ("-v", "the command must be 'sweep', 'plot', 'report', 'compare', 'sensitivity', 'fit', 'status'"),
+    ("help", "the command must be 'sweep', 'plot', 'report', 'compare', 'sensitivity', 'fit', 'status'"),
     ("sweep sweep --out OUT", "Unrecognized options: sweep"),
     ("sweep", "--out must be given"),
     ("sweep --out", "Missing value for argument '--out'. Expected 1 values."),
@@ -300,6 +300,13 @@ COMMAND_LINES = [
     ("report", "PATH must be given"),
     ("report OUT", "the run folder must exist, got"),
     ("report DIR", "must be a run folder, got one without settings.toml"),
+    ("compare", "RUN must be one value or several, got ''"),
+    ("compare OUT", "runs must be two or more run folders, got"),
+    ("compare DIR DIR/", "runs must differ, got"),
+    ("compare OUT DIR --out OUT", "the run folder must exist, got"),
+    ("compare DIR TEXT --out OUT", "must be a run folder, got one without settings.toml"),
+    ("compare DIR OUT --out FULL", "out must be a new folder or one of an earlier comparison, got"),
+    ("compare DIR OUT --out TEXT", "out must be a new folder or one of an earlier comparison, got"),
     ("plot TEXT", "the run folder must exist, got"),
     ("plot DIR", "must be a run folder, got one without settings.toml"),
     ("plot LOOP", "the run folder must exist, got"),

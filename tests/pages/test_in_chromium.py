@@ -1,6 +1,11 @@
 """The page in a browser: it opens from the disk without a network, and its controls move what they are about."""
 
+import dataclasses
+
 import pytest
+from runs_of_pages import SETTINGS, presented
+
+from lora_flow.cli import main
 
 pytestmark = pytest.mark.long
 
@@ -66,4 +71,33 @@ def test_axes_bands_and_time_change_the_picture(folder, opened):
     assert float(shown) != float(page.evaluate(bands)) or page.evaluate(bands.replace("fillOpacity", "opacity")) == "0"
     page.select_option("#quantity-1", label="‖Z1‖")
     page.wait_for_timeout(500)
+    assert said == []
+
+
+@pytest.fixture(scope="module")
+def compared(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared")
+    presented(out / "weaker", dataclasses.replace(SETTINGS, shift_scale=3.0, rank=(1,)))
+    assert main(["compare", str(folder), str(out / "weaker"), "--out", str(out / "both")]) == 0
+    return out / "both" / "compare.html"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_runs_are_compared_cell_by_cell(compared, opened, width, scheme):
+    page, said = opened(compared.as_uri(), width=width, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    lines = page.query_selector_all("#chart-0 path[aria-roledescription='line mark']")
+    assert len(lines) == 2, "one of each run"
+    before = [line.get_attribute("d") for line in lines]
+    page.focus("#axis-alpha")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('#told').textContent.includes('alpha 0.001')")
+    page.wait_for_timeout(300)
+    after = page.query_selector_all("#chart-0 path[aria-roledescription='line mark']")
+    assert all(line.get_attribute("d") not in before for line in after), "both have moved"
+    page.select_option("#run", label="weaker")
+    page.wait_for_timeout(500)
+    assert page.query_selector("#axis-rank") is None, "which that run does not vary"
+    assert "alpha 0.001" in page.text_content("#told"), "the cell is kept where the other run has it"
+    assert page.text_content("td:has-text('shift_scale') + td").startswith("5")
     assert said == []
