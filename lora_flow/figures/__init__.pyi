@@ -1,3 +1,4 @@
+from .animation import animate as animate
 from .maps import phase_diagram as phase_diagram
 from .maps import plot_map as plot_map
 from .over_time import panels as panels

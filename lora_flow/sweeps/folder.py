@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROBLEM = "problem-as-started"
 _SUFFIXES = (".npz", ".safetensors")  # of files that hold a problem
 _COPIES = [f"{PROBLEM}{suffix}" for suffix in _SUFFIXES]
-MADE = ("report.md", "report.html", "report-*.csv", *pictures("sweep*", "figure*"))
+MADE = ("report.md", "report.html", "report-*.csv", *pictures("sweep*", "figure*"), "figures/animation-*")
 FIGURE = "figure"  # the attribute of a run that was made for a figure
 _NOTE, _LAYOUT = "settings", "layout"  # the notes of what a run was asked for, and of how it is cut
 _SAME = ["lora_flow_version", "jax_version", "diffrax_version", "platform", "dtype"]  # attributes of a resumed run

@@ -16,7 +16,7 @@ from lora_flow.figures import panels, phase_diagram, plot_alignment, plot_distan
 from lora_flow.sweeps.plan import plan_sweep
 
 PROBLEM = aligned_problem(jax.random.key(0), m=4, n=4, h=6)
-OF_DATASETS = [getattr(figures, name) for name in figures.__all__ if name not in ("panels", "plot_map")]
+OF_DATASETS = [getattr(figures, name) for name in figures.__all__ if name not in ("animate", "panels", "plot_map")]
 
 
 @pytest.fixture(autouse=True)
