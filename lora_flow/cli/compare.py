@@ -8,13 +8,14 @@ from typing import Annotated
 import tyro
 
 from lora_flow.checks import require
+from lora_flow.cli.groups import Draws
 from lora_flow.storage.locks import locked
 from lora_flow.storage.remote import local_path, run_path
 from lora_flow.storage.swap import is_generated
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare:
+class Compare(Draws):
     """Show several runs on one page and in one figure, and say in which settings they differ.
 
     The folder gets compare.md, figures/compare.png and, where the extra `report` is installed, compare.html, on which

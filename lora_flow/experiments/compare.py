@@ -14,6 +14,7 @@ from lora_flow.checks import require
 from lora_flow.experiments.on_page import explored
 from lora_flow.figures.over_time import save_with_numbers
 from lora_flow.figures.style import band, letters, mark_rounding, panels, shades
+from lora_flow.figures.written import picture_lines
 from lora_flow.pages import charts
 from lora_flow.pages.page import page
 from lora_flow.pages.thinned import shown_values
@@ -49,7 +50,7 @@ class Compared(NamedTuple):
         text = f"# {' and '.join(self.runs)} compared\n\n## What differs\n\n{told}\n\n{picture_of}"
         listed = "\n".join(f"- {line}" for line in short)
         write_atomically(folder / "compare.md", f"{text}\n\n## What each does\n\n{listed}\n")
-        lines = [told, f"picture: {picture}", f"report: {folder / 'compare.md'}"]
+        lines = [told, *picture_lines([picture]), f"report: {folder / 'compare.md'}"]
         if not charts.are_to_be_had():
             return [*lines, charts.MISSING.replace("report.html", "compare.html")]
         shown = [explored(run, one, self.found[run]) for run, one in self.runs.items()]

@@ -59,7 +59,7 @@ def _curves() -> dict[str, Any]:
     """Medians as lines and quartiles as bands over time, the phases and times of one cell behind them.
 
     Data: `curves` (time, low, middle, high, colour, dash, selected, cell), `phases` (begin, end, phase), `marks` (time,
-    what) and `floors` (value, what).
+    what), `floors` (value, what) and `now` (time).
     """
     import altair as alt
 
@@ -101,7 +101,8 @@ def _curves() -> dict[str, Any]:
     floors = alt.Chart(alt.NamedData("floors")).encode(y=alt.Y("value", type="quantitative"))
     floor = floors.mark_rule(strokeDash=[1, 3]).encode(tooltip="what:N")
     named = floors.mark_text(align="right", baseline="bottom", dx=-4, dy=-3).encode(text="what:N", x=alt.value("width"))
-    drawn = alt.layer(band, floor, named, rule, line, point.add_params(near), text)
+    now = alt.Chart(alt.NamedData("now")).encode(x=alt.X("time", type="quantitative")).mark_rule(strokeWidth=1)
+    drawn = alt.layer(band, floor, named, rule, line, point.add_params(near), text, now)
     shown = alt.layer(phases, drawn).resolve_scale(color="independent")  # the phases have colours of their own
     return dict(shown.properties(width="container", height=320).to_dict(validate=False))
 

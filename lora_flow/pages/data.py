@@ -36,24 +36,39 @@ def of_run(dataset: xr.Dataset, found: Sequence[Cell], thinned: Sequence[str] = 
     The cells are in C order over `axes`. `curves` has for each cell, quantity, quartile (low, median, high) and save a
     number in single precision, as base64. Of a loss that is less than its rounding floor it has the floor.
     """
-    axes = [str(dim) for dim in dataset["status"].dims if dim != "seed"]
     names = curves(dataset)
-    floor = rounding_floors(dataset).median("seed").transpose(*axes).values.ravel()
+    held = {"thinned": list(thinned), "curves": text_of(of_curves(dataset, names))}
+    return outline(dataset, names) | of_cells(dataset, found) | held
+
+
+def outline(dataset: xr.Dataset, names: Sequence[str]) -> dict[str, Any]:
+    """What a page knows of a run before it has seen any lane: axes, times, seeds, and what its quantities mean."""
     return {
         "axes": [
             {"name": dim, "about": dataset[dim].attrs.get("long_name", dim), "values": shown_values(dataset, dim)}
-            for dim in axes
+            for dim in axes_of(dataset)
         ],
         "time": [float(f"{time:.6g}") for time in dataset["time"].values],
         "clock": clock(dataset).axis,
         "seeds": dataset.sizes["seed"],
         "quantities": [_quantity(dataset, name) for name in names],
+    }
+
+
+def of_cells(dataset: xr.Dataset, found: Sequence[Cell]) -> dict[str, Any]:
+    """What is told of every cell of a dataset in memory, given their answers `found`, cell by cell in its order."""
+    axes = axes_of(dataset)
+    floor = rounding_floors(dataset).median("seed").transpose(*axes).values.ravel()
+    return {
         "measures": [*_answers(dataset, found, floor), *_phases(dataset, axes)],
         "endings": [cell.ending for cell in found],
         "floor": _numbers(floor),
-        "thinned": list(thinned),
-        "curves": text_of(of_curves(dataset, names)),
     }
+
+
+def axes_of(dataset: xr.Dataset) -> list[str]:
+    """The dims of the cells."""
+    return [str(dim) for dim in dataset["status"].dims if dim != "seed"]
 
 
 def of_curves(dataset: xr.Dataset, names: Sequence[str]) -> np.ndarray:
@@ -68,8 +83,7 @@ def text_of(values: np.ndarray) -> str:
 
 
 def _quartiles(dataset: xr.Dataset, name: str) -> np.ndarray:
-    axes = [dim for dim in dataset["status"].dims if dim != "seed"]
-    values, floor = dataset[name].transpose(*axes, "seed", "time"), None
+    values, floor = dataset[name].transpose(*axes_of(dataset), "seed", "time"), None
     if name == "loss":
         floor = float(rounding_floors(dataset).median())
         floor = None if math.isnan(floor) else floor

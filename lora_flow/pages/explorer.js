@@ -1,10 +1,10 @@
 // The runs of a page: their cells, the chosen one, and the charts that show it.
 const page = JSON.parse(document.getElementById("data").textContent);
-const MOST_CURVES = 12, MOST_ROWS = 200;
+const MOST_CURVES = 12, MOST_ROWS = 200, MOST_ACROSS = 24;
 const byId = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const state = { run: 0, at: [], colour: -1, dash: -1, bands: true, logTime: false, logValue: [true, true], until: 1, x: 0, y: 0,
-  measure: 0, sort: null, up: true };
+  measure: 0, sort: null, up: true, now: null };
 let run, views = [null, null], mapView = null;
 
 const three = (value) => value == null ? "–" : value === 0 ? "0" : Math.abs(value) >= 1e-3 && Math.abs(value) < 1e5
@@ -13,7 +13,7 @@ const varied = () => run.axes.map((axis, i) => axis.values.length > 1 ? i : -1).
 const strides = (one) => { let size = 1; const found = one.axes.map(() => 0);
   for (let i = one.axes.length - 1; i >= 0; i--) { found[i] = size; size *= one.axes[i].values.length; } return found; };
 const cellAt = (at, one = run) => at.reduce((sum, i, axis) => sum + i * strides(one)[axis], 0);
-const placeOf = (cell) => strides(run).map((stride, i) => Math.floor(cell / stride) % run.axes[i].values.length);
+const placeOf = (cell, one = run) => strides(one).map((stride, i) => Math.floor(cell / stride) % one.axes[i].values.length);
 const cellCount = () => run.axes.reduce((size, axis) => size * axis.values.length, 1);
 const nameOf = (at, one = run) => one.axes.map((axis, i) => axis.values.length > 1 ? `${axis.name} ${axis.values[at[i]]}` : "")
   .filter(Boolean).join(", ") || one.name || "the only cell";
@@ -34,22 +34,50 @@ async function curvesOf(one, cell, quantity) {
     const begin = (cell * one.quantities.length + quantity) * length;
     return embedded(one).subarray(begin, begin + length);
   }
-  one.asked ??= new Map();
-  const key = `${cell} ${quantity}`;
+  const key = `${cell} ${quantity}`, places = placeOf(cell, one).map((i) => [i]);
   if (!one.asked.has(key)) {
-    const answer = await fetch(`curves?run=${page.runs.indexOf(one)}&cell=${cell}&quantity=${encodeURIComponent(one.quantities[quantity].name)}`);
-    if (!answer.ok) throw new Error(await answer.text());
-    one.asked.set(key, new Float32Array(await answer.arrayBuffer()));
+    const asked = ask("curves", one, places, `&quantity=${encodeURIComponent(one.quantities[quantity].name)}`);
+    one.asked.set(key, asked.then(async (answer) => new Float32Array(await answer.arrayBuffer())));
+    asked.catch(() => one.asked.delete(key));
   }
   return one.asked.get(key);
 }
 
+// What is told of cells: in the page, or asked of the program that serves it, for all combinations of some places.
+async function ask(path, one, places, more = "") {
+  const answer = await fetch(`${path}?run=${page.runs.indexOf(one)}&at=${places.map((some) => some.join(",")).join(";")}${more}`);
+  if (!answer.ok) throw new Error(await answer.text());
+  return answer;
+}
+const served = (one = run) => one.lanes != null;
+const combined = (places) => places.reduce((found, some) => found.flatMap((at) => some.map((i) => [...at, i])), [[]]);
+const seedsOf = (one, cells) => Math.min(one.seeds, Math.max(1, Math.floor(one.lanes / cells)));  // of one answer
+function take(one, places, told) {
+  for (const [i, at] of combined(places).entries()) {
+    const cell = cellAt(at, one);
+    if (one.of[cell] > told.seeds) continue;
+    one.of[cell] = told.seeds;
+    one.endings[cell] = told.endings[i];
+    one.floor[cell] = told.floor[i];
+    one.measures.forEach((measure, k) => { measure.values[cell] = told.measures[k].values[i]; });
+  }
+}
+async function need(one, places) {
+  if (!served(one)) return;
+  const cells = combined(places).map((at) => cellAt(at, one)), seeds = seedsOf(one, cells.length);
+  if (cells.some((cell) => !(one.of[cell] >= seeds))) take(one, places, await (await ask("cells", one, places)).json());
+}
+for (const one of page.runs.filter(served)) {
+  Object.assign(one, { asked: new Map(), of: {}, endings: {}, floor: {}, measures: one.first.measures.map((measure) => ({ ...measure, values: {} })) });
+  take(one, one.axes.map(() => [0]), one.first);
+}
+
 // The cells whose curves are shown: along the axis of the colours and that of the dashes, and of every run if asked.
+function some(axis, most) {
+  const count = run.axes[axis].values.length, every = Math.ceil(count / most);
+  return [...Array(count).keys()].filter((i) => i % every === 0 || i === state.at[axis]);
+}
 function shown() {
-  const some = (axis) => {
-    const count = run.axes[axis].values.length, every = Math.ceil(count / MOST_CURVES);
-    return [...Array(count).keys()].filter((i) => i % every === 0 || i === state.at[axis]);
-  };
   const found = [];
   if (state.colour === -2) {  // the runs
     for (const one of page.runs) {
@@ -61,8 +89,8 @@ function shown() {
     }
     return found;
   }
-  for (const i of state.colour >= 0 ? some(state.colour) : [0]) {
-    for (const j of state.dash >= 0 ? some(state.dash) : [0]) {
+  for (const i of state.colour >= 0 ? some(state.colour, MOST_CURVES) : [0]) {
+    for (const j of state.dash >= 0 ? some(state.dash, MOST_CURVES) : [0]) {
       const at = [...state.at];
       if (state.colour >= 0) at[state.colour] = i;
       if (state.dash >= 0) at[state.dash] = j;
@@ -76,10 +104,12 @@ function shown() {
 async function rowsOf(panel) {
   const quantity = run.quantities[Number(byId(`quantity-${panel}`).value)], log = state.logValue[panel];
   const end = run.time[run.time.length - 1] * state.until, rows = [];
-  for (const { one, at, cell, colour, dash, selected } of shown()) {
-    const place = one.quantities.findIndex((other) => other.name === quantity.name);
-    if (place < 0) continue;
-    const values = await curvesOf(one, cell, place), count = one.time.length;
+  const lines = await Promise.all(shown().map(async (line) => {
+    const place = line.one.quantities.findIndex((other) => other.name === quantity.name);
+    return place < 0 ? null : { ...line, values: await curvesOf(line.one, line.cell, place) };
+  }));
+  for (const { one, at, cell, colour, dash, selected, values } of lines.filter(Boolean)) {
+    const count = one.time.length;
     const told = (value) => Number.isFinite(value) && (!log || value > 0) ? value : null;
     for (let t = 0; t < count && one.time[t] <= end * (1 + 1e-9); t++) {
       if (state.logTime && one.time[t] <= 0) continue;
@@ -104,7 +134,8 @@ async function rowsOf(panel) {
   if (predicted != null && predicted <= end && predicted >= begin) marks.push({ time: predicted, what: `T1 predicted, ${three(predicted)}` });
   if (quantity.name === "loss" && run.floor[cell] && log && least <= 3 * run.floor[cell])
     floors.push({ value: run.floor[cell], what: "rounding: below it nothing is told" });
-  return { curves: rows, phases, marks, floors };
+  const now = state.now != null && state.now <= end && state.now >= begin ? [{ time: state.now }] : [];
+  return { curves: rows, phases, marks, floors, now };
 }
 
 function theme() {
@@ -146,21 +177,21 @@ async function drawCurves(panel) {
   views[panel] = (await vegaEmbed(`#chart-${panel}`, spec, options)).view;
 }
 async function moveCurves() {
+  const { at } = state;
   await Promise.all([0, 1].map(async (panel) => {
     const data = await rowsOf(panel);
+    if (at !== state.at) return;  // another cell has been chosen meanwhile
     for (const [name, rows] of Object.entries(data)) views[panel].data(name, rows);
     await views[panel].runAsync();
   }));
 }
+// The places of the map's cells along each axis: a run that is served shows some values of a long one.
+const mapPlaces = () => run.axes.map((axis, i) => i === state.x || i === state.y ? some(i, served() ? MOST_ACROSS : axis.values.length) : [state.at[i]]);
 function mapRows() {
   const measure = run.measures[state.measure], rows = [];
-  const all = (axis) => axis == null ? [0] : [...run.axes[axis].values.keys()];
-  for (const i of all(state.x)) for (const j of state.y === state.x ? [0] : all(state.y)) {
-    const at = [...state.at];
-    at[state.x] = i;
-    if (state.y !== state.x) at[state.y] = j;
-    const cell = cellAt(at), value = measure.values[cell];
-    rows.push({ x: run.axes[state.x].values[i], y: state.y === state.x ? "" : run.axes[state.y].values[at[state.y]], cell, name: nameOf(at),
+  for (const at of combined(mapPlaces())) {
+    const cell = cellAt(at), value = measure.values[cell], [i, j] = [at[state.x], at[state.y]];
+    rows.push({ x: run.axes[state.x].values[i], y: state.y === state.x ? "" : run.axes[state.y].values[j], cell, name: nameOf(at),
       value: measure.log ? (value > 0 ? Math.log10(value) : null) : value, told: three(value), selected: cell === cellAt(state.at) });
   }
   return rows.sort((one, other) => one.selected - other.selected);  // the chosen one is drawn last, over its neighbours
@@ -171,18 +202,37 @@ async function drawMap() {
   const spec = structuredClone(page.charts.map), measure = run.measures[state.measure], { encoding } = spec;
   const title = (axis) => `${run.axes[axis].about} (${run.axes[axis].name})`;
   encoding.x.title = title(state.x);
-  encoding.x.sort = run.axes[state.x].values;
-  encoding.y.sort = run.axes[state.y].values;
+  const places = mapPlaces(), values = (axis) => places[axis].map((i) => run.axes[axis].values[i]);
+  encoding.x.sort = values(state.x);
+  encoding.y.sort = values(state.y);
   encoding.y.title = state.y === state.x ? null : title(state.y);
   encoding.color.condition.legend.title = measure.log ? `log10 ${measure.label}` : measure.label;
   encoding.color.condition.legend.titleLimit = 140;
   if (byId("chart-map").clientWidth < 500) encoding.color.condition.legend = { ...encoding.color.condition.legend, orient: "bottom", titleLimit: 300 };
   spec.description = `${measure.label} over ${title(state.x)} and ${title(state.y)}; the table has the same numbers`;
-  spec.height = 38 * (state.y === state.x ? 1 : run.axes[state.y].values.length);
+  spec.height = (places[state.y].length > 12 ? 20 : 38) * (state.y === state.x ? 1 : places[state.y].length);
   spec.datasets = { cells: mapRows() };
   mapView?.finalize();
   mapView = (await vegaEmbed("#chart-map", spec, OPTIONS())).view;
   mapView.addEventListener("click", (event, item) => { if (item?.datum?.cell != null) choose(placeOf(item.datum.cell)); });
+  await fillMap();
+}
+// Row by row, so that it is seen to come, and so that what is chosen meanwhile does not wait for all of it.
+let filling = 0;
+async function fillMap() {
+  if (!served()) return;
+  const mine = ++filling, one = run, places = mapPlaces(), rows = state.y === state.x ? [null] : places[state.y];
+  byId("map-told").hidden = false;
+  for (const [k, row] of rows.entries()) {
+    const part = places.map((some, i) => row != null && i === state.y ? [row] : some);
+    byId("map-told").textContent = `Reading, ${k} of ${rows.length} rows.`;
+    await need(one, part);
+    if (mine !== filling) return;
+    if (mapView) await mapView.data("cells", mapRows()).runAsync();
+  }
+  drawTable();
+  const seeds = Math.min(...combined(places).map((at) => one.of[cellAt(at)])), cells = combined(places).length;
+  byId("map-told").textContent = `${cells === cellCount() ? "All" : `${cells} of ${cellCount()}`} cells` + (seeds < one.seeds ? `, medians over the first ${seeds} of ${one.seeds} seeds.` : ".");
 }
 
 // The controls, from what varies in the run.
@@ -251,7 +301,7 @@ const columns = () => [...varied().map((i) => ({ label: run.axes[i].name, of: (c
   ...run.measures.map((measure) => ({ label: measure.label, number: true, of: (cell) => measure.values[cell] })),
   { label: "then", of: (cell) => run.endings[cell] ?? "" }];
 function drawTable() {
-  const cells = [...Array(cellCount()).keys()], listed = columns();
+  const cells = served() ? combined(mapPlaces()).map((at) => cellAt(at)) : [...Array(cellCount()).keys()], listed = columns();
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const text = (cell) => listed.map(({ label, of, number }) => `${label}=${number ? three(of(cell)) : of(cell)}`.toLowerCase());
   const fits = (parts, word) => { const [name, value] = word.split("=");  // alpha=1e-4 is alpha=0.0001
@@ -286,13 +336,29 @@ function tell() {
 }
 
 async function choose(at) {
+  const before = mapPlaces().join(";");
   state.at = at;
-  moveControls(); tell(); markRow();
+  moveControls();
+  if (served()) {
+    await new Promise((done) => setTimeout(done, 50));  // of all that a slider passes, the one that it stays at is asked for
+    if (state.at === at) await need(run, at.map((i) => [i]));
+  }
+  if (state.at !== at) return;
+  tell(); markRow();
   if (mapView) mapView.data("cells", mapRows()).runAsync();
-  await moveCurves();
+  const others = mapPlaces().join(";") !== before;
+  if (served() && others) drawTable();
+  await Promise.all([moveCurves(), loadMotion()]);
+  if (served() && others) await drawMap();
 }
 const redrawCurves = () => Promise.all([drawCurves(0), drawCurves(1)]);
-async function redraw() { controls(); tell(); drawTable(); await Promise.all([redrawCurves(), drawMap()]); }
+async function redraw() {
+  controls();
+  await need(run, state.at.map((i) => [i]));
+  tell(); drawTable();
+  await Promise.all([redrawCurves(), loadMotion()]);
+  await drawMap();
+}
 async function begin(number) {
   const before = run;
   state.run = number;
@@ -305,7 +371,8 @@ async function begin(number) {
   state.x = alpha ?? axes[0] ?? 0;
   state.y = others.at(-1) ?? state.x;
   state.measure = Math.min(state.measure, run.measures.length - 1);
-  state.sort = null;
+  state.sort = state.now = null;
+  byId("moment").value = 0;
   const options = run.quantities.map((one, i) => [i, one.label]);
   for (const panel of [0, 1]) {
     const element = byId(`quantity-${panel}`), preferred = ["loss", "alignment_error"][panel];
@@ -320,4 +387,5 @@ async function begin(number) {
 byId("filter").addEventListener("input", drawTable);
 for (const form of document.querySelectorAll("form")) form.addEventListener("submit", (event) => event.preventDefault());
 dark.addEventListener("change", () => { redrawCurves(); drawMap(); });
-begin(0).then(() => document.body.dataset.ready = "true", (error) => { byId("told").textContent = String(error); throw error; });
+addEventListener("unhandledrejection", (event) => { byId("told").textContent = event.reason?.message ?? String(event.reason); });
+begin(0).then(() => document.body.dataset.ready = "true");

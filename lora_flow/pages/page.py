@@ -69,7 +69,8 @@ def _data(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _program(runs: Sequence[Mapping[str, Any]]) -> str:
     """The page's own program; in a function, for Vega's script gives names of a letter or two to everything."""
-    return _read("page.js") + (_read("explorer.js") if runs else "")
+    names = ("page.js", "explorer.js", "motion.js") if runs else ("page.js",)
+    return "".join(map(_read, names))
 
 
 def _section(name: str, content: str) -> str:

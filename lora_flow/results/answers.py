@@ -98,13 +98,18 @@ class Cell:
 
 def answers(dataset: xr.Dataset) -> list[Cell]:
     """The answers of every cell, in the dataset's order."""
-    names = [name for name in ("rounding_floor", "loss_floor") if name in dataset]
-    names += [*of_leading(dataset, "alignment_error", "alignment_error_2"), *of_alignment_time(dataset)]
-    names += of_end_of_growth(dataset) if "sigma_w1" in dataset.coords else []
     start = initial_losses(dataset)
     start = start.median([dim for dim in start.dims if dim not in problem_dims(dataset)])
-    known = dataset[["status", "loss", *names]].assign(start=start)
+    known = dataset[needed(dataset)].assign(start=start)
     return [_cell(where, one) for where, one in cells(known, _lanes)]
+
+
+def needed(dataset: xr.Dataset) -> list[str]:
+    """The variables that the answers are read off."""
+    names = [name for name in ("initial_loss", "rounding_floor", "loss_floor") if name in dataset]
+    names += [*of_leading(dataset, "alignment_error", "alignment_error_2"), *of_alignment_time(dataset)]
+    names += of_end_of_growth(dataset) if "sigma_w1" in dataset.coords else []
+    return ["status", "loss", *names]
 
 
 def _lanes(dataset: xr.Dataset) -> xr.Dataset:

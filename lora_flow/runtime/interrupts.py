@@ -26,6 +26,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _step = threading.RLock()
 _stored = ""
+_is_regular = False
 
 
 @contextlib.contextmanager
@@ -51,6 +52,17 @@ def stored() -> str:
 def nothing_stored() -> None:
     """A command begins."""
     tell("")
+
+
+@contextlib.contextmanager
+def regular() -> Iterator[None]:
+    """Within, an interruption is how the command ends: without a line, and with status 0."""
+    global _is_regular
+    _is_regular = True
+    try:
+        yield
+    finally:
+        _is_regular = False
 
 
 def line() -> str:
@@ -105,8 +117,9 @@ def _watch(told: int) -> None:
         if another or time.monotonic() > until:
             break
     new_line = "\n" if os.isatty(2) else ""  # a terminal has a bar or ^C on its last line
+    said = new_line if _is_regular else f"{new_line}lora-flow: {line()}\n"
     with contextlib.suppress(OSError):
-        os.write(2, f"{new_line}lora-flow: {line()}\n".encode(errors="backslashreplace"))
+        os.write(2, said.encode(errors="backslashreplace"))
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    os._exit(1)
+    os._exit(0 if _is_regular else 1)

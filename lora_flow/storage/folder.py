@@ -231,13 +231,7 @@ class Kind:
 
         **Raises:** `InputError` where there are none yet, and for a run that is damaged or not finished.
         """
-        mend(path)
-        results = path / RESULTS
-        require(results.is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished {self.noun}; {self._go_on(path)}")
-        try:
-            dataset, damaged = read(results)[:2]
-        except Damaged as error:
-            raise InputError(f"{error}; {self._go_on(path, 'mend it')}") from error
+        dataset, damaged, _ = self._reading(path)
         dataset.attrs.pop(RUN_ID, None)
         waits = waiting(dataset["status"]) if "status" in dataset else np.zeros(0, bool)
         if damaged or not partial:
@@ -245,6 +239,22 @@ class Kind:
             told += f", damaged or missing {listed(damaged)}" if damaged else ""
             require(not waits.any(), f"'{path}'", f"hold a finished {self.noun}", f"{told}; {self._go_on(path)}")
         return dataset.load() if dataset.nbytes <= _IN_MEMORY else dataset
+
+    def look(self, path: RunPath) -> xr.Dataset:
+        """A run, finished or not, as it is described: `lora_flow.storage.reading.lanes` reads the lanes asked for.
+
+        **Raises:** `InputError` where there are no results yet, and where their description is damaged.
+        """
+        return self._reading(path, values=False).dataset
+
+    def _reading(self, path: RunPath, values: bool = True) -> Reading:
+        mend(path)
+        results = path / RESULTS
+        require(results.is_dir(), f"'{path}'", f"hold {RESULTS}", f"an unfinished {self.noun}; {self._go_on(path)}")
+        try:
+            return read(results, values)
+        except Damaged as error:
+            raise InputError(f"{error}; {self._go_on(path, 'mend it')}") from error
 
     def _go_on(self, path: RunPath, what: str = "finish it") -> str:
         return f"{what} with: {self.go_on(path)}" if self.go_on else "--overwrite runs it again"

@@ -11,6 +11,7 @@ import zarr
 from xarray.core import indexing
 
 from lora_flow.checks import InputError
+from lora_flow.storage.blocks import THREADS
 from lora_flow.storage.checksums import (
     CHECKS,
     LANES,
@@ -22,7 +23,7 @@ from lora_flow.storage.checksums import (
     lane_sums,
     notes,
 )
-from lora_flow.storage.lanes import NOT_RUN, Boxes
+from lora_flow.storage.lanes import NOT_RUN, Boxes, waiting
 from lora_flow.storage.remote import RunPath, is_of_store, zarr_store
 
 
@@ -64,6 +65,24 @@ def read(path: RunPath, values: bool = True) -> Reading:
             raise
         told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"'{path}' must be readable by xarray.open_zarr, got {told}") from error
+
+
+def lanes(path: RunPath, dataset: xr.Dataset, where: Mapping[str, Any]) -> xr.Dataset:
+    """Some lanes of a group that was described by `read`, in memory: those at these places along the dims.
+
+    Values of lanes that have not run are missing. Of each chunk its own checksum is looked at.
+
+    **Raises:** `InputError` where another run has taken the place of the one that was described.
+    """
+    _check_in_place(path, dataset.attrs.get(RUN_ID))
+    with zarr.config.set({"async.concurrency": THREADS}):
+        part = dataset.isel(where).compute()
+    _check_in_place(path, dataset.attrs.get(RUN_ID))
+    waits = xr.DataArray(waiting(part["status"]), dims=part["status"].dims)
+    over = set(waits.dims)
+    held = {name: one.where(~waits) for name, one in part.items() if one.dtype.kind == "f" and over <= set(one.dims)}
+    status = part["status"].where(~waits, NOT_RUN).astype(part["status"].dtype)
+    return part.assign({**held, "status": status})
 
 
 def listed(names: Sequence[str]) -> str:
@@ -172,8 +191,7 @@ class _Stored(xr.backends.BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        if attributes(self._path).get(RUN_ID) != self._run_id:
-            raise InputError(f"'{self._path}' must stay in place while it is read, got another run's, or none")
+        _check_in_place(self._path, self._run_id)
         wait = _at(self._wait, key[: self._wait.ndim])
         if not wait.any():
             return np.asarray(self._array.oindex[key])
@@ -187,6 +205,12 @@ class _Stored(xr.backends.BackendArray):
                 whole[block] = self._array[block]
             values = _at(whole, key)
         return np.where(wait.reshape(wait.shape + (1,) * (values.ndim - wait.ndim)), missing, values)
+
+
+def _check_in_place(path: RunPath, run_id: str | None) -> None:
+    """Raises where another run has taken the place of the one that is read."""
+    if attributes(path).get(RUN_ID) != run_id:
+        raise InputError(f"'{path}' must stay in place while it is read, got another run's, or none")
 
 
 def _at(values: np.ndarray, key: tuple[Any, ...]) -> np.ndarray:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import xarray as xr
 
 from lora_flow.checks import require, require_flag
 from lora_flow.runtime import interrupts
 from lora_flow.storage.disk import require_room
-from lora_flow.storage.folder import SETTINGS, Folder, is_started, read_settings, steady
+from lora_flow.storage.folder import RESULTS, SETTINGS, Folder, is_started, read_settings, steady
 from lora_flow.storage.locks import InUse, holder, locked, mend
 from lora_flow.storage.portable import portable_attrs
 from lora_flow.storage.remote import RunPath, run_path
@@ -24,6 +24,16 @@ from lora_flow.sweeps.schema import LANE_DIMS
 
 _PREPARES = ", which prepares it"  # for the parts of a run
 _PREPARED_WITHIN = 600.0  # seconds
+
+Loaded = TypeVar("Loaded")
+
+
+class Looked(NamedTuple):
+    """The results of a run, at `path`, as they are described; `lora_flow.storage.reading.lanes` reads some."""
+
+    path: RunPath
+    dataset: xr.Dataset
+
 
 Run = tuple[Mapping[str, Any], Plan]
 """What a run was asked for, as in its settings file, and how that is done."""
@@ -127,6 +137,20 @@ def load_figure(path: str | RunPath, partial: bool = False) -> tuple[str, dict[s
     return steady(found, lambda: _load_figure(found, partial))
 
 
+def look_at(path: str | RunPath) -> dict[str, Looked]:
+    """The runs of a folder by their names, of one run "" alone, finished or not, of which no lane is read yet.
+
+    **Raises:** `InputError` as `load_figure` does.
+    """
+    found = run_path("the run folder", path)
+
+    def look(run: RunPath) -> Looked:
+        read_settings(run)
+        return Looked(run / RESULTS, _of_sweep(run, SWEEP.look(run)))
+
+    return steady(found, lambda: _runs_below(found, look))
+
+
 def check_parts(path: str | RunPath, names: Iterable[str]) -> None:
     """Raises unless `path` is free for a figure made of several runs, or holds nothing but such a figure."""
     path = run_path("out", path)
@@ -140,23 +164,28 @@ def check_parts(path: str | RunPath, names: Iterable[str]) -> None:
 
 def _load_run(path: RunPath, partial: bool) -> xr.Dataset:
     read_settings(path)
-    dataset = SWEEP.load(path, partial)
+    return _of_sweep(path, SWEEP.load(path, partial))
+
+
+def _of_sweep(path: RunPath, dataset: xr.Dataset) -> xr.Dataset:
     require(set(LANE_DIMS) - {"side"} <= set(dataset.dims), f"'{path}'", "hold a sweep", "results of another kind")
     dataset.attrs = portable_attrs(dataset.attrs)  # those of older runs are not yet
     return dataset
 
 
 def _load_figure(path: RunPath, partial: bool) -> tuple[str, dict[str, xr.Dataset]]:
-    mend(path)
-    runs = sorted(folder.parent for folder in path.glob(f"*/{SETTINGS}") if not is_generated(folder.parent.name))
-    if (path / SETTINGS).is_file() or not runs:
-        datasets = {"": _load_run(path, partial)}
-    else:
-        datasets = {run.name: _load_run(run, partial) for run in runs}
+    datasets = _runs_below(path, lambda run: _load_run(run, partial))
     names = {str(dataset.attrs.get(FIGURE) or "") for dataset in datasets.values()}
     one = len(names) == 1 and (names != {""} or "" in datasets)
     require(one, f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(datasets)} runs in folders")
     return names.pop(), datasets
+
+
+def _runs_below(path: RunPath, load: Callable[[RunPath], Loaded]) -> dict[str, Loaded]:
+    """The runs of a folder, each loaded: the folder's own as "", or else those in folders below."""
+    mend(path)
+    runs = sorted(folder.parent for folder in path.glob(f"*/{SETTINGS}") if not is_generated(folder.parent.name))
+    return {"": load(path)} if (path / SETTINGS).is_file() or not runs else {run.name: load(run) for run in runs}
 
 
 def _opened(

@@ -1,11 +1,14 @@
 """The page in a browser: it opens from the disk without a network, and its controls move what they are about."""
 
 import dataclasses
+import threading
 
 import pytest
 from runs_of_pages import SETTINGS, presented
 
 from lora_flow.cli import main
+from lora_flow.experiments.explore import explored_by_server
+from lora_flow.pages.server import address_of
 
 pytestmark = pytest.mark.long
 
@@ -74,10 +77,62 @@ def test_axes_bands_and_time_change_the_picture(folder, opened):
     assert said == []
 
 
+def test_the_chosen_cell_moves_to_a_time_and_plays(folder, opened):
+    page, said = opened((folder / "report.html").as_uri())
+    page.select_option("#axis-init", label="gaussian")
+    arrow = "[...document.querySelectorAll('#compass line.layer-1')].map((line) => Number(line.getAttribute('y2')))[0]"
+    before = page.evaluate(arrow)
+    page.focus("#moment")
+    page.keyboard.press("End")
+    page.wait_for_timeout(300)
+    assert abs(page.evaluate(arrow)) < 0.1 < abs(before), "it has turned to the task"
+    assert "t = 3;" in page.text_content("#moment-told")
+    page.click("#play")
+    page.wait_for_timeout(700)
+    assert page.text_content("#play") == "Pause"
+    page.click("#play")
+    assert 0 < float(page.input_value("#moment")) < 20
+    assert said == []
+
+
+@pytest.fixture
+def served(folder):
+    with explored_by_server(folder) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield address_of(server)
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_served_page_shows_what_a_page_of_its_own_does(folder, served, opened, width, scheme):
+    whole, _ = opened((folder / "report.html").as_uri(), width=width, scheme=scheme)
+    page, said = opened(served, width=width, scheme=scheme, offline=False)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for one in (whole, page):
+        one.focus("#axis-alpha")
+        one.keyboard.press("ArrowRight")
+        one.wait_for_function("document.querySelector('#told').textContent.includes('alpha 0.001')")
+        one.select_option("#axis-init", label="spectral")
+        one.wait_for_function("document.querySelector('#told').textContent.includes('spectral')")
+        one.wait_for_timeout(1000)
+    assert page.text_content("#told") == whole.text_content("#told")
+    assert curve(page) == curve(whole)
+    assert page.text_content("#moment-told") == whole.text_content("#moment-told")
+    cells = [one.query_selector_all("#chart-map path[aria-roledescription='rect mark']") for one in (page, whole)]
+    assert [cell.get_attribute("fill") for cell in cells[0]] == [cell.get_attribute("fill") for cell in cells[1]]
+    assert page.text_content("#map-told") == "6 of 12 cells."
+    assert page.text_content("#count") == "6 of 6 cells"
+    page.click("#table tbody tr:nth-child(6) button")
+    page.wait_for_function("document.querySelector('#told').textContent.includes('alpha 0.0001, rank 2')")
+    assert said == []
+
+
 @pytest.fixture(scope="module")
 def compared(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
-    presented(out / "weaker", dataclasses.replace(SETTINGS, shift_scale=3.0, rank=(1,)))
+    presented(out / "weaker", dataclasses.replace(SETTINGS, shift_scale=(3.0,), rank=(1,)))
     assert main(["compare", str(folder), str(out / "weaker"), "--out", str(out / "both")]) == 0
     return out / "both" / "compare.html"
 

@@ -66,6 +66,10 @@ def test_a_step_that_must_be_whole_is_waited_for_and_told():
     assert signalled(body, signal.SIGINT) == (1, "whole;lora-flow: interrupted; all is stored\n")
 
 
+def test_a_command_that_a_signal_ends_as_it_should_says_nothing():
+    assert signalled("with interrupts.regular(): time.sleep(30)", signal.SIGINT) == (0, "")
+
+
 def test_a_second_signal_does_not_wait():
     body = "with interrupts.whole('all is stored'): time.sleep(30)"
     began = time.monotonic()

@@ -193,7 +193,7 @@ def test_a_run_that_took_anothers_place_is_not_written_into(out, tmp_path, plans
 def test_a_run_is_read_and_its_lanes_are_summed_once_to_be_resumed(out, plans, monkeypatch):
     whole, reads, sums = load_run(out), [], []
     read, lane_sums = store.read, reading.lane_sums
-    monkeypatch.setattr(store, "read", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(store, "read", lambda path, *how: reads.append(path) or read(path, *how))
     monkeypatch.setattr(reading, "lane_sums", lambda *of: sums.append(of) or lane_sums(*of))
     (out / "results.zarr" / "loss" / "0.0.0.1.0").write_bytes(b"")
     with open_runs(out, {"": (to_table(ASKED), plans[ASKED])}, resume=True) as folders:
