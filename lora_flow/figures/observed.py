@@ -76,7 +76,7 @@ def _spectrum(dataset: xr.Dataset, ax: Axes) -> None:
         label = f"{i + 1}" if count <= NAMED or i in (0, count - 1) else None
         ax.plot(dataset["step"].values, values, color=colour, linewidth=1.0, label=label)
     ax.set(xlabel="step", yscale="log", title="singular values, largest update")
-    ax.legend(loc="lower right", ncols=4)
+    ax.legend(ncols=2)
 
 
 def _steps(dataset: xr.Dataset, ax: Axes) -> None:
