@@ -87,7 +87,7 @@ def _entered(peers: tuple[Peer, ...], quick: bool) -> tuple[Peer, ...]:
 
 def _limits(quick: bool) -> tuple[float, float]:
     """The patience and the budget."""
-    return (15, 2) if quick else (60, 10)
+    return (15, 2) if quick else (60, 6)
 
 
 RACES = {"a": race_a, "b": race_b}
