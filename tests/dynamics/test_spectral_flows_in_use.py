@@ -52,4 +52,4 @@ def test_runs_have_derivatives(flow, mode):
         return jnp.log(run.observables["loss"][-1])
 
     near = [log_loss(0.8 + step) for step in (1e-5, -1e-5)]
-    assert differentiate(log_loss)(0.8) == pytest.approx((near[0] - near[1]) / 2e-5, rel=1e-5)
+    assert differentiate(log_loss)(0.8) == pytest.approx(float(near[0] - near[1]) / 2e-5, rel=1e-5)

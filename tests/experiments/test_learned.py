@@ -5,7 +5,7 @@ import pytest
 
 from lora_flow.experiments import learned, phase_elasticities
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 def test_learned_starts_and_others_are_compared_on_tasks_of_every_kind(monkeypatch):

@@ -15,8 +15,9 @@ def test_times_are_those_of_theory_and_all_is_drawn(small, reported):
         for key, cells in rows.items()
         if key[0].startswith("| ") and cells[0].replace(".", "").isdigit()
     }
+    apart = muon.ENDS["lora-muon"][0] / 100  # two saves, between which a time is interpolated
     for start in ("small A", "large A"):
-        assert measured["| LoRA-Muon", start] == pytest.approx(0.95 * muon.SIGMA, rel=0.05)
+        assert measured["| LoRA-Muon", start] == pytest.approx(0.95 * muon.SIGMA, rel=0.05, abs=apart)
     assert measured["| Muon", "small A"] == pytest.approx((0.95 * muon.SIGMA) ** 0.5, rel=0.1)
     small_a = measured["| gradient flow", "small A"]
     assert small_a == sorted(small_a)
