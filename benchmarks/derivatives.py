@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lora_flow import Adapter, SingleLayer, oracles, solve
-from lora_flow.dynamics.solve import RTOL
+from lora_flow.dynamics.integrator import RTOL
 
 ROWS = np.array([[0.8, 0.6], [-0.6, 0.8]])
 SHIFT = np.array([[1.5, 0.3], [-0.2, 1.2]])

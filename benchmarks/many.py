@@ -64,7 +64,7 @@ def on_dask(seeds: int) -> dict[str, Any]:
 
 def _measured(executor: Any, seeds: int) -> dict[str, Any]:
     """The time of the boxes after the first ones, in which every process compiles."""
-    from lora_flow.dynamics.solve import MAX_STEPS, RTOL
+    from lora_flow.dynamics.integrator import MAX_STEPS, RTOL
     from lora_flow.sweeps import from_python
     from lora_flow.sweeps.plan import plan_sweep
     from lora_flow.sweeps.run import open_runs

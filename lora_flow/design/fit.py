@@ -27,7 +27,7 @@ from lora_flow.design.least_squares import Model
 from lora_flow.design.moved import ALPHA, DELTA_W, RATE, SHIFT_SCALE, own_values
 from lora_flow.design.search import Best, Search, covariance, uncertainties
 from lora_flow.dynamics.flows import Flow, as_flow
-from lora_flow.dynamics.solve import SOLVERS
+from lora_flow.dynamics.integrator import SOLVERS
 from lora_flow.initialization import SIDES, Init, as_scheme, initialize
 from lora_flow.problems.base import Problem, kind_of, require_problem
 from lora_flow.runtime.progress import Progress

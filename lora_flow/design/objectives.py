@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from lora_flow.adapter import Adapters
 from lora_flow.checks import require, require_choice, require_number
 from lora_flow.dynamics.flows import Flow, as_flow
-from lora_flow.dynamics.solve import SOLVERS, save_times
+from lora_flow.dynamics.integrator import SOLVERS
+from lora_flow.dynamics.solve import save_times
 from lora_flow.sensitivities.lanes import Method
 from lora_flow.sensitivities.quantities import Setting, quantities
 

@@ -21,7 +21,7 @@ from lora_flow.design.parametrisations import Parametrisation, as_parametrisatio
 from lora_flow.design.results import BLOCK, steps_of
 from lora_flow.design.steps import State, first_state, step, values_of
 from lora_flow.dynamics.flows import Flow
-from lora_flow.dynamics.solve import MAX_STEPS
+from lora_flow.dynamics.integrator import MAX_STEPS
 from lora_flow.initialization import allows_any_width, check_alpha, check_rank
 from lora_flow.initialization.learned import LearnedStart
 from lora_flow.initialization.of_norm import gaussian_norm, on_sphere

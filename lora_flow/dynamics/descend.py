@@ -31,7 +31,9 @@ from lora_flow.checks import (
 )
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
 from lora_flow.dynamics.measurements import Direction, measure, principal_directions
-from lora_flow.dynamics.solve import STATUS, Trajectory, conserved_by, finite, observed, prepend, velocity, where
+from lora_flow.dynamics.looks import conserved_by, finite, observed, prepend, where
+from lora_flow.dynamics.solve import STATUS, Trajectory
+from lora_flow.dynamics.steps import velocity
 from lora_flow.fields import take_new_fields
 from lora_flow.problems.base import Problem, as_problem, kind_of, own_observables
 from lora_flow.problems.rounding import rounding_floor

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
@@ -12,43 +11,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from lora_flow.adapter import Adapter, Adapters, as_start, zero_adapters
-from lora_flow.algebra.spectra import norm
-from lora_flow.checks import (
-    PrecisionWarning,
-    as_real,
-    concrete,
-    kind,
-    require,
-    require_choice,
-    require_flag,
-    require_increasing,
-    require_instance,
-    require_integer,
-    require_number,
-)
-from lora_flow.dynamics.flows import Flow, Plain, as_flow
-from lora_flow.dynamics.measurements import Direction, Measurement, measure, principal_directions
-from lora_flow.dynamics.observables import observables
-from lora_flow.dynamics.phases import Steps, in_phases, latch_observables
-from lora_flow.problems.base import AbstractProblem, Layers, Problem, as_problem, own_observables, vector_field
-from lora_flow.problems.derivatives import probe
+from lora_flow.adapter import Adapters, as_start
+from lora_flow.checks import as_real, concrete, kind, require, require_choice, require_increasing, require_number
+from lora_flow.dynamics.flows import Flow, as_flow
+from lora_flow.dynamics.integrator import MAX_STEPS, RTOL, Integrator, integrator
+from lora_flow.dynamics.looks import conserved_by, finite, looks, looks_later, observed, prepend, where
+from lora_flow.dynamics.measurements import Direction, principal_directions
+from lora_flow.dynamics.phases import Steps, latch_observables
+from lora_flow.dynamics.steps import projected, step_lane
+from lora_flow.problems.base import Problem
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
 from lora_flow.runtime.memory import require_memory
-from lora_flow.solvers.automatic import Automatic
-from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
-from lora_flow.solvers.control import ResidualController
-from lora_flow.solvers.derivatives import adjoint_of, guard_inputs, guard_outputs, loop_kind, require_derivatives
-from lora_flow.solvers.tracing import TracedOnce
+from lora_flow.solvers.derivatives import guard_inputs, guard_outputs
 
-RTOL = 5e-4
-MAX_STEPS = 100_000
-SOLVERS = ("auto", "RKC", "Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun")
-KEPT_STATE = 2048  # numbers in a state up to which states are kept, and observables computed after the solve
 MANY = 10_000_000  # times to save from which on it is asked whether they fit into memory
 ROUNDED = 4  # units of rounding by which the last time may be beyond t1, as that of `np.arange(0, 0.35, 0.1)` is
 STATUS = ("success", "max_steps", "failed")  # a lane's status code is the index into these
@@ -222,93 +201,6 @@ def save_times(
     return jax.device_put(known)
 
 
-class Integrator(eqx.Module):
-    """Checked arguments of `solve`: how to step and what to keep. Arrays may change without recompiling.
-
-    `layers` has the shapes of the problem as it was given, which a flow with a latch counts with in any coordinates;
-    else None.
-    """
-
-    flow: Flow
-    solver: diffrax.AbstractSolver
-    rtol: Array
-    stepsize_controller: diffrax.AbstractStepSizeController | None
-    dt0: Array | None
-    derivatives: str = eqx.field(static=True)
-    max_steps: int = eqx.field(static=True)
-    save_adapters: bool = eqx.field(static=True)
-    layers: Layers | None = eqx.field(static=True)
-
-
-def integrator(
-    *,
-    derivatives: str,
-    flow: Flow = Plain(),  # noqa: B008  (it holds nothing that changes)
-    solver: diffrax.AbstractSolver | str = "auto",
-    rtol: float | Array = RTOL,
-    stepsize_controller: diffrax.AbstractStepSizeController | None = None,
-    dt0: float | Array | None = None,
-    max_steps: int = MAX_STEPS,
-    save_adapters: bool = False,
-    layers: Layers,
-) -> Integrator:
-    """Checks the arguments of `solve` of the same names and fills in the defaults; `layers` are the problem's."""
-    require_integer("max_steps", max_steps, "be at least 1", 1)
-    require_flag("save_adapters", save_adapters)
-    require_derivatives(derivatives)
-    require_number("rtol", rtol, "lie between 0 and 1", lambda tolerance: 0 < tolerance < 1)
-    if dt0 is not None:
-        require_number("dt0", dt0, "be positive", lambda first: first > 0)
-    if stepsize_controller is not None:
-        must = "be a controller of diffrax, made, as PIDController(rtol=1e-6, atol=1e-9)"
-        require_instance("stepsize_controller", stepsize_controller, diffrax.AbstractStepSizeController, must)
-    if not isinstance(solver, diffrax.AbstractSolver):
-        solver = _named(solver, own_control=stepsize_controller is None, symmetric=flow.symmetric)
-    if isinstance(solver, RungeKuttaChebyshev | Automatic):
-        must = f"be of another kind than RKC for {type(flow).__name__}, whose Jacobian need not have a real spectrum"
-        require(flow.symmetric, "solver", must, "RKC")
-        solver = solver.with_loops(loop_kind(derivatives))
-    if stepsize_controller is None:
-        require(
-            isinstance(solver, diffrax.AbstractAdaptiveSolver),
-            "solver",
-            "estimate its error, or come with stepsize_controller=diffrax.ConstantStepSize() and a dt0",
-            type(solver).__name__,
-        )
-    dtype = jnp.result_type(float)
-    tolerance = as_real(rtol)
-    if tolerance is not None and tolerance < 100 * jnp.finfo(dtype).eps:
-        advice = '; turn on double precision with jax.config.update("jax_enable_x64", True)'
-        warnings.warn(
-            f"rtol must be at least {100 * float(jnp.finfo(dtype).eps):.0e} for {dtype} to carry it, got {rtol:g}"
-            f"{advice if dtype == jnp.float32 else ''}",
-            PrecisionWarning,
-            stacklevel=3,
-        )
-    start = None if dt0 is None else jnp.asarray(dt0)
-    shapes = tuple((m, n) for m, n in layers) if flow.latched else None
-    return Integrator(
-        flow,
-        solver,
-        jnp.asarray(rtol, float),
-        stepsize_controller,
-        start,
-        derivatives,
-        max_steps,
-        save_adapters,
-        shapes,
-    )
-
-
-def _named(name: Any, own_control: bool, symmetric: bool) -> diffrax.AbstractSolver:
-    require_choice("solver", name, SOLVERS, "or a diffrax solver")
-    if name == "RKC":
-        return RungeKuttaChebyshev(tell_rounding=own_control)
-    if name != "auto":
-        return getattr(diffrax, name)()
-    return Automatic() if own_control and symmetric else diffrax.Tsit5()
-
-
 def solve_lane(
     problem: Problem,
     adapters: Adapters,
@@ -323,54 +215,13 @@ def solve_lane(
     )
 
 
-def step_lane(
-    problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], t1: Array, times: Array, how: Integrator
-) -> Steps:
-    """The first half of `solve_lane`: all of its steps."""
-    adapters = _projected(how, adapters)
-    state, unflatten = ravel_pytree(adapters)  # one array: the solver's sums are then one operation each
-    look = _looks(problem, directions, unflatten)
-    solver = how.solver
-    if isinstance(solver, Automatic | RungeKuttaChebyshev):  # whose steps take long to trace
-        solver = TracedOnce(solver)
-
-    def keep(state: Array) -> Any:
-        return state if _looks_later(state, how) else look(state)
-
-    def run(begin: Array, state: Array, on: Array | None = None, event: diffrax.Event | None = None) -> Any:
-        field = velocity(problem, how.flow, on)
-        ts = times if event is None else jnp.maximum(times, begin)
-        along = diffrax.SubSaveAt(ts=ts, fn=lambda t, state, args: keep(state))
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, state, args: ravel_pytree(field(unflatten(state)))[0]),
-            solver,
-            t0=begin,
-            t1=t1,
-            dt0=how.dt0,
-            y0=state,
-            stepsize_controller=controller,
-            saveat=diffrax.SaveAt(subs=[along, diffrax.SubSaveAt(t1=True)]),
-            adjoint=adjoint_of(how.derivatives),
-            max_steps=how.max_steps,
-            throw=False,
-            event=event,
-        )
-
-    with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
-        controller = _controller(problem, adapters, directions, unflatten, how, times)
-        if how.layers is None:
-            return Steps.of(run(jnp.zeros_like(t1), state))
-        kept = jax.eval_shape(keep, state)
-        return in_phases(how.flow, how.layers, state, unflatten, t1, times, run, kept)
-
-
 def look_back(
     problem: Problem, adapters: Adapters, directions: tuple[Direction, ...], times: Array, how: Integrator, steps: Steps
 ) -> Trajectory:
     """The second half of `solve_lane`: the observables of what its steps have saved."""
-    adapters = _projected(how, adapters)
+    adapters = projected(how, adapters)
     state, unflatten = ravel_pytree(adapters)
-    look, afterwards = _looks(problem, directions, unflatten), _looks_later(state, how)
+    look, afterwards = looks(problem, directions, unflatten), looks_later(state, how)
     with jax.default_matmul_precision("highest"):
         start = state if afterwards else look(state)
         saved = where(times > 0, steps.saved, start)  # which is not saved where the first step is never made
@@ -387,75 +238,6 @@ def look_back(
     return Trajectory(times, named, loss[0], floor, unflatten(steps.final), status, steps.stats, history)
 
 
-def _projected(how: Integrator, adapters: Adapters) -> Adapters:
-    """The start of the flow, which both halves make from the adapters given."""
-    with jax.default_matmul_precision("highest"):
-        return tuple(map(how.flow.project, adapters))
-
-
-def _looks_later(state: Array, how: Integrator) -> bool:
-    """Whether states are saved and looked at together, far cheaper than one after another: where there is room."""
-    return how.save_adapters or state.size <= KEPT_STATE
-
-
-def _looks(
-    problem: Problem, directions: tuple[Direction, ...], unflatten: Callable[[Array], Adapters]
-) -> Callable[[Array], Any]:
-    """What observables are made of, of a state: the loss, the measurements, and the problem's own."""
-
-    def look(state: Array) -> Any:
-        seen = unflatten(state)
-        return problem.loss(seen), measure(seen, directions), own_observables(problem, seen)
-
-    return look
-
-
-def observed(
-    loss: Array,
-    measurements: tuple[Measurement, ...],
-    own: dict[str, Array],
-    reached: Bool[Array, " time"],
-    conserved: Float[Array, ""],
-) -> dict[str, Float[Array, " time"]]:
-    """The observables of a trajectory by name, the problem's `own` among them, NaN at times it did not reach.
-
-    The arguments have t = 0 first, then the saved times; `reached` and the result have the saved times only.
-    """
-    start = jax.tree.map(lambda leaf: leaf[0], measurements)
-    loss, measurements, own = jax.tree.map(lambda leaf: leaf[1:], (loss, measurements, own))
-    named = {"loss": loss, **observables(measurements, conserved, start)}
-    taken = sorted(({*named, "step_size"}) & set(own))
-    require(not taken, "the problem's observables", "have names of their own", ", ".join(taken))
-    named |= own
-    return {name: jnp.where(reached, values, jnp.nan) for name, values in named.items()}
-
-
-def conserved_by(problem: Problem, flow: Flow) -> Float[Array, ""]:
-    """The flow's `conserves`; NaN for a loss by which the imbalance changes, as by one with weight decay.
-
-    A loss of the products B_i A_i changes none. One that is not known to be of these is tried at one state of rank 2,
-    which has an imbalance between its directions beside that of each. The imbalance A A^T - B^T B changes by M + M^T,
-    with M = A' A^T - B^T B'.
-    """
-    asked = as_problem(problem)
-    if asked.of_products:
-        return flow.conserves
-    state = probe(asked.layers, 2)
-    changes = jnp.zeros((), bool)
-    for (a, b), descent in zip(state, asked.field(state), strict=True):
-        change = descent.a @ a.T - b.T @ descent.b
-        apart = norm(change + change.T) / 2
-        size = norm(a) * norm(descent.a) + norm(b) * norm(descent.b)
-        changes |= apart > jnp.sqrt(jnp.finfo(size.dtype).eps) * size
-    return jnp.where(changes, jnp.nan, flow.conserves)
-
-
-def velocity(problem: Problem, flow: Flow, on: Bool[Array, " layer"] | None = None) -> Callable[[Adapters], Adapters]:
-    """The right-hand side: the flow applied to the problem's negative gradient, its latch where it is `on`."""
-    field, latch = vector_field(problem), () if on is None else (on,)
-    return lambda adapters: flow(field(adapters), adapters, *latch)
-
-
 @compiled()
 def _solve(
     problem: Problem,
@@ -466,104 +248,3 @@ def _solve(
 ) -> Trajectory:
     directions = jax.lax.stop_gradient(principal_directions(problem))
     return solve_lane(problem, adapters, directions, t1, times, how)
-
-
-def _controller(
-    problem: Problem,
-    start_adapters: Adapters,
-    directions: tuple[Direction, ...],
-    unflatten: Callable[[Array], Adapters],
-    how: Integrator,
-    times: Array,
-) -> diffrax.AbstractStepSizeController:
-    if how.stepsize_controller is not None:
-        return how.stepsize_controller
-    pretrained, joined = as_problem(problem).pretrained()  # on which progress is measured
-
-    def seen(state: Array) -> Adapters:
-        return joined(unflatten(state))
-
-    relative_residual = _relative_residual(pretrained, seen, seen(ravel_pytree(start_adapters)[0]))
-    controller = ResidualController(
-        how.rtol,
-        relative_residual=relative_residual,
-        growth_bound=_growth_bound(pretrained, directions, seen, relative_residual),
-        factors=unflatten,
-        origin=jax.lax.stop_gradient(tuple(map(_origin, start_adapters))),
-    )
-    if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
-        return diffrax.ClipStepSizeController(controller, step_ts=times)
-    return controller
-
-
-def _relative_residual(
-    problem: Problem, unflatten: Callable[[Array], Adapters], start: Adapters
-) -> Callable[[Array], Array]:
-    """||E|| / ||shift|| of a state: the root of the loss relative to zero adapters, or to the start if that is zero.
-
-    Where both are zero the result is 1. A loss may be less than 0 by rounding.
-    """
-
-    def size(adapters: Adapters) -> Array:
-        return jnp.sqrt(jnp.abs(jax.lax.stop_gradient(problem.loss(adapters))))
-
-    def known(value: Array) -> Array:
-        return jnp.isfinite(value) & (value > 0)
-
-    begin, zero = size(start), size(zero_adapters(problem.layers, rank=1))
-    reference = jnp.where(known(zero), zero, begin)
-
-    def relative_residual(state: Array) -> Array:
-        now = size(unflatten(state))
-        return jnp.where(known(reference), now / jnp.where(known(reference), reference, 1.0), 1.0 + 0.0 * now)
-
-    return relative_residual
-
-
-def _origin(adapter: Adapter) -> Adapter:
-    """What the factors are measured from: the start where both are non-zero, else zero."""
-    both = jnp.any(adapter.a != 0) & jnp.any(adapter.b != 0)
-    return jax.tree.map(lambda leaf: jnp.where(both, leaf, 0.0), adapter)
-
-
-def _growth_bound(
-    problem: AbstractProblem,
-    directions: tuple[Direction, ...],
-    unflatten: Callable[[Array], Adapters],
-    relative_residual: Callable[[Array], Array],
-) -> Callable[[Array], Array]:
-    """The problem's own bound where it knows one, else the fastest growth at the start, scaled by the residual.
-
-    The fastest growth is that of B from B = 0 and A along the top right singular vector of the layer's task. Neither
-    the steps nor the loop that evaluates this bound are differentiated.
-    """
-    problem, directions = jax.tree.map(
-        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, (problem, directions)
-    )
-    bound = problem.growth_bound()
-    if bound is not None:
-        return lambda state: bound(unflatten(state))
-    seeds = tuple(Adapter(one.right[None], jnp.zeros((one.left.size, 1))) for one in directions)
-    fastest = jnp.max(jnp.stack([norm(change.b) for change in problem.field(seeds)]))
-    return lambda state: fastest * relative_residual(state)
-
-
-def finite(saved: Any) -> Array:
-    """The times at which everything is finite: diffrax leaves infinities at times that a failed run did not reach."""
-    leaves = [jnp.isfinite(leaf).all(axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(saved)]
-    return jnp.all(jnp.stack(leaves), axis=0)
-
-
-def where(reached: Array, saved: Any, otherwise: Any) -> Any:
-    """Replaces what was saved at times that the run did not reach, by a number or by a PyTree without times."""
-
-    def one(other: Any, leaf: Array) -> Array:
-        known = reached.reshape(reached.shape + (1,) * (leaf.ndim - 1))
-        return jnp.where(known, leaf, jnp.broadcast_to(other, leaf.shape[1:])[None])
-
-    return jax.tree.map(one, jax.tree.broadcast(otherwise, saved), saved)
-
-
-def prepend(first: Any, rest: Any) -> Any:
-    """PyTrees over time, with the values at the start in front."""
-    return jax.tree.map(lambda x, leaf: jnp.concatenate([x[None], leaf]), first, rest)

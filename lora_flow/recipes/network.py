@@ -10,7 +10,8 @@ from jaxtyping import Array
 
 from lora_flow.arrays import require_key
 from lora_flow.checks import kind, require, require_integer, require_number
-from lora_flow.dynamics.solve import RTOL, STATUS, solve
+from lora_flow.dynamics.integrator import RTOL
+from lora_flow.dynamics.solve import STATUS, solve
 from lora_flow.initialization import check_alpha, find_scheme, initialize
 from lora_flow.problems.factorization import Factorization
 from lora_flow.problems.network import LinearNetwork

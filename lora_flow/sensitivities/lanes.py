@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from lora_flow.adapter import Adapters
 from lora_flow.dynamics.flows import Flow
-from lora_flow.dynamics.solve import Trajectory, solve, velocity
+from lora_flow.dynamics.solve import Trajectory, solve
+from lora_flow.dynamics.steps import velocity
 from lora_flow.initialization import Scheme, initialize
 from lora_flow.runtime.compiling import compiled
 from lora_flow.sensitivities.quantities import Quantity, Setting

@@ -14,7 +14,8 @@ from jaxtyping import ArrayLike
 from lora_flow.adapter import Adapters, pad
 from lora_flow.checks import kind, require, require_choice, require_flag, require_integer, require_number
 from lora_flow.dynamics.flows import Flow, as_flow
-from lora_flow.dynamics.solve import MAX_STEPS, SOLVERS, save_times
+from lora_flow.dynamics.integrator import MAX_STEPS, SOLVERS
+from lora_flow.dynamics.solve import save_times
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem
 from lora_flow.results.phases import crossing

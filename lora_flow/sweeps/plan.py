@@ -29,7 +29,8 @@ from lora_flow.dynamics.flows import Flow, as_flow
 from lora_flow.dynamics.measurements import directions_of
 from lora_flow.dynamics.observables import OBSERVABLES
 from lora_flow.dynamics.phases import latch_meanings
-from lora_flow.dynamics.solve import MAX_STEPS, RTOL, integrator, save_times
+from lora_flow.dynamics.integrator import MAX_STEPS, RTOL, integrator
+from lora_flow.dynamics.solve import save_times
 from lora_flow.dynamics.ways import Descending, Flowing, Way
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem, as_problem, on_host, own_observables

@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike
 
 from lora_flow.checks import require, require_flag
 from lora_flow.dynamics.flows import Flow
-from lora_flow.dynamics.solve import MAX_STEPS, RTOL
+from lora_flow.dynamics.integrator import MAX_STEPS, RTOL
 from lora_flow.initialization import Init
 from lora_flow.problems.base import Problem
 from lora_flow.runtime.memory import require_memory

@@ -12,7 +12,7 @@ import pytest
 from lora_flow import load_run, sweep
 from lora_flow.cli import main
 from lora_flow.cli.sweep import describe
-from lora_flow.dynamics.solve import SOLVERS
+from lora_flow.dynamics.integrator import SOLVERS
 from lora_flow.settings import Settings, build_plan, from_table, to_table
 
 QUICK = ["--rank", "1", "--m", "4", "--n", "5", "--h", "6", "--t1", "0.5", "--saves", "3", "--batch-size", "2"]

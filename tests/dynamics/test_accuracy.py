@@ -27,7 +27,7 @@ from lora_flow import (
     solve,
     sweep,
 )
-from lora_flow.dynamics.solve import RTOL
+from lora_flow.dynamics.integrator import RTOL
 from lora_flow.initialization import initialize
 
 PROMISE = 0.05  # decades of loss

@@ -50,7 +50,7 @@ from lora_flow import (
     zero_adapters,
 )
 from lora_flow.dynamics.flows import parse_flow
-from lora_flow.dynamics.solve import velocity
+from lora_flow.dynamics.steps import velocity
 from lora_flow.solvers.automatic import Automatic
 
 

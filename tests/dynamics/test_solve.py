@@ -25,7 +25,7 @@ from lora_flow import (
     zero_adapters,
 )
 from lora_flow.dynamics.flows import Plain
-from lora_flow.dynamics.solve import KEPT_STATE, conserved_by
+from lora_flow.dynamics.looks import KEPT_STATE, conserved_by
 from lora_flow.runtime import compiling
 
 TIGHT = 1e-10

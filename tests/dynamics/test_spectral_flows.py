@@ -33,7 +33,7 @@ from lora_flow import (
 )
 from lora_flow.algebra.polar import balanced_factors, orthogonalised
 from lora_flow.dynamics.flows import parse_flow
-from lora_flow.dynamics.solve import velocity
+from lora_flow.dynamics.steps import velocity
 from lora_flow.theory import spectral_flows as theory
 
 

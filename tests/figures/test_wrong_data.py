@@ -11,7 +11,8 @@ import xarray as xr
 
 from lora_flow import InputError, SingleLayer, aligned_problem, figures, phases
 from lora_flow.dynamics.descend import Descent
-from lora_flow.dynamics.solve import MAX_STEPS, RTOL, Trajectory
+from lora_flow.dynamics.integrator import MAX_STEPS, RTOL
+from lora_flow.dynamics.solve import Trajectory
 from lora_flow.figures import panels, phase_diagram, plot_alignment, plot_distance, plot_loss, plot_map, plot_phases
 from lora_flow.sweeps.plan import plan_sweep
 

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.derivatives import AT, errors, log_losses
 from lora_flow import Adapter, InputError, SingleLayer, aligned_problem, descend, gaussian_init, oracles, solve
-from lora_flow.dynamics.solve import KEPT_STATE, RTOL
+from lora_flow.dynamics.integrator import RTOL
+from lora_flow.dynamics.looks import KEPT_STATE
 from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
 
 SHIFT = np.array([[1.5, 0.3], [-0.2, 0.8]])
