@@ -1,4 +1,4 @@
-"""Job f: what the gradient of the final loss costs beside the solve itself, in seconds and in memory."""
+"""Job f: what derivatives of the final loss cost beside the solve itself, in seconds and in memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ import lora_flow
 from benchmarks.children import in_child
 from benchmarks.timing import interleaved, peak_bytes, seconds
 
-T1, ALPHA, RANK = 2.0, 1e-3, 4
+T1, ALPHA, RANK, LANES = 2.0, 1e-3, 4, 32
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """A forward solve and reverse mode at the default tolerance; memory over tolerances, each in a fresh process."""
+    """Derivatives at the default tolerance beside the solve; memory over tolerances, each in a fresh process."""
     start, final_loss = _case(None)
-    forward, reverse = jax.jit(final_loss), jax.jit(jax.value_and_grad(final_loss))
-    calls = {
-        "forward solve": lambda: jax.block_until_ready(forward(start)),
-        "value and gradient": lambda: jax.block_until_ready(reverse(start)),
+    starts = jax.vmap(_start)(jax.random.split(jax.random.key(0), LANES))
+
+    def product(adapters: lora_flow.Adapters) -> Any:
+        return jax.jvp(jax.grad(final_loss), (adapters,), (start,))
+
+    gradient = jax.value_and_grad(final_loss)
+    programs = {
+        "forward solve": (final_loss, start),
+        "value and gradient": (gradient, start),
+        "gradient, and Hessian times a vector": (product, start),
+        f"{LANES} lanes forward": (jax.vmap(final_loss), starts),
+        f"{LANES} lanes, value and gradient": (jax.vmap(gradient), starts),
     }
+    compiled = {name: (jax.jit(function), at) for name, (function, at) in programs.items()}
+    calls = {name: (lambda one=one: jax.block_until_ready(one[0](one[1]))) for name, one in compiled.items()}
     first = {name: seconds(call) for name, call in calls.items()}
     timed = interleaved(calls, 5 if quick else 15, 20.0)
     tolerances = (1e-3,) if quick else (1e-3, 1e-6, 1e-9)
@@ -43,10 +53,14 @@ def reverse_memory(rtol: float) -> dict[str, float]:
 
 def _case(rtol: float | None) -> tuple[lora_flow.Adapters, Any]:
     problem = lora_flow.aligned_problem(jax.random.key(0))
-    start = lora_flow.gaussian_init(jax.random.key(0), problem, rank=RANK, alpha=ALPHA, side="B")
     how = {} if rtol is None else {"rtol": rtol}
 
     def final_loss(adapters: lora_flow.Adapters) -> jax.Array:
         return jnp.log10(lora_flow.solve(problem, adapters, t1=T1, saves=2, **how).observables["loss"][-1])
 
-    return start, final_loss
+    return _start(jax.random.key(0)), final_loss
+
+
+def _start(key: Any) -> lora_flow.Adapters:
+    problem = lora_flow.aligned_problem(jax.random.key(0))
+    return lora_flow.gaussian_init(key, problem, rank=RANK, alpha=ALPHA, side="B")

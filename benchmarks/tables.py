@@ -65,17 +65,17 @@ def cold(job: dict[str, Any]) -> str:
 
 
 def gradients(job: dict[str, Any]) -> str:
-    forward = job["rows"]["forward solve"]["median_s"]
-    rows = [
-        [name, time_of(row), f"{row['median_s'] / forward:.1f}", _s(row["first_s"])]
-        for name, row in job["rows"].items()
-    ]
+    rows, of = [], {}
+    for name, row in job["rows"].items():  # each beside the last that is forward
+        of = row if "forward" in name else of
+        called, first = (f"{row[key] / of[key]:.1f}" for key in ("median_s", "first_s"))
+        rows.append([name, time_of(row), called, _s(row["first_s"]), first])
     memory = [
         [f"{row['rtol']:.0e}", f"{row['steps']}", f"{row['run_mb']:.1f}", f"{row['temporary_mb']:.2f}"]
         for row in job["memory"]
     ]
     return (
-        table(("what", "seconds", "forward solves", "first call, s"), rows)
+        table(("what", "seconds", "over forward", "first call, s", "over forward's"), rows)
         + "\n\n"
         + table(("rtol", "steps", "reverse mode: memory added, MB", "of it planned by XLA, MB"), memory)
     )
