@@ -1,4 +1,4 @@
-"""How right are gradients of a run? `python benchmarks/derivatives.py` prints the table of docs/api.md.
+"""How right are gradients of a run? `python benchmarks/derivatives.py` prints the table of docs/derivatives.md.
 
 One layer and a start with orthogonal rows of A, from which everything is learned: the closed form gives log L at every
 time, and so its derivatives. An error is relative to them.

@@ -14,8 +14,8 @@ from lora_flow.claims.frame import DERIVED, Cases, claim
 from lora_flow.claims.layer_runs import adapter, draws, norm, spaces
 from lora_flow.dynamics.descend import Descent, descend
 from lora_flow.dynamics.flows import StableLoRA
-from lora_flow.dynamics.lanes import finished, solve_lanes, stack
 from lora_flow.dynamics.integrator import RTOL
+from lora_flow.dynamics.lanes import finished, solve_lanes, stack
 from lora_flow.problems.one_layer import Regression, SingleLayer
 from lora_flow.theory import lora_one
 from lora_flow.theory import stable_lora as theory

@@ -30,8 +30,8 @@ from lora_flow.checks import (
     require_number,
 )
 from lora_flow.dynamics.flows import Flow, Plain, as_flow
-from lora_flow.dynamics.measurements import Direction, measure, principal_directions
 from lora_flow.dynamics.looks import conserved_by, finite, observed, prepend, where
+from lora_flow.dynamics.measurements import Direction, measure, principal_directions
 from lora_flow.dynamics.solve import STATUS, Trajectory
 from lora_flow.dynamics.steps import velocity
 from lora_flow.fields import take_new_fields
@@ -39,6 +39,7 @@ from lora_flow.problems.base import Problem, as_problem, kind_of, own_observable
 from lora_flow.problems.rounding import rounding_floor
 from lora_flow.problems.stale import check_problem
 from lora_flow.runtime.compiling import compiled
+from lora_flow.solvers.counted import counted
 from lora_flow.solvers.derivatives import LoopKind, guard_inputs, guard_outputs, loop_kind, require_derivatives
 
 Schedule = Callable[[Int[Array, ""]], Any]  # from the iteration to a step size, as optax has them
@@ -269,14 +270,19 @@ def descend_lane(
     memory = [jax.tree.map(jnp.asarray, step.init(_select(adapters, group))) for group in groups if _is_optax(step)]
     gaps = np.diff([0, *stops])
 
+    most = max(1, int(gaps.max()))
+
     def until_next(state: _State, gap: Array) -> tuple[_State, tuple[Adapters, Array, Array]]:
-        _, state = eqxi.while_loop(
-            lambda carry: carry[0] < gap,
-            lambda carry: (carry[0] + 1, advance(carry[1])),
-            (jnp.zeros_like(gap), state),
-            max_steps=max(1, int(gaps.max())),
-            kind=loop,
-        )
+        if loop == "checkpointed":
+            state = counted(lambda _, state: advance(state), state, gap, most)
+        else:
+            _, state = eqxi.while_loop(
+                lambda carry: carry[0] < gap,
+                lambda carry: (carry[0] + 1, advance(carry[1])),
+                (jnp.zeros_like(gap), state),
+                max_steps=most,
+                kind=loop,
+            )
         return state, (state.adapters, state.iteration, state.time)
 
     def look(adapters: Adapters, iteration: Array) -> Any:

@@ -25,6 +25,7 @@ from lora_flow.problems.base import Layers
 from lora_flow.solvers.automatic import Automatic
 from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
 from lora_flow.solvers.derivatives import loop_kind, require_derivatives
+from lora_flow.solvers.recorded import can_be_replayed
 
 RTOL = 5e-4
 MAX_STEPS = 100_000
@@ -34,8 +35,8 @@ SOLVERS = ("auto", "RKC", "Tsit5", "Dopri5", "Dopri8", "Bosh3", "Heun")
 class Integrator(eqx.Module):
     """Checked arguments of `solve`: how to step and what to keep. Arrays may change without recompiling.
 
-    `layers` has the shapes of the problem as it was given, which a flow with a latch counts with in any coordinates;
-    else None.
+    - `replayed`: whether steps are written down, and taken again for derivatives in reverse mode.
+    - `layers`: the shapes of the problem as it was given, which a flow with a latch counts with; else None.
     """
 
     flow: Flow
@@ -44,6 +45,7 @@ class Integrator(eqx.Module):
     stepsize_controller: diffrax.AbstractStepSizeController | None
     dt0: Array | None
     derivatives: str = eqx.field(static=True)
+    replayed: bool = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
     save_adapters: bool = eqx.field(static=True)
     layers: Layers | None = eqx.field(static=True)
@@ -76,7 +78,6 @@ def integrator(
     if isinstance(solver, RungeKuttaChebyshev | Automatic):
         must = f"be of another kind than RKC for {type(flow).__name__}, whose Jacobian need not have a real spectrum"
         require(flow.symmetric, "solver", must, "RKC")
-        solver = solver.with_loops(loop_kind(derivatives))
     if stepsize_controller is None:
         require(
             isinstance(solver, diffrax.AbstractAdaptiveSolver),
@@ -94,6 +95,10 @@ def integrator(
             PrecisionWarning,
             stacklevel=3,
         )
+    ours = stepsize_controller is None and not flow.latched
+    replayed = derivatives == "reverse" and ours and can_be_replayed(solver)
+    if isinstance(solver, RungeKuttaChebyshev | Automatic):
+        solver = solver.with_loops("lax" if replayed else loop_kind(derivatives))
     start = None if dt0 is None else jnp.asarray(dt0)
     shapes = tuple((m, n) for m, n in layers) if flow.latched else None
     return Integrator(
@@ -103,6 +108,7 @@ def integrator(
         stepsize_controller,
         start,
         derivatives,
+        replayed,
         max_steps,
         save_adapters,
         shapes,

@@ -118,9 +118,10 @@ def solve(
     - `stepsize_controller`, `dt0`: replace this controller and its first step. "auto" is then Tsit5 throughout, because
       another controller cannot follow a change of methods. For gradient descent, use
       `solver=diffrax.Euler(), stepsize_controller=diffrax.ConstantStepSize(), dt0=eta`.
-    - `derivatives`: those that exist. "reverse" is for `grad` and `jacrev`; "forward" for `jvp` and `jacfwd`; "both"
-      for both and for second derivatives, which take long to compile. Others are refused by name. For gradients right
-      to 1e-3 pass `rtol=2e-4`, and `rtol=5e-6` with RKC.
+    - `derivatives`: those that exist. "reverse" is for `grad` and `jacrev`, and for forward mode over them: `hessian`,
+      and the `jvp` of a `grad`. "forward" is for `jvp` and `jacfwd`, any number of times. "both" is for all of them and
+      `grad` of `grad`, and takes long to compile. Others are refused by name. For gradients right to 1e-3 pass
+      `rtol=2e-4`, and `rtol=5e-6` with RKC.
     - `max_steps`: the number of steps after which the run is given up, with status 1 ("max_steps"). Under `StableLoRA`
       they are counted anew once a layer is no longer shrunk.
     - `save_adapters`: keep the adapters at every saved time as `Trajectory.history`, from which `analyse` computes the
@@ -147,7 +148,8 @@ def solve(
         save_adapters=save_adapters,
         layers=problem.layers,
     )
-    inputs = guard_inputs(how.derivatives, (problem, adapters, jnp.asarray(t1, float), times, how))
+    inputs = (problem, adapters, jnp.asarray(t1, float), times, how)
+    inputs = guard_inputs(how.derivatives, inputs, once=not how.replayed)
     solved = _solve(*inputs)
     if how.stepsize_controller is None:
         require_loss(solved.initial_loss, solved.rounding_floor)

@@ -19,11 +19,12 @@ from lora_flow.dynamics.integrator import Integrator
 from lora_flow.dynamics.looks import looks, looks_later
 from lora_flow.dynamics.measurements import Direction
 from lora_flow.dynamics.phases import Steps, in_phases
+from lora_flow.dynamics.reverse import reversible
 from lora_flow.problems.base import AbstractProblem, Problem, as_problem, vector_field
 from lora_flow.solvers.automatic import Automatic
 from lora_flow.solvers.chebyshev import RungeKuttaChebyshev
 from lora_flow.solvers.control import ResidualController
-from lora_flow.solvers.derivatives import adjoint_of
+from lora_flow.solvers.derivatives import adjoint_of, fixed
 from lora_flow.solvers.tracing import TracedOnce
 
 
@@ -34,38 +35,70 @@ def step_lane(
     adapters = projected(how, adapters)
     state, unflatten = ravel_pytree(adapters)  # one array: the solver's sums are then one operation each
     look = looks(problem, directions, unflatten)
-    solver = how.solver
-    if isinstance(solver, Automatic | RungeKuttaChebyshev):  # whose steps take long to trace
-        solver = TracedOnce(solver)
+
+    def field(state: Array, on: Array | None = None) -> Array:
+        return ravel_pytree(velocity(problem, how.flow, on)(unflatten(state)))[0]
 
     def keep(state: Array) -> Any:
         return state if looks_later(state, how) else look(state)
 
-    def run(begin: Array, state: Array, on: Array | None = None, event: diffrax.Event | None = None) -> Any:
-        field = velocity(problem, how.flow, on)
-        ts = times if event is None else jnp.maximum(times, begin)
-        along = diffrax.SubSaveAt(ts=ts, fn=lambda t, state, args: keep(state))
+    with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
+        stepping = Stepping(
+            how.solver, _controller(problem, state, directions, unflatten, how, times), how.dt0, how.max_steps
+        )
+        if how.replayed:
+            return reversible(field, keep, stepping, state, t1, times)
+        adjoint = adjoint_of(how.derivatives)
+        if how.layers is None:
+            return Steps.of(stepping.integrate(field, keep, state, t1, times, adjoint))
+
+        def run(begin: Array, state: Array, on: Array, event: diffrax.Event) -> diffrax.Solution:
+            ts = jnp.maximum(times, begin)
+            return stepping.integrate(lambda y: field(y, on), keep, state, t1, ts, adjoint, begin=begin, event=event)
+
+        kept = jax.eval_shape(keep, state)
+        return in_phases(how.flow, how.layers, state, unflatten, t1, times, run, kept)
+
+
+class Stepping(eqx.Module):
+    """What makes steps, whatever the field that they follow."""
+
+    solver: diffrax.AbstractSolver
+    controller: diffrax.AbstractStepSizeController
+    dt0: Array | None
+    max_steps: int = eqx.field(static=True)
+
+    def integrate(
+        self,
+        field: Callable[[Array], Array],
+        keep: Callable[[Array], Any],
+        state: Array,
+        t1: Array,
+        times: Array,
+        adjoint: diffrax.AbstractAdjoint,
+        *,
+        begin: Array | None = None,
+        event: diffrax.Event | None = None,
+    ) -> diffrax.Solution:
+        """From a state and a time on, 0 unless given, to t1 or to the event; what is to `keep` of states at times."""
+        solver = self.solver
+        if isinstance(solver, Automatic | RungeKuttaChebyshev):  # whose steps take long to trace
+            solver = TracedOnce(solver)
+        along = diffrax.SubSaveAt(ts=times, fn=lambda t, state, args: keep(state))
         return diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, state, args: ravel_pytree(field(unflatten(state)))[0]),
+            diffrax.ODETerm(lambda t, state, args: field(state)),
             solver,
-            t0=begin,
+            t0=jnp.zeros_like(t1) if begin is None else begin,
             t1=t1,
-            dt0=how.dt0,
+            dt0=self.dt0,
             y0=state,
-            stepsize_controller=controller,
+            stepsize_controller=self.controller,
             saveat=diffrax.SaveAt(subs=[along, diffrax.SubSaveAt(t1=True)]),
-            adjoint=adjoint_of(how.derivatives),
-            max_steps=how.max_steps,
+            adjoint=adjoint,
+            max_steps=self.max_steps,
             throw=False,
             event=event,
         )
-
-    with jax.default_matmul_precision("highest"):  # accelerators round products in single precision to less
-        controller = _controller(problem, adapters, directions, unflatten, how, times)
-        if how.layers is None:
-            return Steps.of(run(jnp.zeros_like(t1), state))
-        kept = jax.eval_shape(keep, state)
-        return in_phases(how.flow, how.layers, state, unflatten, t1, times, run, kept)
 
 
 def projected(how: Integrator, adapters: Adapters) -> Adapters:
@@ -82,7 +115,7 @@ def velocity(problem: Problem, flow: Flow, on: Bool[Array, " layer"] | None = No
 
 def _controller(
     problem: Problem,
-    start_adapters: Adapters,
+    start: Array,
     directions: tuple[Direction, ...],
     unflatten: Callable[[Array], Adapters],
     how: Integrator,
@@ -95,13 +128,14 @@ def _controller(
     def seen(state: Array) -> Adapters:
         return joined(unflatten(state))
 
-    relative_residual = _relative_residual(pretrained, seen, seen(ravel_pytree(start_adapters)[0]))
+    relative_residual = _relative_residual(pretrained, seen, seen(start))
+    growth_bound = _growth_bound(pretrained, directions, seen, relative_residual)
     controller = ResidualController(
         how.rtol,
-        relative_residual=relative_residual,
-        growth_bound=_growth_bound(pretrained, directions, seen, relative_residual),
+        relative_residual=eqx.filter_closure_convert(relative_residual, start),  # with arrays that can be held fixed
+        growth_bound=eqx.filter_closure_convert(growth_bound, start),
         factors=unflatten,
-        origin=jax.lax.stop_gradient(tuple(map(_origin, start_adapters))),
+        origin=jax.lax.stop_gradient(tuple(map(_origin, unflatten(start)))),
     )
     if how.solver.interpolation_cls is diffrax.LocalLinearInterpolation:
         return diffrax.ClipStepSizeController(controller, step_ts=times)
@@ -149,9 +183,7 @@ def _growth_bound(
     The fastest growth is that of B from B = 0 and A along the top right singular vector of the layer's task. Neither
     the steps nor the loop that evaluates this bound are differentiated.
     """
-    problem, directions = jax.tree.map(
-        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, (problem, directions)
-    )
+    problem, directions = fixed((problem, directions))
     bound = problem.growth_bound()
     if bound is not None:
         return lambda state: bound(unflatten(state))

@@ -19,10 +19,10 @@ from lora_flow.coordinates.base import Coordinates
 from lora_flow.coordinates.shared import coordinates_of
 from lora_flow.dynamics.descend import descend_lane
 from lora_flow.dynamics.flows import Flow, Plain
+from lora_flow.dynamics.integrator import Integrator
 from lora_flow.dynamics.measurements import Direction
 from lora_flow.dynamics.optimizers import OPTIMIZERS, gradient_noise, one_of
 from lora_flow.dynamics.phases import Steps
-from lora_flow.dynamics.integrator import Integrator
 from lora_flow.dynamics.solve import Trajectory, look_back, require_loss
 from lora_flow.dynamics.steps import step_lane
 from lora_flow.problems.base import Problem, as_problem

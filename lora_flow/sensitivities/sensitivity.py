@@ -80,7 +80,7 @@ def sensitivity(
     - `init`, `side`, `alpha`, `rank`, `seeds`: the axes, as for `sweep`. Initialisations that change the frozen weights
       are refused.
     - `t1`, `flow`, `solver`, `rtol`, `max_steps`: as for `solve`; times are sought up to `t1`. At the default tolerance
-      derivatives are right to about a part in a thousand, see docs/api.md.
+      derivatives are right to about a part in a thousand, see docs/derivatives.md.
     - `progress`: show progress on standard error.
 
     A time T at which c(T) = 0 changes by implicit differentiation, dT/dp = -(dc/dp)/(dc/dt). Starts follow the problem,

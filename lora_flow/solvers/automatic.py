@@ -22,7 +22,9 @@ from lora_flow.solvers.chebyshev import (
     rounding_of,
 )
 from lora_flow.solvers.control import StepError
+from lora_flow.solvers.counted import Loop
 from lora_flow.solvers.derivatives import LoopKind
+from lora_flow.solvers.tableaus import tableau_slopes, weighted
 
 TABLEAU = diffrax.Tsit5.tableau
 STABLE = 3.5  # dt rho up to which Tsit5 is stable on the negative real axis; `control.MARGIN` is what steps keep off it
@@ -163,6 +165,25 @@ class Automatic(diffrax.AbstractAdaptiveSolver[AutomaticState]):
         kind = self.chebyshev.scan_kind
         most = 2 if kind == "bounded" else 1  # a bounded loop of one turn makes it always
         return eqxi.while_loop(lambda carry: carry[0], body, (active, step), max_steps=most, kind=kind, base=2)[1]
+
+    def again(
+        self,
+        field: Callable[[Array], Array],
+        y0: Float[Array, " d"],
+        dt: Float[Array, ""],
+        stages: Int[Array, ""],
+        loop: Loop,
+    ) -> dict[str, Float[Array, " d"]]:
+        """What a step that was taken leaves for its interpolation: with so many stages of RKC, or 0 by Tsit5."""
+        stiff = stages > 0
+        short, long = jnp.where(stiff, 0.0, dt), jnp.where(stiff, dt, 0.0)  # of the method in use the step, else 0
+        slopes = tableau_slopes(TABLEAU, len(MIDDLE) - 1, field, y0, short)
+        increment = self.chebyshev.increment(field, y0, long, slopes[0], stages, loop)
+        y1 = y0 + short * weighted(TABLEAU.a_lower[-1], slopes) + increment
+        k0, k1 = dt * slopes[0], dt * field(y1)
+        explicit = dt * weighted(MIDDLE[:-1], slopes) + MIDDLE[-1] * k1
+        middle = jnp.where(stiff, (y1 - y0) / 2 + (k0 - k1) / 8, explicit)
+        return {"y0": y0, "y1": y1, "k0": k0, "k1": k1, "middle": middle}
 
 
 class _Step(NamedTuple):

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from lora_flow.algebra.spectra import norm
 from lora_flow.checks import require_choice, require_flag, require_integer
 from lora_flow.solvers.control import StepError
-from lora_flow.solvers.derivatives import LoopKind
+from lora_flow.solvers.counted import Loop
+from lora_flow.solvers.derivatives import LoopKind, fixed
 
 DAMPING = 2 / 13
 FEW = 8  # stages, with fewer of which the error is estimated as in the paper
@@ -121,8 +122,7 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
         vector, radius = spectral_radius(field, t0, y, vector + NOISE * random_direction(y), before)
 
         dt = jnp.asarray(terms.contr(t0, t1), y.dtype)
-        largest = MARGIN * (radius + AHEAD * jnp.maximum(radius - before, 0))
-        needed = stages_needed(jax.lax.stop_gradient(jnp.abs(dt) * largest))
+        needed = self.stages_of(dt, before, radius)
         possible = needed <= self.max_stages
         stages = jnp.where(possible, needed, 2)
         increment, f1, third = self._stages(field, t0, t1, y, dt, f0, stages.astype(int))
@@ -137,59 +137,116 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver[ChebyshevState]):
         return y1, told, dense, ChebyshevState(f1, vector, radius), diffrax.RESULTS.successful
 
     def _stages(
+        self, field: Field, t0: Any, t1: Any, y0: Float[Array, " d"], dt: Any, f0: Float[Array, " d"], stages: Any
+    ) -> tuple[Float[Array, " d"], Float[Array, " d"], Float[Array, " d"]]:
+        """y1 - y0, the slope at y1, and the third divided difference of y0 and three of the stages, in steps."""
+        start, advance = _recurrence(field, t0, t1, y0, dt, f0, stages.astype(y0.dtype))
+        compared, weights = _third_difference(jnp.maximum(stages, FEW).astype(y0.dtype))
+
+        def stage(carry: Any) -> Any:
+            j, now, _, _, third = carry
+            after, moved, f = advance(j, now)
+            third = third + jax.lax.stop_gradient(jnp.sum(jnp.where(j == compared, weights, 0.0)) * moved)
+            return j + 1, after, moved, f, third
+
+        *_, increment, f1, third = eqxi.while_loop(
+            lambda carry: carry[0] <= stages,
+            stage,
+            (jnp.ones_like(stages), start, jnp.zeros_like(y0), f0, jnp.zeros_like(y0)),
+            max_steps=self.max_stages,
+            kind=self.scan_kind,
+        )
+        return increment, f1, third
+
+    def stages_of(self, dt: Float[Array, ""], before: Float[Array, ""], now: Float[Array, ""]) -> Float[Array, ""]:
+        """The stages that a step needs, from the estimates of the spectral radius at the last step and at this one."""
+        largest = MARGIN * (now + AHEAD * jnp.maximum(now - before, 0))
+        return stages_needed(jax.lax.stop_gradient(jnp.abs(dt) * largest))
+
+    def again(
         self,
-        field: Field,
-        t0: Any,
-        t1: Any,
+        field: Callable[[Array], Array],
+        y0: Float[Array, " d"],
+        dt: Float[Array, ""],
+        stages: Int[Array, ""],
+        loop: Loop,
+    ) -> dict[str, Float[Array, " d"]]:
+        """What a step that was taken leaves for its interpolation."""
+        f0 = field(y0)
+        y1 = y0 + self.increment(field, y0, dt, f0, stages, loop)
+        return {"y0": y0, "y1": y1, "k0": dt * f0, "k1": dt * field(y1)}
+
+    def increment(
+        self,
+        field: Callable[[Array], Array],
         y0: Float[Array, " d"],
         dt: Float[Array, ""],
         f0: Float[Array, " d"],
         stages: Int[Array, ""],
-    ) -> tuple[Float[Array, " d"], Float[Array, " d"], Float[Array, " d"]]:
-        """y1 - y0, the slope at y1, and the third divided difference of y0 and three of the stages, in steps.
+        loop: Loop,
+    ) -> Float[Array, " d"]:
+        """y1 - y0 of a step with so many stages that was taken, from the slope at y0; 0 for a step of length 0."""
+        t = jnp.zeros_like(dt)
+        s = jnp.maximum(stages, 2).astype(y0.dtype)
+        start, advance = _recurrence(lambda _, y: field(y), t, t, y0, dt, f0, s)
+        last = loop(lambda index, now: advance(index + 1, now)[0], start, stages - 1, self.max_stages)
+        moved: Float[Array, " d"] = last.moved
+        return moved
 
-        By the paper's three-term recurrence, rewritten for X_j = (Y_j - y0) / b_j:
 
-            X_j = 2 w0 X_{j-1} - X_{j-2} + 2 w1 dt (F_{j-1} - a_{j-1} F_0) / b_{j-1},
+class _Stage(NamedTuple):
+    """X_j and X_{j-1} of the recurrence; and T_j, T_j' and T_j'' at w0, for both."""
 
-        with b_j = T_j''(w0) / T_j'(w0)^2, about 1/3 for all j, and a_j = 1 - b_j T_j(w0). The Chebyshev
-        polynomials and their derivatives grow no faster than j^4, and their recurrences lose no digits.
-        """
-        w0, w1 = _chebyshev_arguments(stages.astype(y0.dtype))
-        compared, weights = _third_difference(jnp.maximum(stages, FEW).astype(y0.dtype))
+    x: Float[Array, " d"]
+    x_before: Float[Array, " d"]
+    polynomials: Float[Array, " 3"]
+    polynomials_before: Float[Array, " 3"]
 
-        def at_stage(j: Array, polynomials: Array) -> tuple[Array, Array, Array]:
-            value, first, second = polynomials
-            second = jnp.where(j == 1, first**2 / (4 * w0**2), second)  # b_1 = b_2
-            b = second / first**2
-            return b, 1 - b * value, w1 * jnp.where(j == 1, b, second / first)
+    @property
+    def moved(self) -> Float[Array, " d"]:
+        """Y_j - y0, for j of 2 and more."""
+        _, first, second = self.polynomials
+        return second / first**2 * self.x
 
-        def stage(carry: Any) -> Any:
-            j, x, x_before, polynomials, polynomials_before, _, _, third = carry
-            b, a, c = at_stage(j, polynomials)
-            f = field(t0 + c * (t1 - t0), y0 + b * x)
-            third = third + jax.lax.stop_gradient(jnp.sum(jnp.where(j == compared, weights, 0.0)) * b * x)
-            x_next = 2 * w0 * x - x_before + (2 * w1 * dt / b) * (f - a * f0)
-            value, first, _ = polynomials
-            inhomogeneous = jnp.stack([jnp.zeros_like(value), 2 * value, 4 * first])
-            polynomials_next = 2 * w0 * polynomials - polynomials_before + inhomogeneous
-            return j + 1, x_next, x, polynomials_next, polynomials, b * x, f, third
 
-        zero, one = jnp.zeros_like(w0), jnp.ones_like(w0)
-        start = (
-            jnp.ones_like(stages),
-            w1 * dt * f0,
-            jnp.zeros_like(y0),
-            jnp.stack([w0, one, zero]),
-            jnp.stack([one, zero, zero]),
-            jnp.zeros_like(y0),
-            f0,
-            jnp.zeros_like(y0),
-        )
-        *_, increment, f1, third = eqxi.while_loop(
-            lambda carry: carry[0] <= stages, stage, start, max_steps=self.max_stages, kind=self.scan_kind
-        )
-        return increment, f1, third
+Advance = Callable[[Int[Array, ""], _Stage], tuple[_Stage, Float[Array, " d"], Float[Array, " d"]]]
+
+
+def _recurrence(
+    field: Field,
+    t0: Any,
+    t1: Any,
+    y0: Float[Array, " d"],
+    dt: Float[Array, ""],
+    f0: Float[Array, " d"],
+    s: Float[Array, ""],
+) -> tuple[_Stage, Advance]:
+    """The first of s stages; and the way from stage j to the next one, with Y_j - y0 and the slope there.
+
+    By the paper's three-term recurrence, rewritten for X_j = (Y_j - y0) / b_j:
+
+        X_j = 2 w0 X_{j-1} - X_{j-2} + 2 w1 dt (F_{j-1} - a_{j-1} F_0) / b_{j-1},
+
+    with b_j = T_j''(w0) / T_j'(w0)^2, about 1/3 for all j, and a_j = 1 - b_j T_j(w0). The Chebyshev polynomials and
+    their derivatives grow no faster than j^4, and their recurrences lose no digits.
+    """
+    w0, w1 = _chebyshev_arguments(s)
+
+    def advance(j: Int[Array, ""], now: _Stage) -> tuple[_Stage, Float[Array, " d"], Float[Array, " d"]]:
+        value, first, second = now.polynomials
+        second = jnp.where(j == 1, first**2 / (4 * w0**2), second)  # b_1 = b_2
+        b = second / first**2
+        a, c = 1 - b * value, w1 * jnp.where(j == 1, b, second / first)
+        moved = b * now.x
+        f = field(t0 + c * (t1 - t0), y0 + moved)
+        x = 2 * w0 * now.x - now.x_before + (2 * w1 * dt / b) * (f - a * f0)
+        inhomogeneous = jnp.stack([jnp.zeros_like(value), 2 * value, 4 * first])
+        polynomials = 2 * w0 * now.polynomials - now.polynomials_before + inhomogeneous
+        return _Stage(x, now.x, polynomials, now.polynomials), moved, f
+
+    zero, one = jnp.zeros_like(w0), jnp.ones_like(w0)
+    first = _Stage(w1 * dt * f0, jnp.zeros_like(y0), jnp.stack([w0, one, zero]), jnp.stack([one, zero, zero]))
+    return first, advance
 
 
 def stages_needed(reach: Float[Array, ""]) -> Float[Array, ""]:
@@ -254,9 +311,7 @@ def spectral_radius(
     than `CHANGE`. Like a step's length, the result is not differentiated. The estimate is what keeps a step stable, and
     so has no error of a difference quotient, at the price of two evaluations for each product.
     """
-    field, t, y, vector, radius = jax.tree.map(
-        lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, (field, t, y, vector, radius)
-    )
+    field, t, y, vector, radius = fixed((field, t, y, vector, radius))
 
     def unsettled(carry: Any) -> Bool[Array, ""]:
         iteration, _, before, now = carry

@@ -14,19 +14,29 @@ from lora_flow.checks import InputError, require_choice
 
 LoopKind = Literal["checkpointed", "lax", "bounded"]  # as equinox names them
 Derivatives = Literal["reverse", "forward", "both"]
-Mode = Literal["reverse", "forward", "forward again"]
+Mode = Literal["reverse", "reverse once", "forward", "forward again", "no more"]
 Tree = TypeVar("Tree")
 
 DERIVATIVES = ("reverse", "forward", "both")
 
 ONLY_REVERSE = (
-    'derivatives must be "forward" for forward mode (jvp, jacfwd), or "both" for second derivatives (hessian, grad of '
-    'grad), got "reverse", which is for one derivative in reverse mode (grad, jacrev)'
+    'derivatives must be "forward" for forward mode (jvp, jacfwd), or "both" for reverse mode twice (grad of grad), '
+    'got "reverse", which is for reverse mode (grad, jacrev), and for forward mode over that (jvp of grad, hessian)'
+)
+ONLY_ONCE = (
+    'derivatives must be "both" for second derivatives (hessian, grad of grad) of what takes the adjoint of diffrax: '
+    'StableLoRA, and a solver or stepsize_controller of your own; got "reverse"'
 )
 ONLY_FORWARD = (
-    'derivatives must be "reverse", the default, for reverse mode (grad, jacrev), or "both" for second derivatives '
-    '(hessian, grad of grad), got "forward", which is for forward mode (jvp, jacfwd)'
+    'derivatives must be "reverse", the default, for reverse mode (grad, jacrev) and forward mode over that (jvp of '
+    'grad, hessian), or "both" for reverse mode twice (grad of grad), got "forward", which is for forward mode (jvp, '
+    "jacfwd)"
 )
+
+
+THEN: dict[Mode, Mode] = {"reverse": "forward again", "reverse once": "no more"}  # after the first derivative
+NOT_FORWARD: dict[Mode, str] = {"reverse": ONLY_REVERSE, "reverse once": ONLY_REVERSE, "no more": ONLY_ONCE}
+NOT_REVERSE: dict[Mode, str] = {"forward": ONLY_FORWARD, "forward again": ONLY_REVERSE, "no more": ONLY_ONCE}
 
 
 def require_derivatives(derivatives: Any) -> None:
@@ -46,12 +56,20 @@ def loop_kind(derivatives: str) -> LoopKind:
     return kinds[derivatives]
 
 
-def guard_inputs(derivatives: str, inputs: Tree) -> Tree:
+def fixed(tree: Tree) -> Tree:
+    """The same without derivatives."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
+
+
+def guard_inputs(derivatives: str, inputs: Tree, *, once: bool = False) -> Tree:
     """The inputs of a solve, guarded: derivatives that it has not are refused by name, before JAX meets a loop.
 
-    A forward derivative passes the inputs first, a reverse one the outputs.
+    A forward derivative passes the inputs first, a reverse one the outputs. `once`: what goes back in reverse mode has
+    no derivative of its own.
     """
-    return _guarded(inputs, "reverse") if derivatives == "reverse" else inputs
+    if derivatives != "reverse":
+        return inputs
+    return _guarded(inputs, "reverse once" if once else "reverse")
 
 
 def guard_outputs(derivatives: str, outputs: Tree) -> Tree:
@@ -68,12 +86,13 @@ def _guarded(tree: Tree, mode: Mode) -> Tree:
 
 def _differentiate(primals: tuple[Any], tangents: tuple[Any], *, mode: Mode) -> tuple[Any, Any]:
     (value,), (tangent,) = primals, tangents
-    return _value.bind(value, mode=mode), tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent, mode=mode)
+    moved = tangent if isinstance(tangent, ad.Zero) else _tangent.bind(tangent, mode=mode)
+    return _value.bind(value, mode=THEN.get(mode, mode)), moved
 
 
 def _evaluate(tangent: Any, *, mode: Mode) -> Any:
-    if mode == "reverse":
-        raise InputError(ONLY_REVERSE)
+    if mode in NOT_FORWARD:
+        raise InputError(NOT_FORWARD[mode])
     return tangent
 
 
@@ -82,9 +101,9 @@ def _batch(tangents: tuple[Any], axes: tuple[Any], *, mode: Mode) -> tuple[Any, 
 
 
 def _transpose(cotangent: Any, tangent: Any, *, mode: Mode) -> list[Any]:
-    if mode != "reverse":
-        raise InputError(ONLY_FORWARD if mode == "forward" else ONLY_REVERSE)
-    return [_value.bind(cotangent, mode="forward again")]  # which loops without a derivative in reverse lead to
+    if mode in NOT_REVERSE:
+        raise InputError(NOT_REVERSE[mode])
+    return [_value.bind(cotangent, mode=THEN[mode])]  # which loops without a derivative in reverse lead to
 
 
 _value, _tangent = Primitive("value_with_derivatives_in_one_mode"), Primitive("tangent_in_one_mode")

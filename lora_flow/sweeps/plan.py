@@ -26,10 +26,10 @@ from lora_flow.dynamics.analysis import modes_of_details
 from lora_flow.dynamics.batch import draw, lane_sharding, round_solver
 from lora_flow.dynamics.descend import save_iterations
 from lora_flow.dynamics.flows import Flow, as_flow
+from lora_flow.dynamics.integrator import MAX_STEPS, RTOL, integrator
 from lora_flow.dynamics.measurements import directions_of
 from lora_flow.dynamics.observables import OBSERVABLES
 from lora_flow.dynamics.phases import latch_meanings
-from lora_flow.dynamics.integrator import MAX_STEPS, RTOL, integrator
 from lora_flow.dynamics.solve import save_times
 from lora_flow.dynamics.ways import Descending, Flowing, Way
 from lora_flow.initialization import Init

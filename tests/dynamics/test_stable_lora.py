@@ -29,8 +29,8 @@ from lora_flow import (
 )
 from lora_flow.cli import main
 from lora_flow.dynamics.flows import parse_flow
-from lora_flow.dynamics.lanes import solve_lanes, stack
 from lora_flow.dynamics.integrator import RTOL
+from lora_flow.dynamics.lanes import solve_lanes, stack
 from lora_flow.theory import stable_lora as theory
 
 T1, RATE = 3.0, 5.0
