@@ -101,12 +101,13 @@ def draw_alignment(dataset: xr.Dataset) -> Figure:
     with panels(2, 2, height=4.8, sharex=True) as (figure, axes):
         for column, inputs in zip(axes.T, INPUTS, strict=True):
             column[0].set(yscale="log", title=TITLES[inputs], ylim=(1e-4, 2))
-            column[1].set(yscale="log", xlabel="iteration", ylim=(1e-9, 10))
+            column[1].set(yscale="log", xlabel="iteration")
             for variance, colour in zip(VARIANCES, shades(len(VARIANCES)), strict=True):
                 one = dataset.sel(inputs=inputs, alpha2=variance)
                 label = rf"$\alpha^2$ = {_power(variance)}"
                 for ax, name in zip(column, ("angle", "risk"), strict=True):
                     band(one[name], ax, color=colour, label=label)
+            column[1].set_ylim(bottom=1e-9)
             if inputs == "sampled":
                 level = float(dataset["plateau"].sel(inputs=inputs).median())
                 column[0].axhline(level, color="0.3", linestyle=":", linewidth=1)
