@@ -55,8 +55,8 @@ def _(problem, save_times, sweep):
         alpha=(1e-3, 1e-1),
         rank=(1, 3, 6),
         seeds=4,
-        t1=300.0,
-        saves=save_times(300.0, 101, "log"),
+        t1=30.0,
+        saves=save_times(30.0, 101, "log"),
         solver="Tsit5",  # compiles sooner than "auto", which is faster on long stiff runs
         progress=False,
     )
@@ -121,12 +121,12 @@ def _(large, pd, problem, time_to):
 @app.cell
 def _(mo):
     mo.md("""
-    `inf` says that the level is not reached by t = 300. The same from the shell, with the arrays saved by
+    `inf` says that the level is not reached by t = 30. The same from the shell, with the arrays saved by
     `np.savez("target.npz", w1=w1, w2=w2, shift=shift)`:
 
     ```sh
     lora-flow sweep --problem target.npz --init gaussian lora-one --alpha 1e-3 1e-1 --rank 1 3 6 --seeds 4 \\
-        --t1 300 --spacing log --solver Tsit5 --out runs/mine
+        --t1 30 --spacing log --solver Tsit5 --out runs/mine
     ```
     """)
     return
