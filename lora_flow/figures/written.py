@@ -115,7 +115,11 @@ def _first(group: Any, i: int, j: int) -> tuple[int, int]:
 
 
 def _narrow_legends(figure: Any) -> None:
-    """Gives each legend fewer columns until it is no wider than the figure."""
+    """Puts legends beside the panels below them, and gives each fewer columns until it is no wider than the figure."""
+    for legend in figure.legends:
+        if legend._outside_loc in ("left", "right"):
+            legend.set_loc("outside lower center")
+            _arrange(legend, 4)
     figure.draw_without_rendering()
     wide = figure.bbox.width
     for legend in (*figure.legends, *(ax.legend_ for ax in figure.axes if ax.legend_)):

@@ -70,15 +70,18 @@ def test_a_column_has_one_panel_below_the_other_each_with_its_labels(how):
         assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
 
-def test_legends_become_narrower_until_they_fit_a_column(tmp_path):
+@pytest.mark.parametrize(("place", "columns"), [("outside lower center", 5), ("outside right center", 1)])
+def test_legends_come_below_the_panels_of_a_column_and_become_as_narrow(place, columns, tmp_path):
     with drawn_as(width="column"):
         with panels(1, 1, height=2.4) as (figure, axes):
             for k, colour in enumerate(plt.colormaps["viridis"](np.linspace(0, 0.9, 5))):
                 axes[0, 0].plot([1, 2], [k, k + 1], color=colour, label=f"a long name of the curve {k}")
-            figure.legend(loc="outside lower center", ncols=5)
-        assert any("cut off" in fault for fault in faults(figure))
+            figure.legend(loc=place, ncols=columns)
+        assert columns == 1 or any("cut off" in fault for fault in faults(figure))
         save({"loss": figure}, tmp_path)
     assert not [fault for fault in faults(figure) if "cut off" in fault]
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y1 < axes[0, 0].get_window_extent().y0, "below"
 
 
 def test_other_formats_and_widths_are_refused():
