@@ -187,10 +187,11 @@ def test_layers_may_have_different_ranks():
         assert found == pytest.approx(float(np.linalg.norm(adapter.stacked, 2)), rel=1e-10)
 
 
-@pytest.mark.parametrize("start", ["tied values", "B zero", "all zero"])
+@pytest.mark.parametrize("start", ["tied values", "tied and across", "B zero", "all zero"])
 def test_derivatives_are_finite_where_singular_values_tie_and_norms_are_zero(start):
     a, b = {
         "tied values": (np.eye(2, 4), np.eye(5, 2)),
+        "tied and across": (np.eye(2, 4, k=2), np.eye(5, 2, k=-2)),  # so that none of the tied vectors is the nearest
         "B zero": (np.eye(2, 4), np.zeros((5, 2))),
         "all zero": (np.zeros((2, 4)), np.zeros((5, 2))),
     }[start]
