@@ -49,8 +49,10 @@ def explored(name: str, dataset: xr.Dataset, found: Sequence[Cell]) -> dict[str,
     """A run as the page's program reads it, thinned where it is large."""
     dataset = over_time(dataset)
     few, left_out = thinned(dataset)
-    kept = _places(dataset, few)
-    return {"name": name} | of_run(few, [found[i] for i in kept], left_out)
+    cells = _kept(dataset, few)
+    shape = [dataset.sizes[dim] for dim in cells]
+    places = np.arange(np.prod(shape, dtype=int)).reshape(shape)[np.ix_(*cells.values())].ravel()
+    return {"name": name} | of_run(few, [found[i] for i in places], left_out, dataset.isel(cells))
 
 
 def repeated(out: RunPath, settings: Mapping[str, Any]) -> str:
@@ -64,10 +66,7 @@ def repeated(out: RunPath, settings: Mapping[str, Any]) -> str:
     return command_of(table, str(out))
 
 
-def _places(whole: xr.Dataset, few: xr.Dataset) -> list[int]:
-    """The places of the cells that were kept, among all, in C order."""
-    axes = [dim for dim in whole["status"].dims if dim != "seed"]
-    shape = [whole.sizes[dim] for dim in axes]
-    numbers = np.arange(np.prod(shape, dtype=int)).reshape(shape)
-    kept = [np.flatnonzero(np.isin(whole[dim].values, few[dim].values)) for dim in axes]
-    return numbers[np.ix_(*kept)].ravel().tolist()
+def _kept(whole: xr.Dataset, few: xr.Dataset) -> dict[str, np.ndarray]:
+    """The places along every axis of the cells that were kept, among all."""
+    axes = [str(dim) for dim in whole["status"].dims if dim != "seed"]
+    return {dim: np.flatnonzero(np.isin(whole[dim].values, few[dim].values)) for dim in axes}

@@ -27,18 +27,21 @@ SHORT = {
 }
 
 
-def of_run(dataset: xr.Dataset, found: Sequence[Cell], thinned: Sequence[str] = ()) -> dict[str, Any]:
+def of_run(
+    dataset: xr.Dataset, found: Sequence[Cell], thinned: Sequence[str] = (), whole: xr.Dataset | None = None
+) -> dict[str, Any]:
     """A run over `time`, as a page's program reads it: lists, numbers and text.
 
     **Arguments:** the `dataset`, of which all curves are taken; the answers of its cells, `found` (of
-    `lora_flow.results.answers`), in the order of the dataset; and what was left out before, `thinned`.
+    `lora_flow.results.answers`), in the order of the dataset; what was left out before, `thinned`; and where something
+    was, the `whole` of these cells, with all quantities and saves, from which phases are told.
 
     The cells are in C order over `axes`. `curves` has for each cell, quantity, quartile (low, median, high) and save a
     number in single precision, as base64. Of a loss that is less than its rounding floor it has the floor.
     """
     names = curves(dataset)
     held = {"thinned": list(thinned), "curves": text_of(of_curves(dataset, names))}
-    return outline(dataset, names) | of_cells(dataset, found) | held
+    return outline(dataset, names) | of_cells(dataset, found, whole) | held
 
 
 def outline(dataset: xr.Dataset, names: Sequence[str]) -> dict[str, Any]:
@@ -55,12 +58,15 @@ def outline(dataset: xr.Dataset, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def of_cells(dataset: xr.Dataset, found: Sequence[Cell]) -> dict[str, Any]:
-    """What is told of every cell of a dataset in memory, given their answers `found`, cell by cell in its order."""
+def of_cells(dataset: xr.Dataset, found: Sequence[Cell], whole: xr.Dataset | None = None) -> dict[str, Any]:
+    """What is told of every cell of a dataset in memory, given their answers `found`, cell by cell in its order.
+
+    Of a dataset that lacks quantities or saves, `whole` has the same cells with all of them.
+    """
     axes = axes_of(dataset)
     floor = rounding_floors(dataset).median("seed").transpose(*axes).values.ravel()
     return {
-        "measures": [*_answers(dataset, found, floor), *_phases(dataset, axes)],
+        "measures": [*_answers(dataset, found, floor), *_phases(dataset if whole is None else whole, axes)],
         "endings": [cell.ending for cell in found],
         "floor": _numbers(floor),
     }

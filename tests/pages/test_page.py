@@ -12,10 +12,12 @@ from runs_of_pages import SETTINGS
 from lora_flow import InputError, load_run, phases
 from lora_flow.cli import main
 from lora_flow.cli.parse import parse
+from lora_flow.experiments import on_page
 from lora_flow.experiments import present as presenting
 from lora_flow.pages import charts
 from lora_flow.pages.markdown import to_html
 from lora_flow.pages.thinned import curves, thinned
+from lora_flow.results.answers import answers
 from lora_flow.settings import Settings, command_of, to_table
 
 
@@ -98,6 +100,15 @@ def test_a_large_run_is_thinned_with_a_word(folder):
     assert set(curves(few)) <= set(curves(dataset))
     assert few["time"][-1] == dataset["time"][-1]
     assert thinned(dataset) == (dataset, [])
+
+
+def test_the_phases_of_a_run_that_is_thinned_are_those_of_all_its_quantities(folder, data, monkeypatch):
+    dataset = load_run(folder)
+    monkeypatch.setattr(on_page, "thinned", lambda one: thinned(one, 5_000))
+    small = on_page.explored("run", dataset, answers(dataset))
+    assert small["thinned"]
+    assert len(small["quantities"]) < len(data["runs"][0]["quantities"])
+    assert small["measures"] == data["runs"][0]["measures"]
 
 
 def test_the_markdown_of_reports_becomes_html():
