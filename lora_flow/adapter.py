@@ -94,11 +94,11 @@ def as_adapters(name: str, value: Any, layers: tuple[tuple[int, int], ...] | Non
     """
     must = f"hold one Adapter for each {'layer' if layers is None else f'of {len(layers)} layers'}"
     several = isinstance(value, (tuple, list)) and len(value) > 0 and not isinstance(value, Adapter)
-    got = "an Adapter by itself, not in a tuple" if isinstance(value, Adapter) else kind(value)
+    got = "an Adapter by itself, not in a tuple" if isinstance(value, Adapter) else "" if several else kind(value)
     require(several, name, f"be a tuple and {must}", got)
     for index, one in enumerate(value):
         pair = isinstance(one, (tuple, list)) and len(one) == 2
-        require(pair, f"{name}[{index}]", "be an Adapter(a, b)", kind(one))
+        require(pair, f"{name}[{index}]", "be an Adapter(a, b)", "" if pair else kind(one))
     require(layers is None or len(value) == len(layers), name, must, len(value))
     factors: Any = (map(numbers, (f"{name}[{i}].a", f"{name}[{i}].b"), one) for i, one in enumerate(value))
     adapters = tuple(Adapter(*one) for one in factors)

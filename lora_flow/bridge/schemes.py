@@ -134,14 +134,35 @@ def start(
         source = inputs.read(layer, most if need.times else layer.shape[1])
         known["inputs"] = source.triplets if need.times else source.triplets.dense()
     rank = ranks.chosen(layer, source)
-    for name, matrix in known.items():
-        if isinstance(matrix, LowRank) and need is not None:
-            known[name] = matrix.first(rank * need.times) if not need.smallest else matrix
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(layer.module.encode()))
-    problem = OneLayer(layer.shape, scaling=jnp.asarray(scaling, float), **known)
+    return Start(begin(init, key, layer.shape, rank=rank, scaling=scaling, side=side, **known), source)
+
+
+def begin(
+    init: str,
+    key: Array,
+    shape: tuple[int, int],
+    *,
+    rank: int,
+    scaling: float = 1.0,
+    side: str = "A",
+    weight: Any = None,
+    descent: Any = None,
+    inputs: Any = None,
+) -> Adapter:
+    """The start of a matrix `(out, in)` by the scheme called `init`, with alpha = 1, from what the scheme is made of.
+
+    That is the whole matrix, or a `LowRank` of at least as many leading triplets as the scheme takes.
+    """
+    need = need_of(init)
+    known = {"weight": weight, "descent": descent, "inputs": inputs}
+    for name, matrix in known.items():
+        if isinstance(matrix, LowRank) and need is not None and need.times and not need.smallest:
+            known[name] = matrix.first(rank * need.times)
+    problem = OneLayer(shape, scaling=jnp.asarray(scaling, float), **known)
     (adapter,) = initialize(init, key, problem, rank=rank, alpha=1.0, side=side)
     factors: Any = map(np.asarray, adapter)
-    return Start(Adapter(*factors), source)
+    return Adapter(*factors)
 
 
 def check_ranks(init: str, layers: list[Layer], ranks: Ranks) -> None:

@@ -120,9 +120,9 @@ class Grid:
         grid = cls(
             problem_axes=problems.axes,
             init=labels,
-            side=_axis("side", side),
-            alpha=_axis("alpha", alpha),
-            rank=_axis("rank", rank),
+            side=axis_of("side", side),
+            alpha=axis_of("alpha", alpha),
+            rank=axis_of("rank", rank),
             seed=_seeds(seeds),
             schemes=dict(zip(labels, schemes, strict=True)),
             **_descents(descend, gradient_noise),
@@ -208,7 +208,8 @@ def _listed(name: str, values: Any) -> tuple[Any, ...]:
     return listed
 
 
-def _axis(name: str, values: Any) -> tuple[Any, ...]:
+def axis_of(name: str, values: Any) -> tuple[Any, ...]:
+    """The values of an axis, one or several, each of them once."""
     listed = _listed(name, values)
     require(len(set(listed)) == len(listed), name, "name each value once", listed)
     return listed
@@ -216,7 +217,7 @@ def _axis(name: str, values: Any) -> tuple[Any, ...]:
 
 def _descents(descend: Any, noise: Any) -> dict[str, Any]:
     """The values of these axes."""
-    noises = _axis("gradient_noise", noise)
+    noises = axis_of("gradient_noise", noise)
     for std in noises:
         require_number("gradient_noise", std, "be at least 0", lambda known: known >= 0)
     if descend is None:
@@ -233,7 +234,7 @@ def _seeds(seeds: Any) -> Sequence[int]:
         require(seeds >= 1, "seeds", "be at least 1", seeds)
         require(seeds <= LARGEST, "seeds", f"be at most {LARGEST}", seeds)
         return range(int(seeds))
-    listed = _axis("seeds", seeds)
+    listed = axis_of("seeds", seeds)
     largest = int(jnp.iinfo(jnp.result_type(int)).max)
     must = f"be integers from 0 to {largest}"
     for seed in listed:
