@@ -3,6 +3,9 @@ from .adapter import Adapter as Adapter
 from .adapter import Adapters as Adapters
 from .adapter import pad as pad
 from .adapter import zero_adapters as zero_adapters
+from .advice.advise import advise as advise
+from .advice.advise import advise_checkpoint as advise_checkpoint
+from .advice.result import Advice as Advice
 from .algebra.diagonal import Diagonal as Diagonal
 from .bridge.init import peft_init as peft_init
 from .bridge.observe import peft_observe as peft_observe

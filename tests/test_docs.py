@@ -47,6 +47,7 @@ PAGES = [
             "sensitivities",
             "learned",
             "fits",
+            "advise",
             "symmetric",
             "spectral",
             "continual",
@@ -81,6 +82,7 @@ def test_every_python_block_runs(page, tables, tmp_path, monkeypatch, capsys):
         exec(compile(block, page, "exec"), namespace)
     plt.close("all")
     told = {"docs/sensitivities.md": "[ 0.   0.5 -1. ]", "docs/peft.md": "layers.1.q_proj: rank 4, alpha"}
+    told["docs/advise.md"] = "comes to 0.1 of the loss"
     assert told.get(page, "success after") in capsys.readouterr().out
     if page == "docs/tutorial.md":  # the tutorial holds a formula against a measurement: they agree as it says
         assert float(abs(namespace["predicted"] - namespace["measured"]).max()) < 0.15

@@ -18,6 +18,7 @@ ROOMS = (  # the highest first: a room imports those below it and beside it, no 
     ("figures",),
     ("design",),
     ("sensitivities",),
+    ("advice",),
     ("growth",),
     ("bridge",),
     ("sizes",),

@@ -29,6 +29,7 @@ COMMANDS = {  # name -> what it does, in a line
     "inits": "list the initialisations: formulas, and the needs of each",
     "optimise": "learn where to start, by gradient descent through the whole run",
     "vision": "check the theory on images, with a Vision Transformer",
+    "advise": "say which start, which alpha and which rank a layer needs, from its gradient",
     "peft": "initial adapters for a checkpoint, as a PEFT folder, and what becomes of them",
 }
 GROUPS = {  # commands that are several, each a class of the group's module

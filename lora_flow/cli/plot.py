@@ -32,6 +32,7 @@ class Plot(Draws):
     def _draw(self) -> int:
         from lora_flow_vision.folder import CHECK
 
+        from lora_flow.advice.folder import ADVICE
         from lora_flow.design.fit_folder import FIT
         from lora_flow.design.folder import SEARCH
         from lora_flow.sensitivities.folder import SENSITIVITY
@@ -52,6 +53,10 @@ class Plot(Draws):
             from lora_flow.cli.fit import tell as tell_fit
 
             return tell_fit(self.out)
+        if ADVICE.owns(self.out):
+            from lora_flow.cli.advise import tell as tell_advice
+
+            return tell_advice(self.out)
         return draw(self.out, partial=True)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from lora_flow_vision.folder import CHECK
 
+from lora_flow.advice.folder import ADVICE
 from lora_flow.checks import require
 from lora_flow.design.fit_folder import FIT
 from lora_flow.design.folder import SEARCH
@@ -65,7 +66,7 @@ def _part(path: RunPath) -> tuple[str, bool]:
         reading = read(path / RESULTS) if (path / RESULTS).is_dir() else None
     except Damaged as damage:
         return f"{path}: damaged or missing {listed(damage.files)}", True
-    if kind in (STUDY, SENSITIVITY, FIT):
+    if kind in (STUDY, SENSITIVITY, FIT, ADVICE):
         what = f"figure {study_of(path)}" if kind is STUDY else f"a {kind.noun}"
         state = "not finished; it runs as a whole" if reading is None else "finished"
         return f"{path}: {what}, {state}", reading is None
@@ -151,7 +152,7 @@ def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
         return f"lora-flow figure {name} --out {path} --overwrite"
     if name := _figure(parts):
         return f"lora-flow figure {name} --out {path} --resume"
-    if (kind := _kind(parts[0])) in (SENSITIVITY, FIT):
+    if (kind := _kind(parts[0])) in (SENSITIVITY, FIT, ADVICE):
         return f"lora-flow {kind.noun} --out {path} --overwrite, with the flags that {path / SETTINGS} has"
     require(list(parts) == [path], f"'{path}'", "be a run folder or hold the runs of one figure", f"{len(parts)} runs")
     go_on = _kind(path).go_on
@@ -160,4 +161,4 @@ def _command(path: RunPath, parts: Sequence[RunPath]) -> str:
 
 
 def _kind(path: RunPath) -> Kind:
-    return next((kind for kind in (STUDY, CHECK, SENSITIVITY, SEARCH, FIT) if kind.owns(path)), SWEEP)
+    return next((kind for kind in (STUDY, CHECK, SENSITIVITY, SEARCH, FIT, ADVICE) if kind.owns(path)), SWEEP)

@@ -146,6 +146,18 @@ TABLE: dict[str, dict[str, Argument]] = {
         "data": of((EYE,), "choice", also=((EYE, EYE), [MASKED])),
         "scaling": of(1.0, "positive"),
     },
+    "advise": {
+        "problem": of(one_layer.good, "problem", also=({}, "none.npz", two_layers.good)),
+        "init": of("lora-one", "choice", also=("lora-on", ["lora-one", "lora-one"], [None])),
+        "size": of(0.1, "array", also=(None, NAN, 0.0, -1.0, True, [0.1, "a"], [0.1, 0.1], [[0.1], [0.2]], [], np.inf)),
+        "rank": of(1, "array", also=(None, NAN, 1.5, 0, -1, True, [1, "a"], [1, 1], [[1], [2]], [], 7)),
+        "level": of(0.9, "fraction"),
+        "seeds": of(1, "integer", also=(0,)),
+        "lr": of(0.1, "positive"),
+        "steps": of(5, "integer", also=(0,)),
+        "optimizer": of("gd", "choice", also=("adamw",)),
+        "progress": of(False, "flag"),
+    },
     "AdaptiveStep": {"rate": of("rho", "choice"), **constants},
     "AdmissibleStep": constants,
     "AroraStep": {},
@@ -576,6 +588,7 @@ TABLE: dict[str, dict[str, Argument]] = {
 # which users are given, and do not make
 RESULTS = {
     "Adapted",
+    "Advice",
     "Optimised",
     "Canonical",
     "Descent",
@@ -646,7 +659,7 @@ def test_wrong_values_are_told_in_one_line(name, argument, monkeypatch, tmp_path
 
 
 ELSEWHERE = {"extend", "observed_told", "peft_apply", "peft_convert", "peft_init", "peft_observe"}
-ELSEWHERE |= {"read_peft", "write_peft"}
+ELSEWHERE |= {"advise_checkpoint", "read_peft", "write_peft"}
 """Those that need a run to extend, or a checkpoint: see tests/test_growth.py and tests/bridge."""
 
 
@@ -675,6 +688,7 @@ SOLVES = {
     "sensitivity",
     "optimise",
     "fit",
+    "advise",
     "time_to",
 }  # whose traced values are tested beside each
 FUNCTIONS = {"gradient_noise", "stable_lora"}  # what they return has no arrays
