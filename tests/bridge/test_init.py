@@ -323,4 +323,4 @@ def test_the_group_has_help_and_names_its_commands(capsys):
     assert "usage: lora-flow peft COMMAND [FLAGS]" in capsys.readouterr().out
     for words in (["peft"], ["peft", "inti"]):
         assert main(words) == 2
-        assert "the command after peft must be 'init', 'apply' or 'convert'" in capsys.readouterr().err
+        assert "the command after peft must be 'init', 'apply', 'convert' or 'observe'" in capsys.readouterr().err
