@@ -19,7 +19,12 @@ ALPHA = {"aligned": 1e-6, "misaligned": 0.3, "stiff": 0.1}  # aligned runs stop 
 END = {"aligned": 6.0, "misaligned": 25.0, "stiff": 100.0}
 RANK = 4
 STEP = {"aligned": 1e-3, "misaligned": 1e-2, "stiff": 1e-2}  # an aligned loss falls by 20 decades a unit of time
-NEAR, FAR = 1e-3, 5e-3  # distances of first and of second differences
+NEAR = 1e-3  # distance of first differences
+FAR = {
+    "aligned": 5e-3,
+    "misaligned": 2e-2,
+    "stiff": 5e-3,
+}  # of second ones, beyond rounding
 ALONG = np.array([0.3, -0.5, 0.4, 0.6, 0.2])  # of second derivatives
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -82,28 +87,29 @@ def steps_of(case, end):
     return tuple(int(np.argmax(losses < level)) for level in LEVELS)
 
 
-def points(order):
-    """Those that `differences` needs, (points, parameter): of all parameters, or of second order along ALONG."""
-    units = np.eye(5)
-    if order == 1:
-        return (np.array([-2, -1, 1, 2])[:, None, None] * NEAR * units).reshape(20, 5)
-    corners = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
-    return np.stack([size * (u * ALONG + v * units) for size in (FAR, 2 * FAR) for u, v in corners]).reshape(40, 5)
+def points(name, order):
+    """Those that `differences` needs, (points, parameter): the first is 0."""
+    steps = np.array([-2, -1, 1, 2])[:, None, None] * NEAR * np.eye(5)
+    if order == 2:
+        corners = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+        steps = np.stack(
+            [size * (u * ALONG + v * np.eye(5)) for size in (FAR[name], 2 * FAR[name]) for u, v in corners]
+        )
+    return np.concatenate([np.zeros((1, 5)), steps.reshape(-1, 5)])
 
 
-def differences(order, values):
+def differences(name, order, values):
     """Derivatives from the values at the points, (points, time), with Richardson's extrapolation.
 
     The first are (time, parameter). The second are the product of ALONG with the Hessian of the sum over times.
     """
     if order == 1:
-        first = np.asarray(values).reshape(4, 5, -1)
+        first = np.asarray(values[1:]).reshape(4, 5, -1)
         narrow, wide = (first[2] - first[1]) / (2 * NEAR), (first[3] - first[0]) / (4 * NEAR)
         return ((4 * narrow - wide) / 3).T
-    sums = np.sum(np.asarray(values).reshape(2, 4, 5, -1), axis=-1)
-    at, beyond = (
-        np.array([1, -1, -1, 1]) @ one / (4 * size**2) for one, size in zip(sums, (FAR, 2 * FAR), strict=True)
-    )
+    sums = np.sum(np.asarray(values[1:]).reshape(2, 4, 5, -1), axis=-1)
+    sizes = FAR[name], 2 * FAR[name]
+    at, beyond = (np.array([1, -1, -1, 1]) @ one / (4 * size**2) for one, size in zip(sums, sizes, strict=True))
     return (4 * at - beyond) / 3
 
 
