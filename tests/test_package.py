@@ -137,7 +137,7 @@ def test_types_of_the_installed_package_are_seen(built, tmp_path):
 
 def test_an_sdist_can_run_its_tests(built, tmp_path):
     with tarfile.open(built[1]) as archive:
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # Python 3.11.4
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     made = environment(tmp_path / "env", sys.executable, "-c", ROOT / "constraints.txt", f"{folder}[vision,dev]")
     run(folder, [made, "-m", "pytest", "--collect-only"])

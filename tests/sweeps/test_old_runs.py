@@ -12,6 +12,7 @@ from lora_flow.cli import main
 from lora_flow.sweeps.folder import SWEEP
 
 REFERENCE = Path(__file__).parents[1] / "reference"
+SAFELY = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # before Python 3.11.4 there is no such filter
 
 
 @pytest.fixture(params=["run-without-checksums", "run-with-checksums"])
@@ -19,7 +20,7 @@ def old(request, tmp_path):
     """A sweep of 16 runs, by the last version whose run folders had no checksums, and by one of the first that had."""
     with tarfile.open(REFERENCE / f"{request.param}.tar.gz") as archive:
         (name,) = {member.name.split("/")[0] for member in archive}
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path, **SAFELY)
     return tmp_path / name
 
 
