@@ -92,8 +92,9 @@ def advise(
         raise InputError(f"problem must {must}, got {kind(given)}")
     asked = _asked(init, size, rank, seeds, min(given.layers[0]), "the layer's smaller dimension")
     task = Task.of(name, given, max(asked.rank))
+    whole, _ = given.task_rank()
     source = None if isinstance(problem, AdaptedLayer) else str(problem)
-    return _advice([task], asked, level, practice, progress, functools.partial(sweep_command, source))
+    return _advice([task], asked, level, practice, progress, functools.partial(sweep_command, source, whole))
 
 
 def advise_checkpoint(

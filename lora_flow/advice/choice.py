@@ -97,6 +97,9 @@ def confidence(dataset: xr.Dataset, cell: Cell | None, *, rate: float | None, op
             )
         elif stiff > EDGE / 10:
             middle.append(f"learning rate times largest second derivative is {show(stiff)}: a coarse flow")
+    if cell is not None and not _is_told(cell.of(dataset)):
+        ends = " to ".join(show(float(cell.of(dataset)[name])) for name in ("time_least", "time_most"))
+        middle.append(f"draws of the start take t = {ends} to the level, and the recommendation goes by their median")
     until = float(dataset["t_fallen"]) if "t_fallen" in dataset else np.nan
     if cell is not None and until < float(cell.of(dataset)["time_level"]):
         low.append(f"the network's loss has fallen by a tenth at t = {show(until)}, and later nothing is predicted")
@@ -109,6 +112,11 @@ def confidence(dataset: xr.Dataset, cell: Cell | None, *, rate: float | None, op
         middle.append(f"{left:.0%} of the loss lies in singular pairs that were left out of the simulation")
     level = "low" if low else "middle" if middle else "high"
     return Confidence(level, (*low, *middle))
+
+
+def _is_told(chosen: xr.Dataset) -> bool:
+    """Whether all draws come to the level within a factor of two."""
+    return bool(np.isfinite(chosen["time_most"]) and chosen["time_most"] <= 2 * chosen["time_least"])
 
 
 def _end(dataset: xr.Dataset) -> float:

@@ -93,12 +93,16 @@ def assumptions(tasks: list[Task], practice: Practice) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def sweep_command(path: str | None, dataset: xr.Dataset, cell: Cell) -> str:
-    """The sweep that solves the cell of a layer's file again."""
-    if path is None:
+def sweep_command(path: str | None, whole: int, dataset: xr.Dataset, cell: Cell) -> str:
+    """The sweep that solves the cell of a layer's file again, up to twice the time that its slowest draw takes.
+
+    None for a spectral start of less than the gradient's rank, `whole`, which sweeps do not take.
+    """
+    if path is None or (cell.init == "spectral" and cell.rank < whole):
         return ""
     chosen = cell.of(dataset)
-    t1 = 2 * float(chosen["time_level"])
+    latest = float(chosen["time_most"])
+    t1 = 2 * latest if np.isfinite(latest) else float(dataset.attrs["horizon"])
     words = ["--problem", path, "--init", cell.init, "--alpha", f"{float(chosen['alpha']):.4g}"]
     words += ["--rank", str(cell.rank), "--t1", f"{t1:.3g}", "--out", "runs/layer"]
     return shlex.join(["lora-flow", "sweep", *words])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+ROUNDING = 1e-13  # of the columns' norm, up to which what they add to a space is rounding
 MARGIN = 20  # powers of the matrix that even a short flow needs, for double precision
 
 
@@ -42,6 +43,8 @@ def seen_from(
     space = np.zeros((matrix.shape[1], 0))
     for _ in range(depth):
         block = _beside(space, block)
+        if not block.shape[1]:  # all that the matrix reaches is spanned
+            break
         space = np.hstack([space, block])
         block = matrix.T @ (matrix @ block)
     forward = matrix @ space
@@ -50,9 +53,14 @@ def seen_from(
 
 
 def _beside(space: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Orthonormal columns that with the space span these columns too; made orthogonal to it twice, for rounding."""
+    """Orthonormal columns that with the space span these columns too, but for rounding: none where the space does.
+
+    They are made orthogonal to it twice: what is rounding of the columns need not be rounding of what is left of them.
+    """
+    least = ROUNDING * float(np.linalg.norm(columns))
     for _ in range(2):
-        columns = _orthonormal(columns - space @ (space.T @ columns))
+        u, s, _ = np.linalg.svd(columns - space @ (space.T @ columns), full_matrices=False)
+        columns, least = u[:, s > least], 0.5
     return columns
 
 

@@ -90,6 +90,7 @@ def open_run(run: str | Path, initial: str | Path | None = None) -> Run:
     if first is not None:
         require(0 not in found, "initial", "be left out for a run that has a checkpoint of step 0", f"'{first}'")
         found[0] = first
+    first = found.get(0)
     checkpoints = {step: open_peft(found[step]) for step in sorted(found)}
     for opened in checkpoints.values():
         check_factors(opened)
@@ -117,9 +118,9 @@ def _found(folder: Path, initial: Path | None) -> dict[int, Path]:
     require(holding, "run", must, f"'{folder}', {'a single checkpoint' if alone else 'which holds none'}")
     found: dict[int, Path] = {}
     for one in holding:
-        numbers = re.findall(r"\d+", one.name)
-        require(numbers, f"the name of '{one}'", "end with the step, as checkpoint-100 does", one.name)
-        step = int(numbers[-1])
+        number = re.search(r"(?<!v)\d+$", one.name)
+        require(number, f"the name of '{one}'", "end with the step, as checkpoint-100 does", one.name)
+        step = int(number[0])  # type: ignore[index]
         require(step not in found, f"the step of '{one}'", "be its own", f"{step}, as of '{found.get(step)}'")
         found[step] = one
     return found

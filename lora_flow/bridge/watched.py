@@ -71,7 +71,8 @@ def meanings() -> dict[str, str]:
 def watch(layer: Watched, states: Iterable[Adapter]) -> dict[str, np.ndarray]:
     """The observables of a layer by name over its states, and `singular_value` of the update over states and modes.
 
-    `drift` is that from the start, or else from the first state. Without `descent` there is no `loss_change`.
+    `drift` is that from the start, or else from the first state. Without `descent` there is no `loss_change`; where the
+    start is not known it is NaN.
     """
     seen = [_state(layer, one) for one in states]
     start = seen[0] if layer.start is None else _state(layer, layer.start)
@@ -83,7 +84,8 @@ def watch(layer: Watched, states: Iterable[Adapter]) -> dict[str, np.ndarray]:
     found |= {"update_norm": np.linalg.norm(spectra, axis=1), "effective_rank": np.asarray(effective_rank(spectra))}
     found["singular_value"] = spectra
     if layer.descent is not None:
-        found["loss_change"] = np.array([start.gain - one.gain for one in seen])
+        since = np.nan if layer.start is None else start.gain
+        found["loss_change"] = np.array([since - one.gain for one in seen])
     return found
 
 

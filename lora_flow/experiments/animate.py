@@ -94,9 +94,12 @@ def _solved(out: RunPath, settings: Settings, lane: Lane) -> tuple[Problem, Traj
 
 
 def _more(settings: Settings) -> int:
-    """A number of saves that has those of the run among them, and shows what happens between."""
+    """A number of saves that has those of the run among them, and shows what happens between.
+
+    A descent's saves are rounded to whole steps, so it keeps the run's own where not every step is saved.
+    """
     if settings.descend:
-        return min(settings.steps + 1, MANY)
+        return settings.steps + 1 if settings.steps < MANY else settings.saves
     intervals = settings.saves - (1 if settings.spacing == "linear" else 2)
     return settings.saves + intervals * (max(1, MANY // settings.saves) - 1)
 

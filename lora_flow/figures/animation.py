@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import tempfile
 from collections.abc import Callable
@@ -85,9 +87,11 @@ def animation(motion: Motion, suffix: str, title: str, frames: int, seconds: flo
     figure.canvas.draw()
     figure.set_layout_engine("none")  # so that nothing but what moves is another from frame to frame
     with (
+        contextlib.ExitStack() as held,
         tempfile.TemporaryDirectory() as folder,
         Progress(len(places), "frames", shown=progress, what="drawing") as bar,
     ):
+        held.callback(_close, figure)
         file, writer = Path(folder, f"motion{suffix}"), _writer(suffix, len(places) / seconds)
         with writer.saving(figure, str(file), DPI):
             for place in places:
@@ -96,7 +100,6 @@ def animation(motion: Motion, suffix: str, title: str, frames: int, seconds: flo
                     update(int(place))
                 writer.grab_frame()
                 bar.update()
-        _close(figure)
         return file.read_bytes()
 
 
@@ -198,7 +201,8 @@ def _writer(suffix: str, rate: float) -> Any:
             frames = [frame.convert("RGB") for frame in self._frames]  # type: ignore[attr-defined]
             palette = frames[-1].quantize(PALETTE, dither=Image.Dither.NONE)
             few = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-            lasts = [round(1000 / rate)] * (len(few) - 1) + [REST]
+            ends = [10 * round(100 * i / rate) for i in range(len(few))]  # a GIF counts hundredths of a second
+            lasts = [*(end - begin for begin, end in itertools.pairwise(ends)), REST]
             few[0].save(self.outfile, save_all=True, append_images=few[1:], duration=lasts, loop=0, optimize=True)
 
     each: Any = rate  # not a whole number

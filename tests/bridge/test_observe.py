@@ -61,7 +61,7 @@ def test_the_prediction_is_the_closed_form_up_to_a_tenth_of_the_loss(run):
     for name, descent in descents().items():
         u, _, vt = np.linalg.svd(descent)
         a = np.asarray(runs[name].history[0].a[0])
-        layer = Watched(u[:, 0], vt[0], SCALING, descent)
+        layer = Watched(u[:, 0], vt[0], SCALING, descent, Adapter(a, np.zeros((len(descent), len(a)))))
         expected = watch(layer, map(Adapter, *linear_phase(descent, a, SCALING * STEP * steps)))
         for what in ("norm_b", "alignment_error", "update_error", "loss_change", "norm_across"):
             found = dataset[f"{what}_predicted"].sel(layer=name).values
@@ -122,6 +122,7 @@ def test_a_run_without_its_start_is_observed_and_not_predicted(run, tmp_path):
     (tmp_path / "run" / "checkpoint-0").rename(tmp_path / "start")
     without = peft_observe(**files | {"run": tmp_path / "run"}, lr=STEP, loss=loss)
     assert "norm_b_predicted" not in without
+    assert np.isnan(without["loss_change"]).all()  # since the start, which nobody knows
     assert "Phases are not predicted: that needs --initial." in "\n".join(observed_told(without))
     given = peft_observe(**files | {"run": tmp_path / "run"}, initial=tmp_path / "start", lr=STEP, loss=loss)
     whole = peft_observe(**files, lr=STEP, loss=loss)
@@ -201,6 +202,10 @@ def _no_step(folder, arrays, gradients, layer):
     (folder / "run" / "checkpoint-200").rename(folder / "run" / "last")
 
 
+def _step_of_another_thing(folder, arrays, gradients, layer):
+    (folder / "run" / "checkpoint-200").rename(folder / "run" / "checkpoint-200-v2")
+
+
 def _same_step(folder, arrays, gradients, layer):
     (folder / "run" / "checkpoint-200").rename(folder / "run" / "again-100")
 
@@ -216,6 +221,7 @@ BROKEN = {
     _no_gradient: rf"gradients must hold {LAYER}.weight, or .u, .s and .vt of it, got",
     _nan_gradient: rf"{LAYER}.weight in .* must be finite as float64",
     _no_step: r"the name of '.*last' must end with the step, as checkpoint-100 does, got last",
+    _step_of_another_thing: r"the name of '.*v2' must end with the step, as checkpoint-100 does, got checkpoint-200-v2",
     _same_step: r"the step of '.*checkpoint-100' must be its own, got 100, as of '.*again-100'",
 }
 
@@ -252,6 +258,7 @@ def test_bad_arguments_are_named(run, tmp_path):
         with pytest.raises(InputError, match=message):
             peft_observe(**asked)
     shutil.copytree(files["run"], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-0")
     config = tmp_path / "run" / "checkpoint-100" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "pissa"}))
     with pytest.raises(InputError, match="initial must be given for a start that changes the frozen weights"):
