@@ -118,7 +118,7 @@ def _found(folder: Path, initial: Path | None) -> dict[int, Path]:
     require(holding, "run", must, f"'{folder}', {'a single checkpoint' if alone else 'which holds none'}")
     found: dict[int, Path] = {}
     for one in holding:
-        number = re.search(r"(?<!v)\d+$", one.name)
+        number = re.search(r"(?<![v\d])\d+$", one.name)
         require(number, f"the name of '{one}'", "end with the step, as checkpoint-100 does", one.name)
         step = int(number[0])  # type: ignore[index]
         require(step not in found, f"the step of '{one}'", "be its own", f"{step}, as of '{found.get(step)}'")

@@ -37,7 +37,7 @@ class Served:
     def __init__(self, runs: Mapping[str, Looked]):
         self._runs = list(runs.values())
         self._names = list(runs)
-        self._one_at_a_time = threading.Lock()  # which bounds the memory that answers take together
+        self._one_at_a_time = threading.Lock()  # so that answers do not read the run at the same time
 
     def outlines(self) -> list[dict[str, Any]]:
         """The runs as the page's program reads them, with the answer on the first cell of each and no others."""

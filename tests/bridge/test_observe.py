@@ -203,7 +203,7 @@ def _no_step(folder, arrays, gradients, layer):
 
 
 def _step_of_another_thing(folder, arrays, gradients, layer):
-    (folder / "run" / "checkpoint-200").rename(folder / "run" / "checkpoint-200-v2")
+    (folder / "run" / "checkpoint-200").rename(folder / "run" / "checkpoint-200-v12")
 
 
 def _same_step(folder, arrays, gradients, layer):
@@ -221,7 +221,7 @@ BROKEN = {
     _no_gradient: rf"gradients must hold {LAYER}.weight, or .u, .s and .vt of it, got",
     _nan_gradient: rf"{LAYER}.weight in .* must be finite as float64",
     _no_step: r"the name of '.*last' must end with the step, as checkpoint-100 does, got last",
-    _step_of_another_thing: r"the name of '.*v2' must end with the step, as checkpoint-100 does, got checkpoint-200-v2",
+    _step_of_another_thing: r"the name of '.*v12' must end with the step, as checkpoint-100 does, got ",
     _same_step: r"the step of '.*checkpoint-100' must be its own, got 100, as of '.*again-100'",
 }
 
